@@ -1,0 +1,67 @@
+"""Builds the images of every pattern, and holds them to what the READMEs say of them."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.compose import Service, load
+from tools.patterns import ROOT, patterns
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+BUILT = {
+    f"{pattern.relative_to(ROOT)}:{service.name}": (pattern, service)
+    for pattern in patterns()
+    for service in load(pattern).services.values()
+    if service.build
+}
+# Megabytes that an image may add to its base.
+ADDED_MB = 220
+
+
+def docker(*arguments: str) -> str:
+    run = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def inspect(image: str) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(docker("image", "inspect", image))[0]
+    return described
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images() -> None:
+    for pattern in dict.fromkeys(pattern for pattern, _ in BUILT.values()):
+        docker("compose", "--project-directory", str(pattern), "build", "--quiet")
+
+
+@pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
+def test_an_image_runs_as_nobody_in_particular(pattern: Path, service: Service) -> None:
+    user = inspect(str(service.image))["Config"]["User"]
+    assert user.split(":")[0].isdigit()
+    assert int(user.split(":")[0]) > 0
+
+
+@pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
+def test_an_image_adds_little_to_its_base(pattern: Path, service: Service) -> None:
+    added = inspect(str(service.image))["Size"] - inspect("python:3.11-slim")["Size"]
+    assert added < ADDED_MB * 1_000_000
+
+
+@pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
+def test_an_image_holds_no_training_code(pattern: Path, service: Service) -> None:
+    code = "import importlib.util as u; print([n for n in ('sklearn', 'torch') if u.find_spec(n)])"
+    assert docker("run", "--rm", "--read-only", str(service.image), "python", "-c", code) == "[]\n"
+
+
+@pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
+def test_nothing_of_an_image_can_be_written_by_its_user(pattern: Path, service: Service) -> None:
+    # Without --read-only, under which nothing is writable whatever its permissions are.
+    find = ["find", "/service", "/venv", "-writable", "-not", "-type", "l"]
+    assert docker("run", "--rm", str(service.image), *find) == ""
+    # As the user to whom everything belongs, the same command finds something.
+    assert docker("run", "--rm", "--user", "0", str(service.image), *find) != ""

@@ -1,0 +1,62 @@
+"""Plays every README, and the way to a new pattern: what is shown is what happens."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.patterns import ROOT, patterns
+from tools.readme import matches, parse
+
+NAMES = [str(pattern.relative_to(ROOT)) for pattern in patterns()]
+
+
+def play(name: str, run: str) -> None:
+    command = [sys.executable, "-m", "tools.readme", str(ROOT / name), "--run", run]
+    played = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert played.returncode == 0, played.stdout + played.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_shows_what_happens_without_docker(name: str) -> None:
+    play(name, "local")
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_shows_what_happens_with_docker(name: str) -> None:
+    play(name, "docker")
+
+
+@pytest.mark.timeout(900)
+def test_contributing_leads_from_make_new_to_green_tests(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    # The environment is the same; what differs is the repository.
+    (clone / ".venv").symlink_to(ROOT / ".venv")
+    subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "RUN"}
+    script, shown = [], []
+    for step in parse((clone / "CONTRIBUTING.md").read_text("utf-8")):
+        script.append(step.command)
+        shown += step.expected or ["..."]
+    played = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", "\n".join(script)],
+        cwd=clone,
+        env=environment | {"MAKEFLAGS": "--no-print-directory"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert played.returncode == 0, played.stdout
+    assert matches(shown, played.stdout.splitlines()), played.stdout

@@ -1,0 +1,396 @@
+"""Reads compose files: what is supported, what is refused, and what becomes of addresses."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools import local
+from tools.binaries import MissingServerError, find
+from tools.compose import ComposeError, Service, load, repository
+from tools.rewrite import host_paths, rewriter, rewritten_arguments, rewritten_config
+
+GOOD: dict[str, Any] = {
+    "name": "good",
+    "services": {
+        "api": {
+            "build": {
+                "context": ".",
+                "dockerfile": "Dockerfile",
+                "target": "serve",
+                "args": {"A": "1"},
+            },
+            "command": ["uvicorn", "app.main:app", "--port", "8000"],
+            "environment": {"REDIS_URL": "redis://redis:6379/0", "WORKERS": 2, "RATE": 0.5},
+            "ports": ["127.0.0.1:8000:8000"],
+            "volumes": ["./models:/app/models:ro"],
+            "depends_on": {
+                "redis": {"condition": "service_healthy"},
+                "migrate": {"condition": "service_completed_successfully"},
+            },
+            "healthcheck": {
+                "test": ["CMD", "python", "-c", "pass"],
+                "interval": "1m30s",
+                "timeout": "500ms",
+                "retries": 4,
+                "start_period": "0.5s",
+                "start_interval": "100ms",
+            },
+            "restart": "on-failure",
+            "stop_signal": "SIGINT",
+            "stop_grace_period": "25s",
+            "labels": {"tier": "front"},
+            "read_only": True,
+            "tmpfs": ["/cache"],
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges:true"],
+            "user": "10001:10001",
+            "init": True,
+            "mem_limit": "256m",
+            "cpus": 1,
+            "pids_limit": 100,
+        },
+        "worker": {
+            "build": ".",
+            "command": ["python", "-m", "app.worker"],
+            "depends_on": ["redis"],
+            "deploy": {"replicas": 2},
+        },
+        "migrate": {"build": ".", "command": ["python", "-m", "app.migrate"]},
+        "redis": {
+            "image": "redis:8.0",
+            "expose": ["6379"],
+            "volumes": ["data:/data"],
+            "healthcheck": {"test": ["CMD", "redis-cli", "ping"]},
+        },
+    },
+    "volumes": {"data": None},
+}
+
+
+def write(directory: Path, document: object) -> Path:
+    text = document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False)
+    (directory / "docker-compose.yml").write_text(text, encoding="utf-8")
+    return directory
+
+
+def changed(service: str, **keys: Any) -> dict[str, Any]:
+    document = deepcopy(GOOD)
+    document["services"][service] |= keys
+    return document
+
+
+def message_of(directory: Path, document: object) -> str:
+    with pytest.raises(ComposeError) as caught:
+        load(write(directory, document))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
+    compose = load(write(tmp_path, GOOD))
+    assert (compose.name, compose.volumes) == ("good", ("data",))
+    api, redis, worker = (compose.services[name] for name in ("api", "redis", "worker"))
+    assert api.build is not None
+    assert (api.build.target, api.build.args) == ("serve", {"A": "1"})
+    assert api.environment == {"REDIS_URL": "redis://redis:6379/0", "WORKERS": "2", "RATE": "0.5"}
+    assert api.health is not None
+    assert (api.health.interval_seconds, api.health.timeout_seconds) == (90, 0.5)
+    assert (api.health.retries, api.health.start_period_seconds) == (4, 0.5)
+    assert (api.restart, api.stop_signal, api.stop_grace_seconds) == ("on-failure", "SIGINT", 25)
+    assert (api.published_ports, redis.published_ports, redis.ports) == ((8000,), (), (6379,))
+    assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
+    assert compose.one_shots() == {"migrate"}
+
+
+def test_services_come_in_the_order_in_which_they_start(tmp_path: Path) -> None:
+    names = list(load(write(tmp_path, GOOD)).services)
+    assert names.index("api") > max(names.index("redis"), names.index("migrate"))
+    assert names.index("worker") > names.index("redis")
+
+
+def test_variables_come_from_the_environment_or_their_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"A": "${LEVEL:-info}", "B": "${OTHER:-x y}", "C": "$$HOME", "D": "${EMPTY:-full}"}
+    monkeypatch.setenv("LEVEL", "debug")
+    monkeypatch.delenv("OTHER", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    api = load(write(tmp_path, changed("api", environment=values))).services["api"]
+    assert api.environment == {"A": "debug", "B": "x y", "C": "$HOME", "D": "full"}
+
+
+def test_a_port_is_known_from_the_address_that_others_use(tmp_path: Path) -> None:
+    compose = load(
+        write(
+            tmp_path,
+            {
+                "services": {
+                    "api": {
+                        "build": ".",
+                        "command": ["serve"],
+                        "environment": {"MODEL": "http://model:8001/", "CACHE": "cache:6390"},
+                    },
+                    "model": {"build": ".", "command": ["serve"]},
+                    "cache": {"image": "redis:8.0", "command": ["redis-server", "--port", "6390"]},
+                    "store": {"image": "redis:8.0"},
+                    "log": {"build": ".", "command": ["serve", "--port=8002"]},
+                }
+            },
+        )
+    )
+    ports = {name: service.ports for name, service in compose.services.items()}
+    assert ports == {
+        "api": (),
+        "model": (8001,),
+        "cache": (6390,),
+        "store": (6379,),
+        "log": (8002,),
+    }
+
+
+REFUSED_KEYS = {
+    "network_mode": "host",
+    "env_file": ".env",
+    "entrypoint": ["x"],
+    "networks": ["n"],
+    "volumes_from": ["x"],
+    "extends": {"service": "x"},
+    "profiles": ["x"],
+    "secrets": ["x"],
+    "Command": ["x"],
+}
+
+
+@pytest.mark.parametrize("key", REFUSED_KEYS)
+def test_an_unsupported_key_is_refused_with_file_service_and_the_supported_ones(
+    tmp_path: Path, key: str
+) -> None:
+    message = message_of(tmp_path, changed("api", **{key: REFUSED_KEYS[key]}))
+    start = f'docker-compose.yml: service "api": the key "{key}" is not supported without Docker; '
+    assert message.startswith(start + "supported keys: build, image, command")
+
+
+HEALTH = {"test": ["CMD", "true"]}
+# What is written into the service "api", and what the refusal says about it.
+REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
+    "command as text": ({"command": "python x"}, "command: must be a list"),
+    "command with a number": ({"command": ["serve", 1]}, "command: must hold texts, not 1"),
+    "no command": ({"command": []}, "needs a `command`"),
+    "environment as list": ({"environment": ["A=1"]}, "environment: must be a mapping"),
+    "environment with a boolean": ({"environment": {"A": True}}, "environment: A: must be a text"),
+    "environment from outside": ({"environment": {"A": None}}, "environment: A: must be a text"),
+    "port on every address": ({"ports": ["8000:8000"]}, 'ports: "8000:8000" is not supported'),
+    "port that differs": ({"ports": ["127.0.0.1:80:8000"]}, 'write "127.0.0.1:PORT:PORT"'),
+    "port range": ({"ports": ["127.0.0.1:1-2:1-2"]}, 'write "127.0.0.1:PORT:PORT"'),
+    "port too large": ({"ports": ["127.0.0.1:70000:70000"]}, 'write "127.0.0.1:PORT:PORT"'),
+    "expose of a word": ({"expose": ["http"]}, "expose: 'http' is not a port"),
+    "volume outside": ({"volumes": ["../x:/x"]}, "is outside the pattern"),
+    "volume above": ({"volumes": ["./a/../../x:/x"]}, "is outside the pattern"),
+    "volume of the machine": ({"volumes": ["/etc:/x"]}, "is outside the pattern"),
+    "volume not declared": ({"volumes": ["other:/x"]}, '"other" is not declared'),
+    "volume without target": ({"volumes": ["/x"]}, 'write "./directory:/path[:ro]"'),
+    "volume with options": ({"volumes": ["./x:/x:z"]}, 'write "./directory:/path[:ro]"'),
+    "volume in long form": ({"volumes": [{"type": "bind"}]}, "volumes: must hold texts"),
+    "unknown dependency": ({"depends_on": ["rediss"]}, 'no service "rediss"; services: api'),
+    "unknown condition": (
+        {"depends_on": {"redis": {"condition": "service_ready"}}},
+        "'service_ready' is not one of service_started",
+    ),
+    "restart of dependency": (
+        {"depends_on": {"redis": {"restart": True}}},
+        'depends_on: redis: the key "restart"',
+    ),
+    "health of a service without": (
+        {"depends_on": {"worker": {"condition": "service_healthy"}}},
+        '"worker" has no healthcheck',
+    ),
+    "shell health check": ({"healthcheck": {"test": ["CMD-SHELL", "x"]}}, 'write it as ["CMD"'),
+    "health check as text": ({"healthcheck": {"test": "curl x"}}, "test: must be a list"),
+    "disabled health check": ({"healthcheck": {"disable": True}}, 'the key "disable"'),
+    "interval without unit": ({"healthcheck": HEALTH | {"interval": 5}}, "must be a duration"),
+    "retries of zero": ({"healthcheck": HEALTH | {"retries": 0}}, "must be a whole number"),
+    "restart policy": ({"restart": "sometimes"}, "'sometimes' is not one of no, on-failure"),
+    "stop signal": ({"stop_signal": "SIGNOTHING"}, '"SIGNOTHING" is not the name of a signal'),
+    "grace period": ({"stop_grace_period": "soon"}, "must be a duration such as 10s"),
+    "limits": ({"deploy": {"resources": {}}}, 'deploy: the key "resources"'),
+    "replicas with a port": ({"deploy": {"replicas": 2}}, "2 replicas cannot all listen on port"),
+    "build secret": ({"build": {"secrets": ["x"]}}, 'build: the key "secrets"'),
+    "plain variable": ({"environment": {"A": "$HOME"}}, 'environment: A: the "$" in "$HOME"'),
+    "variable without default": ({"environment": {"A": "${HOME}"}}, "write ${NAME:-default}"),
+    "nested variable": ({"environment": {"A": "${A:-${B:-c}}"}}, "write ${NAME:-default}"),
+    "required variable": ({"command": ["${A:?missing}"]}, "write ${NAME:-default}"),
+    "port of another service": ({"expose": ["6379"]}, "both use port 6379"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_VALUES)
+def test_a_value_that_is_not_supported_is_refused_with_the_reason(
+    tmp_path: Path, case: str
+) -> None:
+    keys, reason = REFUSED_VALUES[case]
+    message = message_of(tmp_path, changed("api", **keys))
+    assert message.startswith("docker-compose.yml: ")
+    assert reason in message
+    if "both use" not in message:
+        assert 'service "api"' in message
+
+
+REFUSED_FILES: dict[str, tuple[object, str]] = {
+    "empty": ("", "must be a mapping"),
+    "no services": ({"services": {}}, "there are no services"),
+    "not YAML": ("services: [", "not valid YAML"),
+    "two documents": ("services:\n  a: {build: .}\n---\nservices: {}\n", "several documents"),
+    "key twice": ("services:\n  a: {build: .}\n  a: {build: .}\n", 'the key "a" is there twice'),
+    "unknown top key": (GOOD | {"networks": {}}, 'the key "networks" is not supported'),
+    "version": (GOOD | {"version": "3"}, 'the key "version" is not supported'),
+    "volume with driver": (GOOD | {"volumes": {"data": {"driver": "x"}}}, "options are not"),
+    "service name": ({"services": {"a b": {"build": "."}}}, "a service name holds only"),
+    "neither build nor image": ({"services": {"a": {"command": ["x"]}}}, "`build` or `image`"),
+    "unknown image": (
+        {"services": {"mail": {"image": "mailhog/mailhog:v1"}}},
+        'service "mail": the image "mailhog/mailhog:v1" is not known without Docker; known images: '
+        "redis, postgres, envoyproxy/envoy, prom/prometheus",
+    ),
+    "image of another owner": (
+        {"services": {"a": {"image": "someone/redis:8"}}},
+        '"someone/redis:8" is not known',
+    ),
+    "circle": (
+        {
+            "services": {
+                "a": {"build": ".", "command": ["x"], "depends_on": ["b"]},
+                "b": {"build": ".", "command": ["x"], "depends_on": ["a"]},
+            }
+        },
+        "services depend on each other",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_FILES)
+def test_a_file_that_is_not_supported_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
+    document, reason = REFUSED_FILES[case]
+    assert reason in message_of(tmp_path, document)
+
+
+def test_a_directory_without_a_file_and_a_file_of_bytes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ComposeError, match="does not exist; name the directory of a pattern"):
+        load(tmp_path)
+    (tmp_path / "docker-compose.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ComposeError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_check_prints_the_services_or_the_refusal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert local.main(["check", str(write(tmp_path, GOOD))]) == 0
+    assert "api on port 8000\n" in capsys.readouterr().out
+    assert local.main(["check", str(write(tmp_path, changed("api", ipc="host")))]) == 1
+    assert capsys.readouterr().err.startswith("error: docker-compose.yml: service")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("redis", "redis"),
+        ("redis:8.0", "redis"),
+        ("redis:8.0@sha256:0123", "redis"),
+        ("docker.io/library/postgres:17", "postgres"),
+        ("envoyproxy/envoy:v1.40.0", "envoyproxy/envoy"),
+        ("localhost:5000/redis:8", "localhost:5000/redis"),
+    ],
+)
+def test_an_image_is_known_by_its_repository(image: str, expected: str) -> None:
+    assert repository(image) == expected
+
+
+# --- rewriting ------------------------------------------------------------------------------------
+
+NAMES = ("api", "redis", "redis-replica", "worker")
+PATHS = {"/data": Path("/srv/me/a b/.local/volumes/data"), "/app/models": Path("/srv/me/models")}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("redis:6379", "127.0.0.1:6379"),
+        ("redis://redis:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://redis/0", "redis://127.0.0.1/0"),
+        ("http://api", "http://127.0.0.1"),
+        ("postgresql://u:p@redis:5432/api", "postgresql://u:p@127.0.0.1:5432/api"),
+        ("amqp://u:p@redis/api", "amqp://u:p@127.0.0.1/api"),
+        ("redis-replica:6380,redis:6379", "127.0.0.1:6380,127.0.0.1:6379"),
+        ("0.0.0.0:8000", "127.0.0.1:8000"),
+        ("10.0.0.0", "10.0.0.0"),
+        ("my-redis:6379", "my-redis:6379"),
+        ("redis.example.org:6379", "redis.example.org:6379"),
+        ("app.api:app", "app.api:app"),
+        ("worker", "worker"),
+        ("/data", "/srv/me/a b/.local/volumes/data"),
+        ("--dir=/data/x", "--dir=/srv/me/a b/.local/volumes/data/x"),
+        ("/app/models/model.onnx", "/srv/me/models/model.onnx"),
+        ("/database /app/data /data2", "/database /app/data /data2"),
+        ("sqlite:////data/log.db", "sqlite:////srv/me/a b/.local/volumes/data/log.db"),
+    ],
+)
+def test_addresses_and_mounted_paths_become_those_of_this_machine(text: str, expected: str) -> None:
+    assert rewriter(NAMES, PATHS)(text) == expected
+
+
+def test_a_bare_name_is_an_address_only_where_a_host_is_named() -> None:
+    rewrite = rewriter(NAMES, {})
+    for given, expected in (
+        (("redis-cli", "-h", "redis", "ping"), ("redis-cli", "-h", "127.0.0.1", "ping")),
+        (("wait", "--redis-host", "redis"), ("wait", "--redis-host", "127.0.0.1")),
+        (("wait", "--host=api"), ("wait", "--host=127.0.0.1")),
+        (("python", "-m", "worker"), ("python", "-m", "worker")),
+    ):
+        assert rewritten_arguments(given, NAMES, rewrite) == expected
+
+
+def test_an_envoy_file_keeps_its_names_and_loses_its_addresses() -> None:
+    given = {
+        "name": "api",
+        "endpoints": [{"socket_address": {"address": "api", "port_value": 8000}}],
+        "listener": {"address": {"socket_address": {"address": "0.0.0.0"}}},
+        "targets": ["redis:6379"],
+    }
+    assert rewritten_config(given, NAMES, rewriter(NAMES, {})) == {
+        "name": "api",
+        "endpoints": [{"socket_address": {"address": "127.0.0.1", "port_value": 8000}}],
+        "listener": {"address": {"socket_address": {"address": "127.0.0.1"}}},
+        "targets": ["127.0.0.1:6379"],
+    }
+
+
+def test_the_data_of_an_image_is_in_its_volume_or_in_a_scratch_folder(tmp_path: Path) -> None:
+    compose = load(write(tmp_path, GOOD))
+    assert data_folder(tmp_path, compose.services["redis"]) == ".local/volumes/data"
+    document = changed("redis", volumes=[])
+    service = load(write(tmp_path, document)).services["redis"]
+    assert data_folder(tmp_path, service) == ".local/scratch/redis"
+
+
+def data_folder(directory: Path, service: Service) -> str:
+    path = host_paths(load(directory), service)["/data"]
+    return str(path.relative_to(directory.resolve()))
+
+
+def test_a_mounted_folder_of_configuration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "envoy").mkdir()
+    services = {"envoy": {"image": "envoyproxy/envoy:v1.40.0", "volumes": ["./envoy:/etc/envoy"]}}
+    assert local.main(["up", str(write(tmp_path, {"services": services}))]) == 1
+
+
+def test_each_known_server_is_found_or_named_with_a_way_to_install_it() -> None:
+    for image, program in (("redis:8", "redis-server"), ("postgres:17", "postgres")):
+        assert find(image).name == program
+    try:
+        assert find("prom/prometheus:v3").name == "prometheus"
+    except MissingServerError as error:
+        assert "apt install prometheus" in str(error)

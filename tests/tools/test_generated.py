@@ -1,0 +1,271 @@
+"""What is generated: requirements, index and new patterns, and that drift of it is seen."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import generated, index, istio, new, requirements
+from tools.patterns import ROOT, patterns
+
+ORIGINAL = "chapter4_serving_patterns/web_single_pattern"
+TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository that holds one pattern."""
+    shutil.copytree(
+        ROOT / ORIGINAL, tmp_path / ORIGINAL, ignore=shutil.ignore_patterns("models", ".local")
+    )
+    (tmp_path / TEST).parent.mkdir(parents=True)
+    for name in (TEST, ".gitignore", "Pipfile.lock", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    generated.write(tmp_path)
+    return tmp_path
+
+
+def drifting(root: Path) -> set[str]:
+    return {difference.split(" ")[0] for difference in generated.differences(root)}
+
+
+def test_what_has_just_been_written_does_not_differ(root: Path) -> None:
+    assert drifting(root) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "RESULTS.md", f"{ORIGINAL}/README.md", f"{ORIGINAL}/requirements.txt"]
+)
+def test_a_generated_file_that_was_changed_by_hand_is_named(root: Path, name: str) -> None:
+    text = (root / name).read_text()
+    last = text.rstrip().splitlines()[-1] if name.endswith(".txt") else "| `rows_equal` | 150 |"
+    marker = last if last in text else "| --- |"
+    (root / name).write_text(text.replace(marker, marker + "0", 1))
+    assert drifting(root) == {name}
+    generated.write(root)
+    assert drifting(root) == set()
+
+
+def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command as make check and make fix do, on another repository."""
+    command = [sys.executable, "-W", "error", "-m", "tools.generated", *options, str(root)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_what_differs_and_check_only_shows_it(root: Path) -> None:
+    results = root / "RESULTS.md"
+    right = results.read_bytes()
+    # The last one differs in the ends of its lines only.
+    for wrong in (b"", right.replace(b"150", b"151", 1), right.replace(b"\n", b"\r\n", 1)):
+        results.write_bytes(wrong)
+        checked = run(root, "--check")
+        assert (checked.returncode, checked.stdout) == (1, "")
+        assert checked.stderr.startswith("error: RESULTS.md is not what it is made from: run make")
+        assert results.read_bytes() == wrong
+        fixed = run(root)
+        assert (fixed.returncode, fixed.stdout, fixed.stderr) == (0, "wrote RESULTS.md\n", "")
+        assert results.read_bytes() == right
+    nothing = run(root, "--check")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "")
+
+
+def test_the_difference_is_shown_from_what_is_to_what_should_be(root: Path) -> None:
+    results = root / "RESULTS.md"
+    results.write_text(results.read_text().replace("| 150 |", "| 151 |", 1))
+    removed, added = (
+        line for line in run(root, "--check").stderr.splitlines() if line.startswith(("-", "+"))
+    )
+    assert "| 151 |" in removed
+    assert "| 150 |" in added
+
+
+def test_the_command_names_every_wrong_mark_and_writes_nothing(root: Path) -> None:
+    for name in ("one", "two"):
+        (root / ORIGINAL / f"{name}.py").write_text("# Copied from nowhere.py\n")
+    (root / "RESULTS.md").write_text("")
+    for options in ([], ["--check"]):
+        refused = run(root, *options)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert [line.split(": ")[:2] for line in refused.stderr.splitlines()] == [
+            ["error", f"{ORIGINAL}/one.py"],
+            ["error", f"{ORIGINAL}/two.py"],
+        ]
+    assert (root / "RESULTS.md").read_text() == ""
+
+
+def test_manifests_that_cannot_be_translated_are_named_with_their_pattern(root: Path) -> None:
+    mesh = "chapter6_operation_management/circuit_breaker_pattern"
+    ignored = shutil.ignore_patterns("models", ".local")
+    # With the pattern from which it has copies.
+    for name in (mesh, "chapter4_serving_patterns/asynchronous_pattern"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    envoy = (root / mesh / "envoy.yaml").read_bytes()
+    generated.write(root)
+    rule = root / mesh / "manifests/destination_rule.yml"
+    right = rule.read_text()
+    rule.write_text(right.replace("consecutive5xxErrors", "consecutiveErrors"))
+    with pytest.raises(istio.MeshError, match=f"{mesh}: .*consecutiveErrors"):
+        generated.write(root)
+    assert (root / mesh / "envoy.yaml").read_bytes() == envoy
+    # What can be translated reaches Envoy's configuration.
+    rule.write_text(right.replace("consecutive5xxErrors: 5", "consecutive5xxErrors: 6"))
+    assert drifting(root) == {f"{mesh}/envoy.yaml"}
+
+
+def test_a_readme_without_a_place_for_the_figures_is_an_error(root: Path) -> None:
+    readme = root / ORIGINAL / "README.md"
+    readme.write_text(readme.read_text().replace("<!-- /results -->", ""))
+    with pytest.raises(index.MarkerError, match="results"):
+        generated.write(root)
+
+
+def test_a_pattern_without_a_readme_is_an_error(root: Path) -> None:
+    (root / ORIGINAL / "README.md").unlink()
+    with pytest.raises(index.MarkerError, match="has no README"):
+        generated.write(root)
+
+
+def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
+    text = (root / "README.md").read_text()
+    assert f"[web_single_pattern]({ORIGINAL})" in text
+    assert index.tagline(root / ORIGINAL) in text
+    (root / ORIGINAL / "results.json").unlink()
+    assert "not measured yet" in index.index(root)
+
+
+def test_requirements_hold_the_packages_of_their_categories_with_digests() -> None:
+    package = {"version": "==1.0", "hashes": ["sha256:a", "sha256:b"]}
+    lock = {
+        "_meta": {},
+        "serving": {"b": package},
+        "redis": {"a": {"version": "==2.0", "extras": ["c"], "markers": "python_version > '3'"}},
+    }
+    assert requirements.render(lock, ["serving", "redis"]).splitlines() == [
+        "# Exported from Pipfile.lock by make lock: serving redis",
+        "a[c]==2.0 ; python_version > '3'",
+        "b==1.0 \\",
+        "    --hash=sha256:a \\",
+        "    --hash=sha256:b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "first line"),
+        ("fastapi==1.0\n", "first line"),
+        ("# Exported from Pipfile.lock by make lock: servign\n", "no category servign"),
+        ("# Exported from Pipfile.lock by make lock: _meta\n", "no category _meta"),
+    ],
+)
+def test_requirements_without_known_categories_are_an_error(
+    root: Path, text: str, reason: str
+) -> None:
+    (root / ORIGINAL / "requirements.txt").write_text(text)
+    with pytest.raises(requirements.RequirementsError, match=reason):
+        requirements.exported(root)
+
+
+def test_a_portable_lock_names_no_index_and_no_build_of_one_machine() -> None:
+    lock: dict[str, Any] = {
+        "_meta": {"sources": [{"url": "https://example.org/simple"}]},
+        "torch": {
+            "torch": {"index": "pypi", "version": "==2.0+cpu", "hashes": ["sha256:a"]},
+            "sympy": {"version": "==1.0", "hashes": ["sha256:b"]},
+        },
+    }
+    requirements.make_portable(lock)
+    assert lock == {
+        "_meta": {"sources": []},
+        "torch": {
+            "torch": {"version": "==2.0"},
+            "sympy": {"version": "==1.0", "hashes": ["sha256:b"]},
+        },
+    }
+
+
+def test_a_repository_without_patterns_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no pattern"):
+        patterns(tmp_path)
+
+
+def test_a_new_pattern_is_a_marked_copy_under_its_own_name(root: Path) -> None:
+    name = "chapter4_serving_patterns/hello_pattern"
+    new.start(root, name)
+    generated.write(root)
+    assert drifting(root) == set()
+    guard = (root / name / "app/guard.py").read_text()
+    assert guard.startswith(f"# Copied from {ORIGINAL}/app/guard.py\n")
+    compose = (root / name / "docker-compose.yml").read_text()
+    assert "name: hello-pattern" in compose
+    assert "web-single" not in compose.split("\n", 1)[1]
+    assert (root / "tests/chapter4_serving_patterns/test_hello_pattern.py").is_file()
+    assert not (root / name / "results.json").exists()
+    assert f"[hello_pattern]({name})" in (root / "README.md").read_text()
+    # A copy that was changed is seen.
+    (root / name / "app/guard.py").write_text(guard.replace("503", "500"))
+    assert drifting(root) == {f"{name}/app/guard.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "lower case"),
+        ("foo_pattern", "lower case"),
+        ("chapter4_serving_patterns/Foo", "lower case"),
+        ("chapter4_serving_patterns/../foo_pattern", "lower case"),
+        ("chapter9_nothing/foo_pattern", "no such chapter"),
+        (ORIGINAL, "exists already"),
+    ],
+)
+def test_a_name_that_is_no_free_place_for_a_pattern_is_refused(
+    root: Path, name: str, reason: str
+) -> None:
+    with pytest.raises(new.NewError, match=reason):
+        new.start(root, name)
+
+
+def make(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-C", str(directory), "--no-print-directory", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_make_alone_shows_what_there_is() -> None:
+    shown = make().stdout
+    verbs = ("run", "test", "measure", "results", "check", "fix", "new", "dev", "dev_sync", "lock")
+    assert all(f"make {verb} " in shown for verb in verbs)
+    assert all(f"make {verb} " in make(directory=ROOT / ORIGINAL).stdout for verb in ("up", "down"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["run", "PATTERN=web_singel_pattern"], "there is no pattern web_singel_pattern"),
+        (["run", "PATTERN="], "there is no pattern"),
+        (["run", "PATTERN=*_pattern"], "there is no pattern"),
+        (["measure", "PATTERN=nothing"], "there is no pattern nothing"),
+        (["test", "CHAPTER=chapter9"], "there is no chapter chapter9"),
+        (["run", "RUN=podman"], "docker or local"),
+    ],
+)
+def test_what_make_does_not_know_is_a_clear_error(arguments: list[str], reason: str) -> None:
+    run = make(*arguments)
+    assert run.returncode == 2
+    assert reason in run.stderr
+
+
+@pytest.mark.parametrize("verb", ["stop", "start", "kill"])
+def test_a_verb_without_its_service_names_the_services(verb: str) -> None:
+    run = make(verb, "RUN=local", directory=ROOT / ORIGINAL)
+    assert run.returncode == 2
+    assert "SERVICE= is one of: api" in run.stderr
+
+
+def test_the_lock_is_what_json_tools_can_read_back() -> None:
+    text = (ROOT / "Pipfile.lock").read_text()
+    assert json.dumps(json.loads(text), indent=4, sort_keys=True) + "\n" == text

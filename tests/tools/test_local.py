@@ -1,0 +1,709 @@
+"""Starts real patterns without Docker: small HTTP servers, Redis, PostgreSQL and Envoy."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import psutil
+import psycopg2  # type: ignore[import-untyped]
+import pytest
+import redis
+import yaml
+
+from tools import local
+from tools.compose import load
+from tools.processes import all_of
+from tools.rewrite import state_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_SECONDS = 20
+
+# Answers with its environment and pid; what else it does is told by its arguments.
+SERVER = """
+import http.server, json, os, signal, subprocess, sys
+port, *words = sys.argv[1:]
+if "deaf" in words:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "child" in words:
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+if "polite" in words:
+    def leave(*_):
+        print("leaving politely")
+        sys.exit(0)
+    signal.signal(signal.SIGINT, leave)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/crash":
+            print("the last words")
+            os._exit(3)
+        body = json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}).encode()
+        self.send_response(503 if "ill" in words else 200)
+        self.end_headers()
+        self.wfile.write(body)
+print("listening on", port)
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+WORKER = {"build": ".", "command": ["sleep", "600"]}
+PROBE = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
+
+
+@pytest.fixture
+def pattern(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "a pattern; with # spaces & 'quotes' %s $HOME ü"
+    directory.mkdir()
+    (directory / "server.py").write_text(SERVER, encoding="utf-8")
+    yield directory
+    run_local("down", directory, "--volumes")
+    assert all_of(state_dir(directory)) == []
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_local(verb: str, *words: Path | str) -> Result:
+    """Runs a command of the tool; without a process of its own, which takes longer to start."""
+    with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
+        try:
+            returncode = local.main([verb, *map(str, words)])
+        except SystemExit as leaving:
+            returncode = int(leaving.code or 0)
+    return Result(returncode, output.getvalue(), errors.getvalue())
+
+
+def up(pattern: Path, services: dict[str, Any], **top: Any) -> str:
+    write(pattern, services, **top)
+    result = run_local("up", pattern)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def write(pattern: Path, services: dict[str, Any], **top: Any) -> None:
+    text = yaml.safe_dump({"services": services, **top}, sort_keys=False)
+    (pattern / "docker-compose.yml").write_text(text, encoding="utf-8")
+
+
+def server(port: int, *words: str, name: str = "api", **keys: Any) -> dict[str, Any]:
+    return {
+        "build": ".",
+        "command": ["python", "server.py", str(port), *words],
+        "ports": [f"127.0.0.1:{port}:{port}"],
+        "healthcheck": {"test": ["CMD", "python", "-c", PROBE, f"http://{name}:{port}/"]},
+        **keys,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def pid_of(port: int) -> int:
+    pid: int = httpx.get(f"http://127.0.0.1:{port}/").json()["pid"]
+    return pid
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert monotonic() < deadline, f"never happened: {what}"
+        sleep(0.02)
+
+
+def crash(port: int) -> None:
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/crash")
+
+
+# --- up and down ----------------------------------------------------------------------------------
+
+
+def test_up_returns_when_every_service_answers_and_down_leaves_no_process(pattern: Path) -> None:
+    port = free_port()
+    output = up(pattern, {"api": server(port)})
+    assert "api ready in" in output
+    assert "make logs" in output
+    assert answers(port)
+    assert len(all_of(state_dir(pattern))) == 2
+    assert run_local("down", pattern).returncode == 0
+    assert not answers(port)
+    assert all_of(state_dir(pattern)) == []
+
+
+def test_a_second_up_or_down_changes_nothing(pattern: Path) -> None:
+    port = free_port()
+    services = {"api": server(port)}
+    up(pattern, services)
+    pid = pid_of(port)
+    assert "is already up" in up(pattern, services)
+    assert pid_of(port) == pid
+    assert run_local("down", pattern).returncode == 0
+    second = run_local("down", pattern)
+    assert second.returncode == 0
+    assert "is not up" in second.stdout
+
+
+def test_up_after_a_change_of_the_file_starts_what_it_says_now(pattern: Path) -> None:
+    port = free_port()
+    up(pattern, {"api": server(port, environment={"LEVEL": "1"})})
+    assert "has changed" in up(pattern, {"api": server(port, environment={"LEVEL": "2"})})
+    assert httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]["LEVEL"] == "2"
+
+
+def test_a_service_gets_its_own_variables_and_no_stray_one_of_the_user(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("STRAY_VARIABLE", "1")
+    own = {"QUOTED": "a 'b' \"c\" # %d; $$HOME\n", "PEER_HOST": "api", "PEER": f"http://api:{port}"}
+    up(pattern, {"api": server(port, environment=own)})
+    found = httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]
+    assert found["QUOTED"] == "a 'b' \"c\" # %d; $HOME\n"
+    assert found["PEER_HOST"] == "127.0.0.1"
+    assert found["PEER"] == f"http://127.0.0.1:{port}"
+    assert found["PYTHONUNBUFFERED"] == "1"
+    allowed = {*own, "PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONUNBUFFERED"}
+    # Python itself sets LC_CTYPE where no locale is set.
+    assert set(found) <= allowed | {"LOCAL_RUNNER", "LC_CTYPE"}
+
+
+def test_a_service_starts_after_those_it_waits_for(pattern: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    started = "import pathlib, time; pathlib.Path('done').write_text('x'); print('migrated')"
+    output = up(
+        pattern,
+        {
+            "web": server(
+                ports[0],
+                name="web",
+                depends_on={
+                    "api": {"condition": "service_healthy"},
+                    "migrate": {"condition": "service_completed_successfully"},
+                },
+            ),
+            "api": server(ports[1]),
+            "migrate": {"build": ".", "command": ["python", "-c", started]},
+            "side": server(ports[2], name="side", depends_on=["api"]),
+        },
+    )
+    order = [line.split()[0] for line in output.splitlines() if " ready in " in line]
+    assert order.index("web") > max(order.index("api"), order.index("migrate"))
+    spawned = (state_dir(pattern) / "supervisord.log").read_text(encoding="utf-8")
+    assert spawned.index("'api'") < spawned.index("'web'")
+    # The end of a job that others wait for is no death.
+    assert all(answers(port) for port in ports)
+    assert "migrated" in run_local("logs", pattern, "migrate").stdout
+
+
+def test_replicas_run_beside_each_other(pattern: Path) -> None:
+    command = ["python", "-c", "import time; print('working'); time.sleep(600)"]
+    up(pattern, {"worker": {"build": ".", "command": command, "deploy": {"replicas": 3}}})
+    pids = set((state_dir(pattern) / "pids").glob("worker-*"))
+    assert {path.name for path in pids} == {"worker-1", "worker-2", "worker-3"}
+    table = run_local("ps", pattern).stdout
+    assert all(f"worker-{number}" in table for number in (1, 2, 3))
+
+
+# --- one service ----------------------------------------------------------------------------------
+
+
+def test_stop_start_and_kill_of_one_service_leave_the_others_alone(pattern: Path) -> None:
+    api, other = free_port(), free_port()
+    services = {
+        "api": server(api, "child", restart="always"),
+        "other": server(other, name="other"),
+    }
+    up(pattern, services)
+    pid = pid_of(other)
+    for verb, done in (("stop", "api stopped in"), ("kill", "api killed")):
+        result = run_local(verb, pattern, "api")
+        assert done in result.stdout, result.stderr
+        assert not answers(api)
+        # Its child, which has a session of its own, is gone as well: supervisor and other are left.
+        wait_for(lambda: len(all_of(state_dir(pattern))) == 2, "the child of api ends")
+        assert run_local(verb, pattern, "api").returncode == 0
+        assert "api ready in" in run_local("start", pattern, "api").stdout
+        assert answers(api)
+    assert "already up" in run_local("start", pattern, "api").stdout
+    assert pid_of(other) == pid
+
+
+def test_stop_sends_the_stop_signal_of_the_service(pattern: Path) -> None:
+    port = free_port()
+    up(pattern, {"api": server(port, "polite", stop_signal="SIGINT")})
+    assert run_local("stop", pattern, "api").returncode == 0
+    assert "leaving politely" in run_local("logs", pattern).stdout
+
+
+def test_a_service_that_ignores_its_stop_signal_is_killed_after_its_grace_period(
+    pattern: Path,
+) -> None:
+    port = free_port()
+    up(pattern, {"api": server(port, "deaf", stop_grace_period="1s")})
+    begin = monotonic()
+    assert run_local("down", pattern).returncode == 0
+    assert monotonic() - begin >= 1
+    assert not answers(port)
+
+
+def test_an_unknown_service_is_an_error_that_lists_the_services(pattern: Path) -> None:
+    up(pattern, {"worker": WORKER})
+    for verb in ("stop", "start", "kill", "logs"):
+        result = run_local(verb, pattern, "wroker")
+        assert result.returncode == 1
+        assert 'there is no service "wroker"; services: worker' in result.stderr
+
+
+def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> None:
+    write(pattern, {"worker": WORKER})
+    for verb in ("stop", "start", "kill"):
+        result = run_local(verb, pattern, "worker")
+        assert (result.returncode, "is not up" in result.stderr) == (1, True)
+
+
+def test_the_functions_work_without_the_command_line(
+    pattern: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    write(pattern, {"api": server(port)})
+    local.up(pattern)
+    local.stop(pattern, "api")
+    local.start(pattern, "api")
+    local.kill(pattern, "api")
+    local.start(pattern, "api")
+    assert answers(port)
+    local.ps(pattern)
+    assert "running" in capsys.readouterr().out
+    local.down(pattern, volumes=True)
+    assert all_of(state_dir(pattern)) == []
+
+
+# --- deaths ---------------------------------------------------------------------------------------
+
+
+def test_a_service_with_a_restart_policy_comes_back_and_the_others_stay(pattern: Path) -> None:
+    ports = {name: free_port() for name in ("on-failure", "unless-stopped", "always", "other")}
+    services = {name: server(port, name=name, restart=name) for name, port in ports.items()}
+    up(pattern, services | {"other": server(ports["other"], name="other")})
+    pids = {name: pid_of(port) for name, port in ports.items()}
+    other = ports.pop("other")
+    for name, port in ports.items():
+        os.kill(pids[name], signal.SIGKILL)
+        wait_for(partial(answers, port), f"{name} comes back after SIGKILL")
+        assert pid_of(port) != pids[name]
+        crash(port)
+    for name, port in ports.items():
+        wait_for(partial(answers, port), f"{name} comes back after a crash")
+    assert pid_of(other) == pids["other"]
+
+
+def test_on_failure_does_not_start_again_what_has_succeeded(pattern: Path) -> None:
+    job = ["python", "-c", "print('once')"]
+    worker = {
+        "build": ".",
+        "command": ["sleep", "600"],
+        "depends_on": {"job": {"condition": "service_completed_successfully"}},
+    }
+    up(pattern, {"job": {"build": ".", "command": job, "restart": "on-failure"}, "worker": worker})
+    assert run_local("logs", pattern, "job").stdout.count("once") == 1
+    assert run_local("ps", pattern).stdout.count("exited") == 1
+
+
+def test_a_service_that_dies_takes_the_rest_down_and_the_next_verb_shows_its_log(
+    pattern: Path,
+) -> None:
+    api, other = free_port(), free_port()
+    up(pattern, {"api": server(api), "other": server(other, name="other")})
+    crash(api)
+    wait_for(lambda: all_of(state_dir(pattern)) == [], "the others are stopped")
+    result = run_local("ps", pattern)
+    assert result.returncode == 1
+    assert 'service "api" ended with status 3' in result.stderr
+    assert "the last words" in result.stderr
+    # It is told once.
+    assert "the last words" not in run_local("down", pattern).stderr
+
+
+def test_a_service_that_dies_during_up_is_shown_at_once_and_nothing_is_left(pattern: Path) -> None:
+    port = free_port()
+    write(
+        pattern,
+        {
+            "api": server(port),
+            "bad": {
+                "build": ".",
+                "command": ["python", "-c", "raise SystemExit('no model here')"],
+                "depends_on": {"api": {"condition": "service_healthy"}},
+                "healthcheck": {"test": ["CMD", "false"]},
+            },
+        },
+    )
+    result = run_local("up", pattern)
+    assert result.returncode == 1
+    assert 'service "bad" ended with status 1' in result.stderr
+    assert "no model here" in result.stderr
+    assert not answers(port)
+    assert all_of(state_dir(pattern)) == []
+
+
+def test_a_program_that_does_not_exist_is_told_with_its_name(pattern: Path) -> None:
+    service = {
+        "build": ".",
+        "command": ["no-such-program"],
+        "healthcheck": {"test": ["CMD", "false"]},
+    }
+    write(pattern, {"api": service})
+    result = run_local("up", pattern)
+    assert (result.returncode, "no-such-program" in result.stderr) == (1, True)
+
+
+def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    write(
+        pattern,
+        {
+            "api": server(
+                port,
+                "ill",
+                healthcheck=server(port)["healthcheck"]
+                | {
+                    "interval": "1s",
+                    "retries": 1,
+                },
+            )
+        },
+    )
+    monkeypatch.setattr(local, "READY_DEADLINE_SECONDS", 1)
+    with pytest.raises(local.LocalError, match=r"(?s)not ready after 1 s.*503.*listening on"):
+        local.up(pattern)
+    assert all_of(state_dir(pattern)) == []
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_up_refuses_a_port_that_somebody_else_holds_before_it_starts_anything(
+    pattern: Path,
+) -> None:
+    free = free_port()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        write(pattern, {"first": server(free, name="first"), "api": server(port)})
+        result = run_local("up", pattern)
+    assert result.returncode == 1
+    assert f"port {port} on 127.0.0.1 is in use by another program" in result.stderr
+    assert f"(pid {os.getpid()}, " in result.stderr
+    assert result.stdout == ""
+    assert not (state_dir(pattern) / "services").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_up_leaves_nothing_running(pattern: Path, number: signal.Signals) -> None:
+    port = free_port()
+    ill = server(
+        free_port(), "ill", name="ill", depends_on={"api": {"condition": "service_healthy"}}
+    )
+    write(pattern, {"api": server(port), "ill": ill})
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.local", "up", str(pattern)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "api ready" in process.stdout.readline()
+        process.send_signal(number)
+        assert "nothing is left running" in process.communicate(timeout=DEADLINE_SECONDS)[0]
+    assert process.returncode == 130
+    assert not answers(port)
+    assert all_of(state_dir(pattern)) == []
+
+
+@pytest.mark.parametrize("delay_seconds", [0.25, 0.4, 0.55])
+def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
+    pattern: Path, delay_seconds: float
+) -> None:
+    write(pattern, {"ill": server(free_port(), "ill", name="ill")})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.local", "up", str(pattern)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # The moment itself is the subject here: there is nothing to poll for.
+    sleep(delay_seconds)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=DEADLINE_SECONDS)
+    assert all_of(state_dir(pattern)) == []
+
+
+def test_down_finds_the_services_of_a_supervisor_that_was_killed(pattern: Path) -> None:
+    port, redis_port = free_port(), free_port()
+    services = {"api": server(port, "child"), "redis": redis_service(redis_port)}
+    up(pattern, services, volumes={"redis-data": None})
+    supervisor = int((state_dir(pattern) / "supervisord.pid").read_text(encoding="utf-8"))
+    os.kill(supervisor, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(supervisor), "the supervisor is gone")
+    assert len(all_of(state_dir(pattern))) == 3
+    assert run_local("ps", pattern).returncode == 1
+    result = run_local("down", pattern)
+    assert (result.returncode, "is down" in result.stdout) == (0, True)
+    assert not answers(port)
+    assert all_of(state_dir(pattern)) == []
+    # Redis has overwritten its environment, and with it the mark.
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
+    up(pattern, services, volumes={"redis-data": None})
+
+
+def test_a_recorded_process_number_that_has_a_new_owner_is_left_alone(pattern: Path) -> None:
+    write(pattern, {"worker": WORKER})
+    pids = state_dir(pattern) / "pids"
+    pids.mkdir(parents=True)
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        (pids / "worker").write_text(str(stranger.pid), encoding="utf-8")
+        os.utime(pids / "worker", (1, 1))
+        assert run_local("down", pattern).returncode == 0
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_two_commands_at_once_are_refused(pattern: Path) -> None:
+    write(pattern, {"worker": WORKER})
+    compose = load(pattern)
+    with local.only_one(compose):
+        result = run_local("up", pattern)
+    assert (result.returncode, "another command" in result.stderr) == (1, True)
+
+
+def test_a_server_that_is_not_installed_is_told_with_its_package(pattern: Path) -> None:
+    write(pattern, {"prometheus": {"image": "prom/prometheus:v3.7.0"}})
+    result = run_local("up", pattern)
+    if result.returncode == 0:
+        pytest.skip("Prometheus is installed on this machine")
+    assert "prometheus is not installed: run `apt install prometheus`" in result.stderr
+
+
+def test_every_verb_has_a_help_text() -> None:
+    for verb in ("up", "down", "stop", "start", "kill", "logs", "ps", "check"):
+        result = run_local(verb, Path("--help"))
+        assert result.returncode == 0
+        assert "the directory of the pattern" in result.stdout
+
+
+# --- logs -----------------------------------------------------------------------------------------
+
+
+def test_logs_are_prefixed_and_in_the_order_of_writing(pattern: Path) -> None:
+    one, two = free_port(), free_port()
+    up(
+        pattern,
+        {
+            "one": server(one, name="one"),
+            "second": server(
+                two, name="second", depends_on={"one": {"condition": "service_healthy"}}
+            ),
+        },
+    )
+    for port in (two, one):
+        httpx.get(f"http://127.0.0.1:{port}/")
+    lines = run_local("logs", pattern).stdout.splitlines()
+    assert lines[0] == f"one    | listening on {one}"
+    assert f"second | listening on {two}" in lines
+    assert "\x1b" not in "".join(lines)
+    wait_for(
+        lambda: (
+            [
+                line.split()[0]
+                for line in run_local("logs", pattern, "--tail", "2").stdout.splitlines()
+            ]
+            == ["second", "one"]
+        ),
+        "the last two lines come from the last two requests",
+    )
+    only = run_local("logs", pattern, "second").stdout.splitlines()
+    assert all(line.startswith("second |") for line in only)
+    assert run_local("logs", pattern, "--tail", "0").stdout == ""
+
+
+def test_logs_can_be_followed_until_the_pattern_is_down(pattern: Path) -> None:
+    port = free_port()
+    up(pattern, {"api": server(port)})
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.local", "logs", str(pattern), "--follow", "--tail", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as follower:
+        assert follower.stdout is not None
+        log = state_dir(pattern) / "log" / "all"
+        wait_for(
+            lambda: any(f.path == str(log) for f in psutil.Process(follower.pid).open_files()),
+            "the follower has opened the log",
+        )
+        httpx.get(f"http://127.0.0.1:{port}/followed")
+        lines = iter(follower.stdout.readline, "")
+        assert any("GET /followed" in line for line in lines)
+        run_local("down", pattern)
+        assert follower.wait(timeout=DEADLINE_SECONDS) == 0
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def redis_service(port: int) -> dict[str, Any]:
+    return {
+        "image": "redis:8.0",
+        "command": ["redis-server", "--port", str(port), "--appendonly", "yes"],
+        "volumes": ["redis-data:/data"],
+        "healthcheck": {"test": ["CMD", "redis-cli", "-h", "redis", "-p", str(port), "ping"]},
+    }
+
+
+def test_redis_keeps_its_volume_until_down_removes_it(pattern: Path) -> None:
+    port = free_port()
+    services = {"redis": redis_service(port)}
+    for expected in (None, b"kept"):
+        up(pattern, services, volumes={"redis-data": None})
+        with redis.Redis(port=port) as client:
+            assert client.get("key") == expected
+            client.set("key", "kept")
+        assert run_local("down", pattern).returncode == 0
+    assert run_local("down", pattern, "--volumes").returncode == 0
+    assert not (state_dir(pattern) / "volumes").exists()
+
+
+def test_postgres_is_made_as_by_its_image_and_asks_for_the_password(pattern: Path) -> None:
+    port = free_port()
+    password = f"it's {port}"
+    (pattern / "schema").mkdir()
+    (pattern / "schema" / "1.sql").write_text("CREATE TABLE logs (text text);", encoding="utf-8")
+    (pattern / "schema" / "2.sh").write_text("psql -c \"INSERT INTO logs VALUES ('x')\"\n")
+    services = {
+        "postgres": {
+            "image": "postgres:17",
+            "command": ["postgres", "-p", str(port)],
+            "expose": [str(port)],
+            "environment": {
+                "POSTGRES_USER": "reader",
+                "POSTGRES_PASSWORD": password,
+                "POSTGRES_DB": "book",
+            },
+            "volumes": ["data:/var/lib/postgresql/data", "./schema:/docker-entrypoint-initdb.d:ro"],
+            "healthcheck": {"test": ["CMD", "pg_isready", "-U", "reader", "-d", "book"]},
+        }
+    }
+    for expected_rows in (1, 2):
+        up(pattern, services, volumes={"data": None})
+        account = f"host=127.0.0.1 port={port} user=reader dbname=book"
+        with psycopg2.connect(account, password=password) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SELECT count(*) FROM logs")
+            assert cursor.fetchone() == (expected_rows,)
+            cursor.execute("INSERT INTO logs VALUES ('y')")
+        connection.close()
+        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+            psycopg2.connect(account, password=password.upper())
+        assert run_local("kill" if expected_rows == 1 else "stop", pattern, "postgres").stdout
+        assert run_local("down", pattern).returncode == 0
+        assert all_of(state_dir(pattern)) == []
+
+
+def test_two_envoys_run_beside_each_other_with_rewritten_addresses(pattern: Path) -> None:
+    api, ports, admins = free_port(), [free_port(), free_port()], [free_port(), free_port()]
+    services: dict[str, Any] = {"api": server(api)}
+    for number, (port, admin) in enumerate(zip(ports, admins, strict=True)):
+        config = envoy_config(port, admin, api)
+        (pattern / f"envoy{number}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        services[f"envoy{number}"] = {
+            "image": "envoyproxy/envoy:v1.40.0",
+            "command": ["-c", "/etc/envoy/envoy.yaml", "-l", "error"],
+            "ports": [f"127.0.0.1:{port}:{port}"],
+            "volumes": [f"./envoy{number}.yaml:/etc/envoy/envoy.yaml:ro"],
+            "depends_on": {"api": {"condition": "service_healthy"}},
+            "healthcheck": {
+                "test": ["CMD", "python", "-c", PROBE, f"http://127.0.0.1:{admin}/ready"]
+            },
+        }
+    up(pattern, services)
+    assert [pid_of(port) for port in ports] == [pid_of(api)] * 2
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        # Written as 0.0.0.0, it listens on the loopback address alone.
+        client.connect(("127.0.0.2", ports[0]))
+
+
+def envoy_config(port: int, admin: int, api: int) -> dict[str, Any]:
+    def address(host: str, number: int) -> dict[str, Any]:
+        return {"socket_address": {"address": host, "port_value": number}}
+
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "api"}}
+    types = "type.googleapis.com/envoy.extensions.filters"
+    manager = {
+        "@type": f"{types}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "in",
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [
+            {"name": "router", "typed_config": {"@type": f"{types}.http.router.v3.Router"}}
+        ],
+    }
+    filters = [{"name": "http", "typed_config": manager}]
+    endpoint = {"endpoint": {"address": address("api", api)}}
+    cluster = {
+        "name": "api",
+        "type": "STRICT_DNS",
+        "load_assignment": {"cluster_name": "api", "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+    return {
+        "admin": {"address": address("0.0.0.0", admin)},
+        "static_resources": {
+            "listeners": [
+                {"address": address("0.0.0.0", port), "filter_chains": [{"filters": filters}]}
+            ],
+            "clusters": [cluster],
+        },
+    }
+
+
+def test_the_files_of_a_pattern_that_hold_passwords_are_the_owners_alone(pattern: Path) -> None:
+    up(pattern, {"worker": {**WORKER, "environment": {"A": "b"}}})
+    state = state_dir(pattern)
+    for name in ("plan.json", "supervisord.conf", "services/worker.sh"):
+        assert (state / name).stat().st_mode & 0o077 == 0
+    path = local.socket_path(load(pattern))
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.parent.stat().st_mode & 0o077 == 0
+    assert len(str(path)) < 100
+    assert json.loads((state / "plan.json").read_text(encoding="utf-8"))

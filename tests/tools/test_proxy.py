@@ -1,0 +1,54 @@
+"""A pattern's mesh runs as shipped, or with parts of its manifests left out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.patterns import ROOT
+from tools.proxy import moved, proxy, shipped, without
+
+PATTERN = ROOT / "chapter6_operation_management/circuit_breaker_pattern"
+
+
+def clusters(config: Any) -> list[Any]:
+    found: list[Any] = config["static_resources"]["clusters"]
+    return found
+
+
+def test_what_is_shipped_is_what_the_manifests_translate_to() -> None:
+    assert without(PATTERN) == shipped(PATTERN)
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("outlierDetection", "outlier_detection"), ("retries", "retry_policy")],
+)
+def test_a_part_that_is_left_out_is_not_translated(part: str, field: str) -> None:
+    # Istio retries by default, so without the pattern's own rule there is another one.
+    before, after = str(shipped(PATTERN)), str(without(PATTERN, part))
+    assert field in before
+    assert after != before
+    assert (field in after) == (part == "retries")
+
+
+def test_addresses_move_and_nothing_else_does() -> None:
+    config = {"a": [{"address": "api", "port_value": 8000}, 1], "address": "text"}
+    assert moved(config, {("api", 8000): 9}) == {
+        "a": [{"address": "127.0.0.1", "port_value": 9}, 1],
+        "address": "text",
+    }
+    with pytest.raises(KeyError):
+        moved(config, {})
+
+
+def test_an_unknown_statistic_is_an_error(tmp_path: Path) -> None:
+    config = shipped(PATTERN)
+    config["static_resources"]["clusters"] = [
+        {"name": cluster["name"], "connect_timeout": "1s"} for cluster in clusters(config)
+    ]
+    with proxy(PATTERN, config, {}) as running:
+        assert running.uptime_seconds() >= 0
+        assert running.stat("server.live") == 1
+        with pytest.raises(KeyError):
+            running.stat("server.lvie")

@@ -1,0 +1,201 @@
+"""Results written, read back, refused when they are wrong, and collected into RESULTS.md."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.results import Arguments, Results, ResultsError, load, quick_argument, render
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def results_of(pattern: str, /, **changes: Any) -> Results:
+    right: dict[str, Any] = {
+        "pattern": pattern,
+        "claim": "No job is lost when a worker is killed.",
+        "counts": {"lost": 0, "done": 19_998},
+        "figures": {"ack_p99_ms": 12.34567, "jobs_per_second": 3456.789, "start_seconds": 1},
+        "control": {"lost": 56},
+        "holds": True,
+        "targets": {"jobs_per_second": (">=", 3000), "lost": ("==", 0), "ack_p99_ms": ("<=", 20)},
+        "measured_on": "2025-01-31",
+    }
+    return Results(**{**right, **changes})
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    written = results_of("queue_pattern")
+    written.write(tmp_path)
+    assert load(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert list(content)[:6] == ["pattern", "claim", "counts", "figures", "control", "holds"]
+    assert list(content["counts"]) == ["lost", "done"]
+    # Four significant digits of a figure, and every digit of a count.
+    assert content["figures"] == {
+        "ack_p99_ms": 12.35,
+        "jobs_per_second": 3457.0,
+        "start_seconds": 1.0,
+    }
+    assert content["counts"]["done"] == 19_998
+    assert content["targets"]["lost"] == ["==", 0]
+
+
+def test_the_machine_is_described_and_not_named(tmp_path: Path) -> None:
+    results_of("queue_pattern").write(tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert list(content["machine"]) == ["cpu", "cores", "memory", "os", "python"]
+    assert content["machine"]["cores"] == str(os.cpu_count())
+    assert platform.node() not in content["machine"].values()
+    assert str(ROOT) not in json.dumps(content)
+
+
+WRONG = [
+    ("pattern", "", "pattern has to be a text"),
+    ("claim", " ", "claim has to be a text"),
+    ("claim", None, "claim has to be a text"),
+    ("holds", "yes", "holds has to be true or false"),
+    ("holds", 1, "holds has to be true or false"),
+    ("counts", {}, "counts is empty"),
+    ("counts", [["lost", 0]], "counts has to be an object"),
+    ("counts", {"lost": 0.5}, r"counts\.lost is 0\.5, not an int"),
+    ("counts", {"lost": True}, r"counts\.lost is True, not an int"),
+    ("counts", {"lost": None}, r"counts\.lost is None, not an int"),
+    ("control", {}, "control is empty"),
+    ("control", {"lsot": 5}, r"control\.lsot has no count"),
+    ("figures", {"p99_ms": float("nan")}, r"figures\.p99_ms is nan"),
+    ("figures", {"p99_ms": float("inf")}, r"figures\.p99_ms is inf"),
+    ("figures", {"p99_ms": "12"}, r"figures\.p99_ms is '12'"),
+    ("figures", {"p99_ms": False}, r"figures\.p99_ms is False"),
+    ("figures", {"lost": 1.0}, "lost is a count and a figure"),
+    ("targets", {"p98_ms": ("<=", 1)}, r"targets\.p98_ms is neither"),
+    ("targets", {"lost": ("<", 1)}, r"targets\.lost is \W'<', 1\W, not a sign and a number"),
+    ("targets", {"lost": ("<=", float("nan"))}, r"targets\.lost is"),
+    ("targets", {"lost": 3}, r"targets\.lost is 3"),
+    ("targets", {"lost": [["<="], 3]}, r"targets\.lost is"),
+    ("machine", {"cpu": 3}, r"machine\.cpu has to be a text"),
+    ("measured_on", "yesterday", "measured_on is 'yesterday', not a date"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG)
+def test_wrong_results_are_refused_by_the_name_of_the_field(
+    tmp_path: Path, name: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ResultsError, match=message):
+        results_of("queue_pattern", **{"targets": {}, name: value})
+    content = {**asdict(results_of("queue_pattern", targets={})), name: value}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ResultsError, match=rf"/results\.json: {message}"):
+        load(tmp_path)
+
+
+def test_a_file_that_lacks_a_field_or_has_one_too_many_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    with pytest.raises(ResultsError, match=r"results\.json is missing: run make measure"):
+        load(tmp_path)
+    for text, message in (("{", "Expecting"), ("[]", "it has to be an object")):
+        path.write_text(text)
+        with pytest.raises(ResultsError, match=message):
+            load(tmp_path)
+    content = asdict(results_of("queue_pattern"))
+    for name in content:
+        path.write_text(json.dumps({key: content[key] for key in content if key != name}))
+        with pytest.raises(ResultsError, match=f"{name} is missing"):
+            load(tmp_path)
+    path.write_text(json.dumps({**content, "figure": {}}))
+    with pytest.raises(ResultsError, match="figure is not a known field"):
+        load(tmp_path)
+
+
+def test_show_prints_counts_beside_their_control_and_figures_beside_their_target(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bounds = {"ack_p99_ms": ("<=", 10), "start_seconds": ("<=", 1), "jobs_per_second": (">=", 3457)}
+    results_of("queue_pattern", targets={**bounds, "lost": ("==", 0)}).show()
+    rows = {
+        cells[0]: cells[1:]
+        for line in capsys.readouterr().out.splitlines()
+        if (cells := [cell.strip() for cell in line.strip("│").split("│")])
+    }
+    assert rows["lost"] == ["0", "56", "== 0", "met"]
+    assert rows["done"] == ["19,998", "", "", ""]
+    # A bound itself is within it.
+    assert rows["start_seconds"] == ["1", "", "<= 1", "met"]
+    assert rows["jobs_per_second"] == ["3,457", "", ">= 3,457", "met"]
+    assert rows["ack_p99_ms"] == ["12.35", "", "<= 10", "missed"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "written_to"),
+    [
+        ([], "pattern"),
+        (["--quick"], None),
+        (["--quick", "--output", "elsewhere"], "elsewhere"),
+        (["--output", "elsewhere"], "elsewhere"),
+    ],
+)
+def test_a_quick_run_leaves_the_results_of_a_pattern_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], written_to: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = quick_argument("Measures the claim.", argv)
+    assert arguments.quick == ("--quick" in argv)
+    assert results_of("queue_pattern").finish(arguments, tmp_path / "pattern") == 0
+    written = [path.parent.name for path in tmp_path.glob("*/results.json")]
+    assert written == ([written_to] if written_to else [])
+
+
+def test_a_claim_that_does_not_hold_is_written_and_fails(tmp_path: Path) -> None:
+    results = results_of("queue_pattern", holds=False)
+    assert results.finish(Arguments(quick=False, output=None), tmp_path) == 1
+    assert load(tmp_path).holds is False
+
+
+def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_first(
+    tmp_path: Path,
+) -> None:
+    queue, cache = (
+        tmp_path / "chapter4_serving" / name for name in ("queue_pattern", "cache_pattern")
+    )
+    results_of("queue_pattern").write(queue)
+    missed = results_of("cache_pattern", holds=False, targets={"start_seconds": ("<=", 0.5)})
+    missed.write(cache)
+    (queue / "measure.png").touch()
+    unmeasured = tmp_path / "chapter5_operations" / "log_pattern"
+    unmeasured.mkdir(parents=True)
+    (unmeasured / "measure.py").touch()
+    text = render(tmp_path)
+    head, cache_section, queue_section = text.split("\n## [")
+    assert (
+        "## Missed\n\n"
+        "- [log_pattern](chapter5_operations/log_pattern): not measured yet\n"
+        "- [cache_pattern](chapter4_serving/cache_pattern): **the claim does not hold**\n"
+        "- [cache_pattern](chapter4_serving/cache_pattern): `start_seconds` is 1, target <= 0.5\n"
+    ) in head
+    assert "| `start_seconds` | 1 |  | <= 0.5 | **missed** |" in cache_section
+    assert "**The claim does not hold**" in cache_section
+    assert "measure.png" not in cache_section
+    assert queue_section.startswith("queue_pattern](chapter4_serving/queue_pattern)\n\nNo job is")
+    assert "The claim holds; measured on 2025-01-31: cpu " in queue_section
+    assert "| `lost` | 0 | 56 | == 0 | met |" in queue_section
+    assert "| `done` | 19,998 |  |  |  |" in queue_section
+    assert "(chapter4_serving/queue_pattern/measure.png)" in queue_section
+
+
+def test_nothing_missed_is_said_as_well(tmp_path: Path) -> None:
+    results_of("queue_pattern").write(tmp_path / "chapter4" / "queue_pattern")
+    assert "Nothing: every claim holds" in render(tmp_path)
+
+
+def test_nothing_to_collect_and_foreign_results_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"no chapter\*/\*/results\.json found"):
+        render(tmp_path)
+    results_of("queue_pattern").write(tmp_path / "chapter4" / "cache_pattern")
+    with pytest.raises(ResultsError, match="cache_pattern: pattern is 'queue_pattern'"):
+        render(tmp_path)

@@ -1,0 +1,107 @@
+"""Finds and ends the processes of a pattern: by a mark they inherit, never by their names."""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, sleep
+
+import psutil
+
+# Each process of a pattern has this variable: "STATE_DIR#PROCESS_NAME", "STATE_DIR#" for the
+# supervisor. Children inherit it, also those that leave their process group.
+MARK_VARIABLE = "LOCAL_RUNNER"
+# The start of a process is known to the clock tick, and its boot time is rounded.
+CLOCK_TOLERANCE_SECONDS = 2
+KILL_DEADLINE_SECONDS = 10
+
+
+def marked(matches: Callable[[str], bool]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            mark = process.environ().get(MARK_VARIABLE)
+            if mark is not None and matches(mark) and is_alive(process):
+                found.append(process)
+    return found
+
+
+def group_of(pid: int) -> list[psutil.Process]:
+    """Lists the processes whose process group was opened by `pid`; 0 stands for no process."""
+    found: list[psutil.Process] = []
+    if not pid:
+        return found
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == pid and is_alive(process):
+                found.append(process)
+    return found
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """Lists the descendants of `pid`: the backends of PostgreSQL have groups of their own."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def recorded(pid_file: Path) -> psutil.Process | None:
+    """Returns the process that wrote its number into a file, unless the number has a new owner.
+
+    Redis and PostgreSQL overwrite their environment with their title: they lose the mark.
+    """
+    try:
+        process = psutil.Process(int(pid_file.read_text(encoding="utf-8")))
+        later_seconds = process.create_time() - pid_file.stat().st_mtime
+    except (OSError, ValueError, psutil.Error):
+        return None
+    return process if is_alive(process) and later_seconds < CLOCK_TOLERANCE_SECONDS else None
+
+
+def all_of(state_dir: Path) -> list[psutil.Process]:
+    """Lists every process of the pattern with this state directory."""
+    found = set(marked(lambda mark: mark.startswith(f"{state_dir}#")))
+    for pid_file in (state_dir / "pids").glob("*"):
+        if process := recorded(pid_file):
+            found |= {process, *group_of(process.pid), *family_of(process.pid)}
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Sends SIGKILL and waits until nothing of it runs."""
+    processes = list(processes)
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+    wait_until_gone(processes, KILL_DEADLINE_SECONDS)
+
+
+def wait_until_gone(processes: Iterable[psutil.Process], deadline_seconds: float) -> bool:
+    deadline = monotonic() + deadline_seconds
+    while any(is_alive(process) for process in processes):
+        if monotonic() > deadline:
+            return False
+        sleep(0.01)
+    return True
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """A zombie has ended: it only waits for its parent, who may be late."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def listener_of(port: int) -> psutil.Process | None:
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status != psutil.CONN_LISTEN or not connection.pid:
+                continue
+            if connection.laddr and connection.laddr[1] == port:
+                return psutil.Process(connection.pid)
+    except psutil.Error:
+        # macOS shows the connections of others to root alone.
+        return None
+    return None
