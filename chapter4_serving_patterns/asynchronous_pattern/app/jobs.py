@@ -1,0 +1,242 @@
+"""Keeps the queue: jobs wait in a Redis stream, and a record of each says what became of it."""
+
+import json
+from hashlib import sha256
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from redis import Redis, ResponseError
+from redis.asyncio import Redis as AsyncRedis
+
+STREAM, GROUP, COUNTS, DEAD = "jobs", "workers", "jobs:counts", "jobs:dead"
+DEAD_LETTERS_KEPT = 1_000
+
+# An entry stays in the stream until its job is finished, so at any time the accepted jobs are those
+# done, those failed and the stream. Each script is a transaction: all of it happens, or nothing.
+
+# A client library may send a command again whose answer was lost, hence the question whether the
+# job is there already. XADD is the first to write: when memory is full it fails, and all with it.
+ENQUEUE = """
+local stream, counts, record, key = unpack(KEYS)
+local job, kind, rows, fingerprint, limit = unpack(ARGV)
+local accepted = job .. ' ' .. fingerprint
+if redis.call('EXISTS', record) == 1 then return accepted end
+local before = key and redis.call('GET', key)
+if before then return before end
+if redis.call('XLEN', stream) >= tonumber(limit) then return 'full' end
+local entry = redis.call('XADD', stream, '*', 'job', job, 'kind', kind, 'rows', rows,
+                         'key', key or '')
+redis.call('SET', record, entry)
+redis.call('HINCRBY', counts, 'accepted', 1)
+if key then redis.call('SET', key, accepted) end
+return accepted
+"""
+
+# The record of an unfinished job is its entry. A worker has the job while the lease is kept.
+LOOK = """
+local record = redis.call('GET', KEYS[2])
+if not record or string.sub(record, 1, 1) == '{' then return record end
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], record, record, 1)[1]
+if pending and pending[3] < tonumber(ARGV[2]) then return 'running' end
+return 'queued'
+"""
+
+COUNT = """
+local counts = redis.call('HMGET', KEYS[2], 'accepted', 'done', 'failed')
+counts[4] = redis.call('XLEN', KEYS[1])
+return counts
+"""
+
+# Only one worker can acknowledge an entry, so a job is finished once, whoever wakes up late. XACK
+# writes first because it is allowed when memory is full, and what follows a write is then too.
+FINISH = """
+local stream, counts, dead = unpack(KEYS)
+local group, ttl, kept = unpack(ARGV)
+local finished = 0
+for i = 4, #ARGV, 5 do
+  local entry, record, key, status, content = unpack(ARGV, i, i + 4)
+  local pending = redis.call('XPENDING', stream, group, entry, entry, 1)[1]
+  if redis.call('XACK', stream, group, entry) == 1 then
+    if status == 'failed' then
+      local found = redis.call('XRANGE', stream, entry, entry)[1] or {entry, {}}
+      redis.call('XADD', dead, 'MAXLEN', '~', kept, '*', 'entry', entry, 'deliveries', pending[4],
+                 'failure', content, unpack(found[2]))
+    end
+    redis.call('XDEL', stream, entry)
+    if redis.call('SET', record, content, 'EX', ttl, 'XX') then
+      redis.call('HINCRBY', counts, status, 1)
+    end
+    if key ~= '' then redis.call('EXPIRE', key, ttl) end
+    finished = finished + 1
+  end
+end
+return finished
+"""
+
+# A worker that was suspended does not take back what another one has taken over.
+KEEP = """
+for i = 3, #ARGV do
+  if redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])[1] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+  end
+end
+"""
+
+# With a consumer Redis also forgets its pending entries, so it must not have any.
+FORGET = """
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local name, pending, idle_ms = consumer[2], consumer[4], consumer[6]
+  if pending == 0 and (name == ARGV[2] or idle_ms > tonumber(ARGV[3])) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+  end
+end
+"""
+
+
+class QueueFullError(Exception):
+    """As many jobs are pending as the queue may hold."""
+
+
+class KeyReusedError(Exception):
+    """The idempotency key came with another request before."""
+
+
+class Delivery(NamedTuple):
+    """An entry of the stream as a worker gets it, with the number of times that a worker got it."""
+
+    entry: bytes
+    fields: dict[bytes, bytes]
+    number: int
+
+    def text(self, field: str) -> str:
+        """Returns a field as text; empty if it is not there."""
+        return self.fields.get(field.encode(), b"").decode(errors="replace")
+
+
+class Outcome(NamedTuple):
+    """What becomes of a delivered job: `done` or `failed`, and the answer to who asks for it."""
+
+    delivery: Delivery
+    status: str
+    content: str
+
+
+def compact(value: Any) -> str:
+    """Returns JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def record_of(job_id: str) -> str:
+    """Returns the key of the record of a job."""
+    return f"job:{job_id}"
+
+
+async def enqueue(
+    redis: AsyncRedis, kind: str, rows: list[list[float]], idempotency_key: str | None, limit: int
+) -> str:
+    """Accepts a job and returns its id; the same request with the same key has the same job.
+
+    Raises:
+        QueueFullError: the limit of pending jobs is reached.
+        KeyReusedError: the idempotency key belongs to another request.
+    """
+    job_id, body = uuid4().hex, compact(rows)
+    keys = [STREAM, COUNTS, record_of(job_id)]
+    if idempotency_key is not None:
+        keys.append(f"idempotency:{sha256(idempotency_key.encode()).hexdigest()}")
+    fingerprint = sha256(f"{kind} {body}".encode()).hexdigest()
+    reply = await redis.eval(ENQUEUE, len(keys), *keys, job_id, kind, body, fingerprint, limit)
+    if reply == b"full":
+        raise QueueFullError
+    accepted_id, accepted_fingerprint = reply.decode().split()
+    if accepted_fingerprint != fingerprint:
+        raise KeyReusedError
+    return str(accepted_id)
+
+
+async def look(redis: AsyncRedis, job_id: str, lease_seconds: float) -> str | None:
+    """Returns the state of a job as JSON; None for an id that is unknown or expired."""
+    lease_ms = round(lease_seconds * 1000)
+    reply = await redis.eval(LOOK, 2, STREAM, record_of(job_id), GROUP, lease_ms)
+    if reply in (b"queued", b"running"):
+        return compact({"job_id": job_id, "status": reply.decode()})
+    return None if reply is None else reply.decode()
+
+
+async def count(redis: AsyncRedis) -> dict[str, int]:
+    """Counts the jobs that were accepted, are done, have failed and are pending, at one instant."""
+    counts = await redis.eval(COUNT, 2, STREAM, COUNTS)
+    names = ("accepted", "done", "failed", "pending")
+    return {name: int(value or 0) for name, value in zip(names, counts, strict=True)}
+
+
+def create_group(redis: Redis) -> None:
+    """Creates the group of the workers, which begins with the oldest job, unless it is there."""
+    # A Redis whose memory is full refuses to create even what is there, so it is asked first.
+    groups: Any = redis.xinfo_groups(STREAM) if redis.exists(STREAM) else []
+    if any(group["name"] == GROUP.encode() for group in groups):
+        return
+    try:
+        redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+    except ResponseError as error:
+        # Another worker was faster.
+        if "BUSYGROUP" not in str(error):
+            raise
+
+
+def take_new(redis: Redis, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
+    """Takes jobs that no worker has had, as many as there are up to a number; waits for one."""
+    wait_ms = round(wait_seconds * 1000)
+    reply: Any = redis.xreadgroup(GROUP, consumer, {STREAM: ">"}, count=count, block=wait_ms)
+    return [Delivery(entry, fields, 1) for _, entries in reply for entry, fields in entries]
+
+
+def take_expired(
+    redis: Redis, consumer: str, lease_seconds: float, max_deliveries: int
+) -> Delivery | None:
+    """Takes over one job whose worker has let the lease run out.
+
+    A job that was delivered as often as it may be comes once more, with a larger count, to be
+    given up.
+    """
+    lease_ms = round(lease_seconds * 1000)
+    expired: Any = redis.xpending_range(STREAM, GROUP, "-", "+", 10, idle=lease_ms)
+    for pending in expired:
+        entry, count = pending["message_id"], pending["times_delivered"] + 1
+        counted = min(count, max_deliveries)
+        # Of several workers that try, one gets it: for the others it is not expired any more.
+        claimed: Any = redis.xclaim(STREAM, GROUP, consumer, lease_ms, [entry], retrycount=counted)
+        if claimed:
+            # Redis 6 gives None for an entry that somebody has deleted from the stream.
+            return Delivery(entry, claimed[0][1] or {}, count)
+    return None
+
+
+def keep(redis: Redis, consumer: str, entries: list[bytes]) -> None:
+    """Renews the lease of those entries that the worker still has."""
+    redis.eval(KEEP, 1, STREAM, GROUP, consumer, *entries)
+
+
+def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
+    """Stores outcomes and takes the jobs off the queue; returns how many were still open."""
+    arguments = [
+        argument
+        for delivery, status, content in outcomes
+        for argument in (
+            delivery.entry,
+            record_of(delivery.text("job")),
+            delivery.text("key"),
+            status,
+            content,
+        )
+    ]
+    keys = (STREAM, COUNTS, DEAD)
+    finished: Any = redis.eval(
+        FINISH, len(keys), *keys, GROUP, ttl_seconds, DEAD_LETTERS_KEPT, *arguments
+    )
+    return int(finished)
+
+
+def forget_consumers(redis: Redis, consumer: str, idle_seconds: float) -> None:
+    """Removes a consumer, and those that were idle for long, unless they hold jobs."""
+    redis.eval(FORGET, 1, STREAM, GROUP, consumer, round(idle_seconds * 1000))

@@ -1,0 +1,203 @@
+"""A queue stands between caller and model: the API answers at once, a worker predicts later."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Header, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from redis import RedisError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from . import jobs
+from .body import REFUSALS, REQUEST_BODY, UNAVAILABLE, Refusal, refuse_invalid, rows_of
+from .guard import Guard
+from .settings import Settings
+
+settings = Settings()
+
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+
+
+class Accepted(BaseModel):
+    """The request is stored, and will be answered at `/job/{job_id}`."""
+
+    job_id: str
+
+
+class Job(BaseModel):
+    """What has become of a request; `prediction` holds one entry a row, `reason` why it failed."""
+
+    job_id: str
+    status: Literal["queued", "running", "done", "failed"]
+    prediction: list[list[float]] | list[str] | None = None
+    reason: str | None = None
+
+
+class Counts(BaseModel):
+    """How many jobs were accepted, and what has become of them: accepted = the others' sum."""
+
+    accepted: int
+    done: int
+    failed: int
+    pending: int
+
+
+class Status(BaseModel):
+    """The state of the process."""
+
+    status: str
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Reads what the model is, without loading it: only the workers predict."""
+    app.state.metadata = json.loads((settings.model_directory / "metadata.json").read_bytes())
+    app.state.redis = Redis.from_url(
+        settings.redis_url,
+        max_connections=settings.max_requests_at_once,
+        # A pooled connection may be one to a Redis that has since been restarted.
+        retry=Retry(NoBackoff(), 1),
+    )
+    yield
+    await app.state.redis.aclose()
+
+
+app = FastAPI(title="asynchronous_pattern", description=__doc__, version="0.1.0", lifespan=lifespan)
+app.add_middleware(
+    Guard,
+    max_requests_at_once=settings.max_requests_at_once,
+    max_body_bytes=settings.max_body_bytes,
+    body_deadline_seconds=settings.body_deadline_seconds,
+)
+app.exception_handler(RequestValidationError)(refuse_invalid)
+
+
+@app.exception_handler(TimeoutError)
+@app.exception_handler(RedisError)
+async def refuse_without_redis(_: Request, error: Exception) -> JSONResponse:
+    """Asks the caller to come again: Redis is gone, too slow or out of memory."""
+    return JSONResponse({"detail": "the queue is out of reach"}, 503, {"retry-after": "1"})
+
+
+@app.exception_handler(jobs.QueueFullError)
+async def refuse_above_bound(_: Request, error: Exception) -> JSONResponse:
+    """Asks the caller to come again: a queue without a bound only hides an overload."""
+    return JSONResponse({"detail": "the queue is full"}, 503, {"retry-after": "1"})
+
+
+def redis_of(request: Request) -> Redis:
+    """Returns the pooled client that the lifespan has made."""
+    redis: Redis = request.app.state.redis
+    return redis
+
+
+def metadata_of(request: Request) -> dict[str, Any]:
+    """Returns the metadata that the lifespan has read."""
+    metadata: dict[str, Any] = request.app.state.metadata
+    return metadata
+
+
+def within_deadline() -> asyncio.Timeout:
+    """Bounds what is awaited of Redis in all, connecting and trying again included."""
+    return asyncio.timeout(settings.redis_deadline_seconds)
+
+
+async def accept(
+    request: Request, kind: str, rows: list[list[float]], idempotency_key: str | None
+) -> Response:
+    """Stores a job, and only then says so."""
+    try:
+        async with within_deadline():
+            job_id = await jobs.enqueue(
+                redis_of(request), kind, rows, idempotency_key, settings.max_pending_jobs
+            )
+    except jobs.KeyReusedError:
+        raise HTTPException(422, "the Idempotency-Key came with another request before") from None
+    headers = {"location": f"/job/{job_id}"}
+    return JSONResponse({"job_id": job_id}, 202, headers)
+
+
+@app.get("/health")
+async def health() -> Status:
+    """The process lives."""
+    return Status(status="ok")
+
+
+@app.get("/ready", responses=UNAVAILABLE)
+async def ready(request: Request) -> Status:
+    """Redis answers, so jobs can be accepted; whether somebody works is not the API's concern."""
+    async with within_deadline():
+        await redis_of(request).ping()
+    return Status(status="ready")
+
+
+@app.get("/metadata", responses=UNAVAILABLE)
+async def metadata(request: Request) -> dict[str, Any]:
+    """What the model is, where it came from and how good it is."""
+    return metadata_of(request)
+
+
+@app.get("/label", responses=UNAVAILABLE)
+async def label(request: Request) -> dict[int, str]:
+    """The labels by their index in a prediction."""
+    return dict(enumerate(metadata_of(request)["labels"]))
+
+
+@app.get("/queue", responses=UNAVAILABLE)
+async def queue(request: Request) -> Counts:
+    """Counts the jobs since the queue began, all at one instant."""
+    async with within_deadline():
+        return Counts(**await jobs.count(redis_of(request)))
+
+
+@app.get("/job/{job_id}", response_model=Job, responses={404: {"model": Refusal}, **UNAVAILABLE})
+async def job(request: Request, job_id: str) -> Response:
+    """What has become of a job."""
+    async with within_deadline():
+        state = await jobs.look(redis_of(request), job_id, settings.lease_seconds)
+    if state is None:
+        raise HTTPException(404, "there is no job of this id, or it has expired")
+    return Response(state, media_type="application/json")
+
+
+@app.get("/predict/test", status_code=202, response_model=Accepted, responses=UNAVAILABLE)
+async def predict_test(request: Request) -> Response:
+    """Accepts the sample row of the metadata as a job."""
+    return await accept(request, "probabilities", metadata_of(request)["sample"], None)
+
+
+@app.get("/predict/test/label", status_code=202, response_model=Accepted, responses=UNAVAILABLE)
+async def predict_test_label(request: Request) -> Response:
+    """Accepts the sample row as a job that asks for its label."""
+    return await accept(request, "label", metadata_of(request)["sample"], None)
+
+
+@app.post(
+    "/predict",
+    status_code=202,
+    response_model=Accepted,
+    responses=REFUSALS,
+    openapi_extra=REQUEST_BODY,
+)
+async def predict(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Accepts a job that asks for the probabilities of every row."""
+    return await accept(request, "probabilities", await rows_of(request), idempotency_key)
+
+
+@app.post(
+    "/predict/label",
+    status_code=202,
+    response_model=Accepted,
+    responses=REFUSALS,
+    openapi_extra=REQUEST_BODY,
+)
+async def predict_label(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Accepts a job that asks for the label of every row."""
+    return await accept(request, "label", await rows_of(request), idempotency_key)

@@ -1,0 +1,34 @@
+"""What can be set from outside; an environment variable is the upper-cased name."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The defaults run on a laptop."""
+
+    # Without this, pydantic claims every name that starts with "model_" for itself.
+    model_config = SettingsConfigDict(protected_namespaces=())
+
+    model_directory: Path = Path(__file__).parents[1] / "models"
+    max_rows: int = Field(default=32, gt=0)
+    max_requests_at_once: int = Field(default=256, gt=0)
+    max_body_bytes: int = Field(default=262_144, gt=0)
+    body_deadline_seconds: float = Field(default=5.0, gt=0)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    # After so long without an answer of Redis the API answers 503.
+    redis_deadline_seconds: float = Field(default=1.0, gt=0)
+    max_pending_jobs: int = Field(default=10_000, gt=0)
+    # A finished job and its Idempotency-Key are forgotten after so long.
+    result_ttl_seconds: int = Field(default=3_600, gt=0)
+
+    # A worker gives so many jobs to the model in one call.
+    batch_jobs: int = Field(default=32, gt=0)
+    # A job whose worker has not been heard of for so long is given to another one.
+    lease_seconds: float = Field(default=5.0, gt=0)
+    max_deliveries: int = Field(default=3, gt=0)
+    # A worker touches this file all the time, so that a probe can see that it is not stuck.
+    alive_file: Path | None = None

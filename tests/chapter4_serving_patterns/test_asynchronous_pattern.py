@@ -1,0 +1,654 @@
+"""Tests of the asynchronous pattern: real Redis, real API, real workers, and what kills them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+from redis import ResponseError
+
+from chapter4_serving_patterns.asynchronous_pattern import measure, train
+from chapter4_serving_patterns.asynchronous_pattern.app import jobs
+from chapter4_serving_patterns.asynchronous_pattern.app.model import Model
+from chapter4_serving_patterns.asynchronous_pattern.app.row import FEATURES
+from chapter4_serving_patterns.asynchronous_pattern.app.settings import Settings
+from chapter4_serving_patterns.asynchronous_pattern.app.worker import Worker
+from chapter4_serving_patterns.asynchronous_pattern.arms import POISON
+from chapter4_serving_patterns.asynchronous_pattern.processes import (
+    PACKAGE,
+    ROOT,
+    Child,
+    RedisChild,
+    run_api,
+    run_redis,
+    run_workers,
+    wait_until,
+)
+
+LEASE_SECONDS = 0.5
+FRAGILE = (f"{PACKAGE}.arms",)
+HEAVY_COPIES = 20_000
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trains a light model, and one that takes a few hundred milliseconds for a row."""
+    directory = tmp_path_factory.mktemp("models")
+    train.train(directory / "light", 1)
+    train.train(directory / "heavy", HEAVY_COPIES)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def row(models: Path) -> list[float]:
+    sample: list[list[float]] = json.loads((models / "light/metadata.json").read_bytes())["sample"]
+    return sample[0]
+
+
+class Stack:
+    """Redis, an API and as many workers as a test asks for, all its own."""
+
+    def __init__(self, directory: Path, models: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self.models = models
+        self.stack = stack
+        self.redis: RedisChild = stack.enter_context(run_redis(directory / "redis"))
+
+    def settings(self, model: str = "light", **others: str) -> dict[str, str]:
+        return {
+            "MODEL_DIRECTORY": str(self.models / model),
+            "LEASE_SECONDS": str(LEASE_SECONDS),
+            **others,
+        }
+
+    def api(self, **others: str) -> httpx.Client:
+        env = self.settings(**others)
+        server = self.stack.enter_context(run_api(self.redis.url, self.directory, env=env))
+        return self.stack.enter_context(httpx.Client(base_url=server.url, timeout=10))
+
+    def workers(
+        self, count: int, command: tuple[str, ...] = (f"{PACKAGE}.app.worker",), **others: str
+    ) -> list[Child]:
+        env = self.settings(**others)
+        return self.stack.enter_context(
+            run_workers(count, self.redis.url, self.directory, command, env=env)
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Reads the counts in one transaction, as the API does."""
+        values = self.redis.client.eval(jobs.COUNT, 2, jobs.STREAM, jobs.COUNTS)
+        names = ("accepted", "done", "failed", "pending")
+        return {name: int(value or 0) for name, value in zip(names, values, strict=True)}
+
+    def wait_until_finished(self, seconds: float = 20) -> None:
+        wait_until(lambda: self.counts()["pending"] == 0, "every job to be finished", seconds)
+
+    def held(self) -> list[dict[str, Any]]:
+        """Returns the jobs that a worker holds; none before the first worker has come."""
+        with suppress(ResponseError):
+            found: list[dict[str, Any]] = self.redis.client.xpending_range(
+                jobs.STREAM, jobs.GROUP, "-", "+", 1_000
+            )
+            return found
+        return []
+
+    def dead_letters(self) -> list[dict[bytes, bytes]]:
+        return [fields for _, fields in self.redis.client.xrange(jobs.DEAD)]
+
+
+@pytest.fixture
+def stack(tmp_path: Path, models: Path) -> Iterator[Stack]:
+    with ExitStack() as exits:
+        yield Stack(tmp_path, models, exits)
+
+
+def submit(api: httpx.Client, rows: list[list[float]], path: str = "/predict") -> str:
+    answer = api.post(path, json={"data": rows})
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+def state(api: httpx.Client, job_id: str) -> dict[str, Any]:
+    answer = api.get(f"/job/{job_id}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def status_is(api: httpx.Client, job_id: str, *statuses: str) -> Callable[[], bool]:
+    return lambda: state(api, job_id)["status"] in statuses
+
+
+def finished(api: httpx.Client, job_id: str) -> dict[str, Any]:
+    wait_until(status_is(api, job_id, "done", "failed"), f"job {job_id}")
+    return state(api, job_id)
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies", [1, 50])
+def test_the_onnx_graph_equals_the_ensemble_computed_with_scikit_learn(copies: int) -> None:
+    x_train, y_train, x_test, y_test = train.load()
+    pipeline, warps = train.fit(x_train, y_train), train.draw_warps(copies)
+    session = onnxruntime.InferenceSession(train.export(pipeline, warps))
+    (probabilities,) = session.run(["probabilities"], {"X": x_test})
+    expected = train.predict(pipeline, warps, x_test)
+    assert np.abs(probabilities - expected).max() < 1e-5
+    alone = train.evaluate(pipeline.predict_proba(x_test), y_test)
+    assert train.evaluate(expected, y_test)["accuracy"] >= alone["accuracy"] > 0.95
+
+
+# --- the interface --------------------------------------------------------------------------------
+
+
+def test_a_job_is_accepted_at_once_and_its_result_equals_the_model(
+    stack: Stack, models: Path, row: list[float]
+) -> None:
+    api = stack.api()
+    answer = api.post("/predict", json={"data": [row, row[::-1]]})
+    job_id = answer.json()["job_id"]
+    assert answer.status_code == 202
+    assert len(job_id) == 32
+    assert int(job_id, 16)
+    assert answer.headers["location"] == f"/job/{job_id}"
+    assert state(api, job_id) == {"job_id": job_id, "status": "queued"}
+    stack.workers(1)
+    found = finished(api, job_id)
+    model = Model(models / "light", FEATURES)
+    assert found["status"] == "done"
+    assert np.allclose(found["prediction"], model.predict([row, row[::-1]]), atol=1e-6)
+
+
+def test_labels_and_the_sample_are_jobs_like_any_other(
+    stack: Stack, models: Path, row: list[float]
+) -> None:
+    api = stack.api()
+    stack.workers(1)
+    expected = Model(models / "light", FEATURES).predict_labels([row])
+    assert finished(api, submit(api, [row], "/predict/label"))["prediction"] == expected
+    for path in ("/predict/test", "/predict/test/label"):
+        answer = api.get(path)
+        assert answer.status_code == 202
+        prediction = finished(api, answer.json()["job_id"])["prediction"]
+        assert len(prediction) == 1
+    assert prediction == expected
+
+
+def test_the_other_endpoints_answer_without_a_worker(stack: Stack) -> None:
+    api = stack.api()
+    assert api.get("/health").json() == {"status": "ok"}
+    assert api.get("/ready").json() == {"status": "ready"}
+    assert api.get("/metadata").json()["name"] == "digits_ensemble"
+    assert api.get("/label").json() == {str(digit): str(digit) for digit in range(10)}
+    assert api.get("/queue").json() == {"accepted": 0, "done": 0, "failed": 0, "pending": 0}
+    assert api.get("/openapi.json").status_code == 200
+
+
+BAD_BODIES = {
+    "nothing": b"",
+    "no object": b"[]",
+    "not JSON": b"{",
+    "missing field": b"{}",
+    "misspelt field": b'{"dat": [[ROW]]}',
+    "one field more": b'{"data": [[ROW]], "more": 1}',
+    "no rows": b'{"data": []}',
+    "an empty row": b'{"data": [[]]}',
+    "a row too short": b'{"data": [[1, 2]]}',
+    "a row too long": b'{"data": [[ROW, 1]]}',
+    "ragged rows": b'{"data": [[ROW], [1]]}',
+    "a row that is none": b'{"data": [1]}',
+    "NaN": b'{"data": [[NaN, TAIL]]}',
+    "infinity": b'{"data": [[Infinity, TAIL]]}',
+    "too large for a double": b'{"data": [[1e999, TAIL]]}',
+    "too white a pixel": b'{"data": [[16.1, TAIL]]}',
+    "too black a pixel": b'{"data": [[-0.1, TAIL]]}',
+    "true": b'{"data": [[true, TAIL]]}',
+    "a text": b'{"data": [["1.5", TAIL]]}',
+    "null": b'{"data": [[null, TAIL]]}',
+    "too many rows": b'{"data": [' + b"[ROW]," * 32 + b"[ROW]]}",
+    "not UTF-8": b'{"data": "\xff"}',
+    "deep": b"[" * 10_000,
+}
+
+
+def test_a_bad_body_is_refused_with_a_reason_and_never_becomes_a_job(stack: Stack) -> None:
+    api = stack.api()
+    tail = ", ".join(["1"] * 63).encode()
+    for name, template in BAD_BODIES.items():
+        body = template.replace(b"ROW", b"1, " + tail).replace(b"TAIL", tail)
+        for path in ("/predict", "/predict/label"):
+            answer = api.post(path, content=body)
+            assert answer.status_code == 422, (name, answer.text)
+            assert answer.json()["detail"], name
+            assert len(answer.content) < 5_000, name
+    assert api.post("/predict", content=b" " * 300_000).status_code == 413
+    assert stack.counts()["accepted"] == 0
+
+
+def test_an_unknown_job_is_404(stack: Stack) -> None:
+    api = stack.api()
+    for job_id in ("0" * 32, "x", "%2e%2e", "%00", "a" * 5_000, "jobs:counts", "%ff"):
+        assert api.get(f"/job/{job_id}").status_code == 404, job_id
+
+
+def test_a_result_expires_and_its_idempotency_key_with_it(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    stack.workers(1, RESULT_TTL_SECONDS="1")
+    body: dict[str, Any] = {
+        "json": {"data": [row]},
+        "headers": {"Idempotency-Key": "once"},
+    }
+    job_id = api.post("/predict", **body).json()["job_id"]
+    finished(api, job_id)
+    wait_until(lambda: api.get(f"/job/{job_id}").status_code == 404, "the result to expire")
+    wait_until(lambda: api.post("/predict", **body).json()["job_id"] != job_id, "the key to expire")
+
+
+# --- idempotency ----------------------------------------------------------------------------------
+
+
+def test_the_same_key_at_once_makes_one_job(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    headers = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(
+            threads.map(
+                lambda _: api.post("/predict", json={"data": [row]}, headers=headers), range(20)
+            )
+        )
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["job_id"] for answer in answers}) == 1
+    assert stack.counts() == {"accepted": 1, "done": 0, "failed": 0, "pending": 1}
+
+
+def test_a_key_that_comes_with_another_request_is_refused(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    headers = {"Idempotency-Key": "a key"}
+    assert api.post("/predict", json={"data": [row]}, headers=headers).status_code == 202
+    other = api.post("/predict", json={"data": [row, row]}, headers=headers)
+    assert other.status_code == 422
+    assert "Idempotency-Key" in other.json()["detail"]
+    assert api.post("/predict/label", json={"data": [row]}, headers=headers).status_code == 422
+    long_key = {"Idempotency-Key": "k" * 256}
+    assert api.post("/predict", json={"data": [row]}, headers=long_key).status_code == 422
+    assert stack.counts()["accepted"] == 1
+
+
+# --- the bound ------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_and_never_holds_more_than_its_bound(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api(MAX_PENDING_JOBS="10")
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(threads.map(lambda _: api.post("/predict", json={"data": [row]}), range(60)))
+    assert Counter(answer.status_code for answer in answers) == {202: 10, 503: 50}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+    assert stack.counts() == {"accepted": 10, "done": 0, "failed": 0, "pending": 10}
+    stack.workers(1)
+    stack.wait_until_finished()
+    assert api.post("/predict", json={"data": [row]}).status_code == 202
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+# The first pixel of an image to which the model below has no answer.
+UNANSWERABLE = 15.5
+
+
+class CountingModel(Model):
+    """Counts its calls, and how many rows it was given; fails on what the tests name."""
+
+    def predict(self, rows: list[list[float]]) -> Any:
+        self.calls = [*getattr(self, "calls", []), len(rows)]
+        if any(row[0] == POISON for row in rows):
+            raise RuntimeError("cannot predict this")
+        probabilities = super().predict(rows)
+        probabilities[[row[0] == UNANSWERABLE for row in rows]] = np.nan
+        return probabilities
+
+
+def worker_in_this_process(stack: Stack, **settings: Any) -> tuple[Worker, CountingModel]:
+    model = CountingModel(stack.models / "light", FEATURES)
+    worker = Worker(
+        Settings(redis_url=stack.redis.url, lease_seconds=LEASE_SECONDS, **settings), model
+    )
+    worker.join()
+    return worker, model
+
+
+def test_jobs_that_wait_are_one_call_of_the_model(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    ids = [submit(api, [row] * (1 + number % 3)) for number in range(10)]
+    worker, model = worker_in_this_process(stack)
+    worker.work()
+    assert model.calls == [19]
+    answers = [state(api, job_id) for job_id in ids]
+    assert [len(answer["prediction"]) for answer in answers] == [1 + n % 3 for n in range(10)]
+
+
+def test_a_batch_is_not_larger_than_its_setting(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    for _ in range(10):
+        submit(api, [row])
+    worker, model = worker_in_this_process(stack, batch_jobs=4)
+    for _ in range(3):
+        worker.work()
+    assert model.calls == [4, 4, 2]
+
+
+def test_a_job_on_which_the_model_fails_takes_no_other_with_it(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [first, row]) for first in (row, [POISON, *row[1:]], row)]
+    worker, _ = worker_in_this_process(stack)
+    worker.work()
+    assert [state(api, job_id)["status"] for job_id in ids] == ["done", "failed", "done"]
+    assert "RuntimeError" in state(api, ids[1])["reason"]
+    assert stack.counts() == {"accepted": 3, "done": 2, "failed": 1, "pending": 0}
+    assert [letter[b"job"].decode() for letter in stack.dead_letters()] == [ids[1]]
+
+
+def test_a_job_to_which_the_model_has_no_answer_fails(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    ids = [submit(api, [first, row]) for first in (row, [UNANSWERABLE, *row[1:]], row)]
+    worker, _ = worker_in_this_process(stack)
+    worker.work()
+    assert [state(api, job_id)["status"] for job_id in ids] == ["done", "failed", "done"]
+    assert "no answer" in state(api, ids[1])["reason"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"nothing": "of use"},
+        {"job": "a", "rows": "{"},
+        {"job": "a", "rows": "[]"},
+        {"job": "a", "rows": "[[1, 2]]"},
+        {"job": "a", "rows": '{"a": 1}'},
+        {"job": "a", "rows": "[[NaN" + ", 1" * 63 + "]]"},
+        {"job": "a", "rows": "[[3e38" + ", 1" * 63 + "]]"},
+        {"job": b"\xff", "rows": b"\xff"},
+        {"job": "a", "rows": "[" * 100_000},
+        {"job": "a", "rows": "[[1" + "0" * 400 + ", 1" * 63 + "]]"},
+    ],
+)
+def test_an_unreadable_entry_is_a_dead_letter_at_once(
+    stack: Stack, row: list[float], fields: dict[Any, Any]
+) -> None:
+    api = stack.api()
+    stack.redis.client.xadd(jobs.STREAM, fields)
+    job_id = submit(api, [row])
+    stack.workers(1)
+    assert finished(api, job_id)["status"] == "done"
+    (letter,) = stack.dead_letters()
+    assert letter[b"deliveries"] == b"1"
+    assert b"cannot be read" in letter[b"failure"]
+    assert stack.counts() == {"accepted": 1, "done": 1, "failed": 0, "pending": 0}
+
+
+def test_an_accepted_job_that_became_unreadable_fails_with_the_reason(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    job_id = submit(api, [row])
+    ((_, fields),) = stack.redis.client.xrange(jobs.STREAM)
+    stack.redis.client.delete(jobs.STREAM)
+    stack.redis.client.xadd(jobs.STREAM, fields | {b"rows": b"garbage"})
+    stack.workers(1)
+    found = finished(api, job_id)
+    assert found["status"] == "failed"
+    assert "cannot be read" in found["reason"]
+
+
+# --- what is killed -------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_a_worker_that_is_killed_in_a_batch_are_done_by_another(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(8)]
+    (worker,) = stack.workers(1, model="heavy")
+    wait_until(lambda: len(stack.held()) > 0, "the batch to begin")
+    worker.kill()
+    assert stack.counts()["pending"] == 8
+    stack.workers(1)
+    stack.wait_until_finished()
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    assert stack.counts() == {"accepted": 8, "done": 8, "failed": 0, "pending": 0}
+
+
+def test_a_job_that_kills_its_worker_is_given_up_after_three_deliveries_and_alone(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(10)]
+    poison = submit(api, [[POISON, *row[1:]]])
+    ids += [submit(api, [row]) for _ in range(10)]
+    (worker,) = stack.workers(1, FRAGILE)
+    deaths = 0
+    while stack.counts()["pending"]:
+        if not worker.is_alive():
+            deaths += 1
+            worker.start()
+        time.sleep(0.01)
+    assert deaths == 3
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    found = state(api, poison)
+    assert found["status"] == "failed"
+    assert found["reason"] == "given up after 3 deliveries"
+    (letter,) = stack.dead_letters()
+    assert (letter[b"job"].decode(), letter[b"deliveries"]) == (poison, b"3")
+    assert stack.counts() == {"accepted": 21, "done": 20, "failed": 1, "pending": 0}
+
+
+def test_a_worker_that_wakes_up_after_its_lease_finishes_nothing_twice(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(4)]
+    (zombie,) = stack.workers(1, model="heavy")
+    wait_until(lambda: len(stack.held()) == 4, "the batch to begin")
+    zombie.process.send_signal(signal.SIGSTOP)
+    stack.workers(1)
+    stack.wait_until_finished()
+    answers = [state(api, job_id) for job_id in ids]
+    zombie.process.send_signal(signal.SIGCONT)
+    extra = submit(api, [row])
+    finished(api, extra)
+    wait_until(lambda: "finished by others" in zombie.log.read_text(), "the zombie to notice")
+    assert [state(api, job_id) for job_id in ids] == answers
+    assert stack.counts() == {"accepted": 5, "done": 5, "failed": 0, "pending": 0}
+
+
+def test_a_long_batch_keeps_its_lease(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    job_id = submit(api, [row] * 32)
+    stack.workers(2, model="heavy", BATCH_JOBS="1")
+    wait_until(lambda: len(stack.held()) == 1, "the job to begin")
+    owner = stack.held()[0]["consumer"]
+    assert state(api, job_id)["status"] == "running"
+    idle_ms = [0]
+    while held := stack.held():
+        assert held[0]["consumer"] == owner
+        assert held[0]["times_delivered"] == 1
+        idle_ms.append(held[0]["time_since_delivered"])
+    assert state(api, job_id)["status"] == "done"
+    assert max(idle_ms) < 1000 * LEASE_SECONDS
+
+
+def test_sigterm_finishes_what_is_under_way_and_leaves_the_rest(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(6)]
+    (worker,) = stack.workers(1, model="heavy", BATCH_JOBS="3")
+    wait_until(lambda: len(stack.held()) == 3, "the batch to begin")
+    assert worker.stop() == 0
+    statuses = [state(api, job_id)["status"] for job_id in ids]
+    assert statuses in (["done"] * 3 + ["queued"] * 3, ["done"] * 6)
+    assert stack.held() == []
+    assert stack.redis.client.xinfo_consumers(jobs.STREAM, jobs.GROUP) == []
+
+
+def test_dead_consumers_are_removed_but_not_those_that_hold_jobs(
+    stack: Stack, row: list[float]
+) -> None:
+    worker, _ = worker_in_this_process(stack)
+    client = stack.redis.client
+    api = stack.api()
+    submit(api, [row])
+    client.xreadgroup(jobs.GROUP, "dead-with-a-job", {jobs.STREAM: ">"})
+    client.xreadgroup(jobs.GROUP, "dead", {jobs.STREAM: ">"})
+    wait_until(
+        lambda: all(
+            found["idle"] > 20 for found in client.xinfo_consumers(jobs.STREAM, jobs.GROUP)
+        ),
+        "the consumers to be idle",
+    )
+    jobs.forget_consumers(worker.redis, worker.name, 0.01)
+    names = [found["name"] for found in client.xinfo_consumers(jobs.STREAM, jobs.GROUP)]
+    assert names == [b"dead-with-a-job"]
+    assert len(stack.held()) == 1
+
+
+# --- what happens to Redis ------------------------------------------------------------------------
+
+
+def test_workers_create_the_group_again_when_redis_has_lost_it(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    stack.workers(1)
+    finished(api, submit(api, [row]))
+    stack.redis.client.flushall()
+    assert finished(api, submit(api, [row]))["status"] == "done"
+
+
+def test_a_redis_that_is_killed_comes_back_with_every_job(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(50)]
+    stack.redis.kill()
+    refused = api.post("/predict", json={"data": [row]})
+    assert refused.status_code == 503
+    assert "retry-after" in refused.headers
+    assert refused.elapsed.total_seconds() < 3
+    for path in ("/ready", f"/job/{ids[0]}", "/queue", "/predict/test"):
+        assert api.get(path).status_code == 503, path
+    assert api.get("/health").status_code == 200
+    # The workers start while there is no Redis, say so, and wait for it.
+    (worker,) = stack.workers(1)
+    wait_until(lambda: "Redis" in worker.log.read_text(), "the worker to say what it waits for")
+    stack.redis.start()
+    stack.wait_until_finished()
+    wait_until(lambda: api.get("/ready").status_code == 200, "the API to be ready again")
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    assert stack.counts() == {"accepted": 50, "done": 50, "failed": 0, "pending": 0}
+
+
+def test_a_redis_that_hangs_is_answered_503_within_the_deadline(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api(REDIS_DEADLINE_SECONDS="0.3")
+    assert api.get("/ready").status_code == 200
+    stack.redis.process.send_signal(signal.SIGSTOP)
+    try:
+        answer = api.post("/predict", json={"data": [row]})
+        assert answer.status_code == 503
+        assert answer.elapsed.total_seconds() < 2
+        assert api.get("/health").status_code == 200
+    finally:
+        stack.redis.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: api.get("/ready").status_code == 200, "the API to be ready again")
+
+
+def test_a_redis_without_memory_refuses_jobs_and_lets_workers_go_on(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    (first,) = stack.workers(1)
+    finished(api, submit(api, [row]))
+    first.stop()
+    ids = [submit(api, [row]) for _ in range(20)]
+    stack.redis.client.config_set("maxmemory", "1")
+    refused = api.post("/predict", json={"data": [row]})
+    assert refused.status_code == 503
+    assert "retry-after" in refused.headers
+    stack.workers(1)
+    stack.wait_until_finished()
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    stack.redis.client.config_set("maxmemory", "0")
+    assert finished(api, submit(api, [row]))["status"] == "done"
+    assert stack.counts() == {"accepted": 22, "done": 22, "failed": 0, "pending": 0}
+
+
+def test_accepted_is_done_and_failed_and_pending_at_every_instant(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    stack.workers(2)
+    with ThreadPoolExecutor(4) as threads:
+        requests = threads.map(lambda _: submit(api, [row]), range(300))
+        seen = 0
+        while stack.counts()["done"] < 300:
+            counts = api.get("/queue").json()
+            assert counts["accepted"] == counts["done"] + counts["failed"] + counts["pending"]
+            seen += 1
+        assert len(set(requests)) == 300
+    assert seen > 0
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("measure")
+    command = [sys.executable, "-m", f"{PACKAGE}.measure", "--quick", "--output", str(directory)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=200)
+    assert (directory / "measure.png").stat().st_size > 10_000
+    found: dict[str, Any] = json.loads((directory / "results.json").read_text())
+    return found
+
+
+def test_measure_finds_that_no_job_is_lost(results: dict[str, Any]) -> None:
+    assert results["holds"]
+    assert results["counts"]["lost"] == 0
+    assert results["counts"]["worker_kills"] > 0
+    assert results["control"]["lost"] > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lost": 1},
+        {"unaccounted": 1},
+        {"accepted_twice": 1},
+        {"poison_dead_lettered": 1},
+        {"failed": 3},
+        {"done": 0},
+    ],
+)
+def test_the_claim_does_not_hold_for_other_counts(
+    results: dict[str, Any], change: dict[str, int]
+) -> None:
+    assert measure.claim_holds(results["counts"])
+    assert not measure.claim_holds(results["counts"] | change)
+    assert not measure.claim_holds(results["counts"] | results["control"])
