@@ -1,0 +1,136 @@
+"""A proxy refuses at once what is too much, and sends nothing to a replica that keeps failing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+
+from .body import REFUSALS, REQUEST_BODY, UNAVAILABLE, refuse_invalid, rows_of
+from .guard import Guard
+from .model import Model
+from .row import FEATURES
+from .settings import Settings
+
+settings = Settings()
+Prediction = TypeVar("Prediction")
+
+
+class Probabilities(BaseModel):
+    """For each row the probability of each label, in the order of `/label`."""
+
+    prediction: list[list[float]]
+
+
+class Labels(BaseModel):
+    """For each row its most probable label."""
+
+    prediction: list[str]
+
+
+class Status(BaseModel):
+    """The state of the process."""
+
+    status: str
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Loads the model before the port is opened: who can connect can predict."""
+    app.state.model = Model(settings.model_directory, FEATURES)
+    # One thread: more would share the core, and every answer would take as much longer.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        app.state.thread = thread
+        yield
+
+
+app = FastAPI(
+    title="circuit_breaker_pattern", description=__doc__, version="0.1.0", lifespan=lifespan
+)
+app.add_middleware(
+    Guard,
+    max_requests_at_once=settings.max_requests_at_once,
+    max_body_bytes=settings.max_body_bytes,
+    body_deadline_seconds=settings.body_deadline_seconds,
+)
+app.exception_handler(RequestValidationError)(refuse_invalid)
+
+
+def model_of(request: Request) -> Model:
+    """Returns the model that the lifespan has loaded."""
+    model: Model = request.app.state.model
+    return model
+
+
+async def in_thread(
+    request: Request, predict: Callable[[list[list[float]]], Prediction], rows: list[list[float]]
+) -> Prediction:
+    """Predicts beside the event loop, which answers `/health` meanwhile."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(request.app.state.thread, predict, rows)
+
+
+def answer(content: Probabilities | Labels) -> Response:
+    """Serializes straight to bytes."""
+    return Response(content.model_dump_json(), media_type="application/json")
+
+
+# Routes are tried in the order in which they stand here, so the busy ones come first.
+@app.post("/predict", response_model=Probabilities, responses=REFUSALS, openapi_extra=REQUEST_BODY)
+async def predict(request: Request) -> Response:
+    """Predicts the probabilities of every row."""
+    rows = await rows_of(request)
+    probabilities = await in_thread(request, model_of(request).predict, rows)
+    return answer(Probabilities(prediction=probabilities.tolist()))
+
+
+@app.post("/predict/label", response_model=Labels, responses=REFUSALS, openapi_extra=REQUEST_BODY)
+async def predict_label(request: Request) -> Response:
+    """Predicts the label of every row."""
+    rows = await rows_of(request)
+    labels = await in_thread(request, model_of(request).predict_labels, rows)
+    return answer(Labels(prediction=labels))
+
+
+@app.get("/health")
+async def health() -> Status:
+    """The process lives."""
+    return Status(status="ok")
+
+
+@app.get("/ready", responses=UNAVAILABLE)
+async def ready(request: Request) -> Status:
+    """The model is loaded; a prediction would wait behind the callers', and busy is not broken."""
+    model_of(request)
+    return Status(status="ready")
+
+
+@app.get("/metadata", responses=UNAVAILABLE)
+async def metadata(request: Request) -> dict[str, Any]:
+    """What the model is, where it came from and how good it is."""
+    return model_of(request).metadata
+
+
+@app.get("/label", responses=UNAVAILABLE)
+async def label(request: Request) -> dict[int, str]:
+    """The labels by their index in a prediction."""
+    return dict(enumerate(model_of(request).labels))
+
+
+@app.get("/predict/test", response_model=Probabilities, responses=UNAVAILABLE)
+async def predict_test(request: Request) -> Response:
+    """Predicts the sample row of the metadata."""
+    model = model_of(request)
+    probabilities = await in_thread(request, model.predict, model.sample)
+    return answer(Probabilities(prediction=probabilities.tolist()))
+
+
+@app.get("/predict/test/label", response_model=Labels, responses=UNAVAILABLE)
+async def predict_test_label(request: Request) -> Response:
+    """Predicts the label of the sample row."""
+    model = model_of(request)
+    return answer(Labels(prediction=await in_thread(request, model.predict_labels, model.sample)))

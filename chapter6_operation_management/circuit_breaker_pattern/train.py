@@ -1,0 +1,211 @@
+# Copied from chapter4_serving_patterns/asynchronous_pattern/train.py
+"""Trains the digits classifier and writes it as ONNX with the metadata that the server checks."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MaxAbsScaler
+
+NAME = "digits_ensemble"
+VERSION = "1"
+SEED = 0
+SIDE = 8
+FEATURES = [f"pixel_{row}_{column}" for row in range(SIDE) for column in range(SIDE)]
+LABELS = [str(digit) for digit in range(10)]
+# One row takes about 10 ms with so many copies; the time grows with their number.
+COPIES = 2_000
+# Each training row is also learnt in so many warped copies.
+TRAINING_COPIES = 4
+# How far the copies are turned (radian), stretched and shifted (both in half images).
+TURN, STRETCH, SHIFT = 0.08, 0.05, 0.06
+# More copies change the mean by little, and scikit-learn takes a millisecond for each.
+EVALUATED_COPIES = 200
+# The first operators with AffineGrid, and a file format of the same year.
+OPSET = 20
+IR_VERSION = 9
+
+
+def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the rows and labels of digits to train on, then those to test on."""
+    digits = load_digits()
+    x_train, x_test, y_train, y_test = train_test_split(
+        digits.data.astype(np.float32),
+        digits.target,
+        test_size=0.3,
+        stratify=digits.target,
+        random_state=SEED,
+    )
+    return x_train, y_train, x_test, y_test
+
+
+def draw_warps(count: int, seed: int = SEED) -> np.ndarray:
+    """Draws affine warps [count, 2, 3] that turn, stretch and shift; the first one does nothing."""
+    random = np.random.default_rng(seed)
+    angle = random.normal(0, TURN, count)
+    scale = random.normal(1, STRETCH, count)
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    shift_x, shift_y = random.normal(0, SHIFT, (2, count))
+    warps = np.array([[cosine, -sine, shift_x], [sine, cosine, shift_y]]).transpose(2, 0, 1)
+    warps[0] = np.eye(2, 3)
+    return warps.astype(np.float32)
+
+
+def pixel_weights(warp: np.ndarray) -> np.ndarray:
+    """Returns a warp as a matrix [pixels, pixels]: rows of pixels times it are the warped rows.
+
+    It interpolates between the four nearest pixels, with black around the image, as ONNX's
+    GridSample does.
+    """
+    centres = (2 * np.arange(SIDE) + 1) / SIDE - 1
+    y, x = np.meshgrid(centres, centres, indexing="ij")
+    places = warp @ np.stack([x.ravel(), y.ravel(), np.ones(SIDE * SIDE)])
+    columns, rows = ((places + 1) * SIDE - 1) / 2
+    weights_x = np.maximum(0, 1 - np.abs(columns - np.arange(SIDE)[:, None]))
+    weights_y = np.maximum(0, 1 - np.abs(rows - np.arange(SIDE)[:, None]))
+    weights = np.einsum("yp,xp->yxp", weights_y, weights_x)
+    return np.reshape(weights, (SIDE * SIDE, SIDE * SIDE))
+
+
+def fit(x: np.ndarray, y: np.ndarray) -> Pipeline:
+    """Fits a scaler and a logistic regression on the rows and on warped copies of them."""
+    warps = draw_warps(1 + TRAINING_COPIES * len(x), SEED + 1)[1:]
+    copies = np.tile(x, (TRAINING_COPIES, 1))
+    warped = [row @ pixel_weights(warp) for row, warp in zip(copies, warps, strict=True)]
+    x_all = np.concatenate([x, np.array(warped, np.float32)])
+    # Few large steps: with many small ones the threads of BLAS wait for each other when the machine
+    # is busy, and 1 s becomes 20.
+    classifier = LogisticRegression(C=10, solver="newton-cg")
+    return make_pipeline(MaxAbsScaler(), classifier).fit(x_all, np.tile(y, 1 + TRAINING_COPIES))
+
+
+def predict(pipeline: Pipeline, warps: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Returns the mean of the probabilities of every warped copy of the rows."""
+    total = sum(pipeline.predict_proba(x @ pixel_weights(warp)) for warp in warps)
+    return np.asarray(total) / len(warps)
+
+
+def evaluate(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Scores probabilities of rows that were not trained on."""
+    return {
+        "accuracy": round(accuracy_score(y, probabilities.argmax(axis=1)), 4),
+        "log_loss": round(log_loss(y, probabilities), 4),
+    }
+
+
+def export(pipeline: Pipeline, warps: np.ndarray) -> bytes:
+    """Writes the ensemble as ONNX: float32 [rows, 64] in, float32 [rows, 10] probabilities out.
+
+    The graph scans over the warps; each step warps all rows alike and classifies them.
+    """
+    scaler, classifier = pipeline.named_steps.values()
+    constants = {
+        "warps": warps,
+        "first": np.array([0]),
+        "one_image": np.array([1, 1, SIDE, SIDE]),
+        "image_of_rows": np.array([1, -1, SIDE, SIDE]),
+        "rows_of_pixels": np.array([-1, SIDE * SIDE]),
+        # The scaler divides each pixel by a number, which the coefficients can do as well.
+        "weights": (classifier.coef_ / scaler.scale_).T.astype(np.float32),
+        "biases": classifier.intercept_.astype(np.float32),
+    }
+    step = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["warp", "first"], ["theta"]),
+            helper.make_node("AffineGrid", ["theta", "one_image"], ["grid"]),
+            # The rows are the channels of one image, because they are all warped alike.
+            helper.make_node("GridSample", ["image", "grid"], ["warped_image"]),
+            helper.make_node("Reshape", ["warped_image", "rows_of_pixels"], ["copy"]),
+            helper.make_node("Gemm", ["copy", "weights", "biases"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["copy_probabilities"]),
+        ],
+        "classify_copy",
+        [tensor("warp", [2, 3])],
+        [tensor("copy_probabilities", [None, len(LABELS)])],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["X", "image_of_rows"], ["image"]),
+            helper.make_node("Scan", ["warps"], ["each"], body=step, num_scan_inputs=1),
+            helper.make_node("ReduceMean", ["each", "first"], ["probabilities"], keepdims=0),
+        ],
+        NAME,
+        [tensor("X", [None, len(FEATURES)])],
+        [tensor("probabilities", [None, len(LABELS)])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = helper.make_opsetid("", OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def tensor(name: str, shape: list[int | None]) -> onnx.ValueInfoProto:
+    """Describes an input or output of the graph."""
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def write(directory: Path, name: str, content: bytes) -> None:
+    """Replaces a file as a whole, so that a server never reads half of one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{name}.partial"
+    partial.write_bytes(content)
+    partial.replace(directory / name)
+
+
+def train(output: Path, copies: int) -> dict[str, float]:
+    """Writes the model that classifies so many copies of a row; returns how good it is."""
+    x_train, y_train, x_test, y_test = load()
+    pipeline = fit(x_train, y_train)
+    warps = draw_warps(copies)
+    metrics = evaluate(predict(pipeline, warps[:EVALUATED_COPIES], x_test), y_test)
+    without_copies = evaluate(predict(pipeline, warps[:1], x_test), y_test)
+    model = export(pipeline, warps)
+    metadata = {
+        "name": NAME,
+        "version": VERSION,
+        "file": "model.onnx",
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "input": {"name": "X", "shape": [None, len(FEATURES)], "features": FEATURES},
+        "output": {"name": "probabilities", "shape": [None, len(LABELS)]},
+        "labels": LABELS,
+        "copies": len(warps),
+        "sample": x_test[:1].tolist(),
+        "metrics": metrics,
+        "metrics_without_copies": without_copies,
+        "training_data_sha256": hashlib.sha256(x_train.tobytes() + y_train.tobytes()).hexdigest(),
+    }
+    # The model comes first: metadata that is there always describes a model that is there.
+    write(output, "model.onnx", model)
+    write(output, "metadata.json", json.dumps(metadata, indent=2).encode())
+    return metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "models")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=COPIES,
+        help="warped copies that a row is classified in: the time grows with them; 1 is light",
+    )
+    arguments = parser.parse_args()
+    if arguments.copies < 1:
+        parser.error("--copies is at least 1")
+    metrics = train(arguments.output, arguments.copies)
+    Console().print(f"{NAME} version {VERSION} is in {arguments.output}:", metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""circuit_breaker_pattern: real replicas behind a real Envoy with the shipped configuration."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+from sklearn.datasets import load_digits
+
+from chapter6_operation_management.circuit_breaker_pattern.measure import (
+    ERRORS,
+    HERE,
+    LIMIT,
+    ejection,
+    model_calls,
+    prediction,
+    proxy,
+    replica,
+)
+from tools import mesh
+from tools.load import Run, closed_loop
+from tools.proxy import Proxy, fetch, shipped, without
+from tools.server import Server
+
+CLUSTER = "cluster.outbound|8000||predictor"
+DEADLINE_SECONDS = 30.0
+FALLBACK = {"prediction": None, "fallback": True}
+ASKS = {"x-fallback": "allow"}
+ROW = [0.0] * 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model() -> None:
+    """The model that `make train` leaves behind."""
+    if not (HERE / "models/metadata.json").exists():
+        subprocess.run([sys.executable, "train.py"], cwd=HERE, check=True)
+
+
+@pytest.fixture(scope="module")
+def pair(model: None) -> Iterator[list[Server]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(replica()) for _ in range(2)]
+
+
+@pytest.fixture
+def proxied(pair: list[Server]) -> Iterator[Proxy]:
+    with proxy(shipped(HERE), *pair) as running:
+        yield running
+
+
+@pytest.fixture
+def client(proxied: Proxy) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=proxied.url, timeout=DEADLINE_SECONDS, trust_env=False) as client:
+        yield client
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
+        time.sleep(0.02)
+
+
+def in_a_loop(url: str, connections: int, count: int) -> Run:
+    return asyncio.run(
+        closed_loop(
+            prediction(url),
+            connections=connections,
+            count=count,
+            deadline_seconds=DEADLINE_SECONDS,
+        )
+    )
+
+
+@contextmanager
+def standing_still(replicas: list[Server]) -> Iterator[None]:
+    """What the replicas accept meanwhile is under way until they go on."""
+    try:
+        for each in replicas:
+            os.kill(each.pid, signal.SIGSTOP)
+        yield
+    finally:
+        for each in replicas:
+            os.kill(each.pid, signal.SIGCONT)
+
+
+def with_timeout(config: Any, timeout: str) -> Any:
+    """The same configuration for a test that has to decide itself how long requests take."""
+    (listener,) = config["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (virtual_host,) = manager["route_config"]["virtual_hosts"]
+    for route in virtual_host["routes"]:
+        route["route"]["timeout"] = timeout
+    return config
+
+
+def burst(
+    running: Proxy, replicas: list[Server], asking: int, not_asking: int, refused: int
+) -> list[httpx.Response]:
+    """Sends all at once to replicas that go on when so many are refused and the rest accepted."""
+    limits = httpx.Limits(max_connections=None)
+    everybody = [ASKS] * asking + [{}] * not_asking
+    with (
+        httpx.Client(
+            base_url=running.url, limits=limits, timeout=DEADLINE_SECONDS, trust_env=False
+        ) as client,
+        ThreadPoolExecutor(len(everybody)) as pool,
+    ):
+        with standing_still(replicas):
+            sent = [
+                pool.submit(client.post, "/predict", json={"data": [ROW]}, headers=headers)
+                for headers in everybody
+            ]
+            eventually(lambda: sum(future.done() for future in sent) >= refused, "refused")
+            under_way = len(sent) - refused
+            eventually(
+                lambda: running.stat(f"{CLUSTER}.upstream_rq_active") == under_way, "accepted"
+            )
+        return [future.result() for future in sent]
+
+
+# The contract, through the mesh ----------------------------------------------------------------
+
+
+def test_every_row_is_answered_as_the_model_says(client: httpx.Client) -> None:
+    rows = load_digits().data[:32].astype(np.float32)
+    session = onnxruntime.InferenceSession(HERE / "models/model.onnx")
+    (expected,) = session.run(["probabilities"], {"X": rows})
+    answered = client.post("/predict", json={"data": rows.tolist()}).json()["prediction"]
+    assert np.allclose(answered, expected, rtol=0, atol=1e-5)
+    labels = client.post("/predict/label", json={"data": rows.tolist()}).json()["prediction"]
+    assert labels == [str(digit) for digit in expected.argmax(axis=1)]
+
+
+def test_the_other_endpoints_answer(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert client.get("/metadata").json()["name"] == "digits_ensemble"
+    assert client.get("/label").json() == {str(digit): str(digit) for digit in range(10)}
+    ((probabilities),) = client.get("/predict/test").json()["prediction"]
+    assert len(probabilities) == 10
+    assert client.get("/predict/test/label").json()["prediction"] in [[str(d)] for d in range(10)]
+    assert client.get("/nowhere").status_code == 404
+
+
+BAD_BODIES = {
+    "no body": "",
+    "not JSON": "{",
+    "no field": "{}",
+    "another field": json.dumps({"dat": [ROW]}),
+    "one field too many": json.dumps({"data": [ROW], "more": 1}),
+    "no rows": '{"data": []}',
+    "an empty row": '{"data": [[]]}',
+    "too narrow": json.dumps({"data": [ROW[1:]]}),
+    "too wide": json.dumps({"data": [[*ROW, 0.0]]}),
+    "ragged": json.dumps({"data": [ROW, ROW[1:]]}),
+    "too many rows": json.dumps({"data": [ROW] * 33}),
+    "NaN": json.dumps({"data": [[*ROW[1:], float("nan")]]}),
+    "infinity": json.dumps({"data": [[*ROW[1:], float("inf")]]}),
+    "whiter than white": json.dumps({"data": [[*ROW[1:], 16.1]]}),
+    "blacker than black": json.dumps({"data": [[*ROW[1:], -0.1]]}),
+    "pixels of which the model makes NaN": json.dumps({"data": [[3e38] * 64]}),
+    "larger than float32": json.dumps({"data": [[*ROW[1:], 1e39]]}),
+    "true": json.dumps({"data": [[*ROW[1:], True]]}),
+    "a text": json.dumps({"data": [[*ROW[1:], "1.5"]]}),
+    "null": json.dumps({"data": [[*ROW[1:], None]]}),
+}
+
+
+def test_bad_input_is_refused_with_the_reason_and_ejects_nobody(
+    client: httpx.Client, proxied: Proxy, pair: list[Server]
+) -> None:
+    calls = model_calls(pair)
+    for name, body in BAD_BODIES.items():
+        answer = client.post("/predict", content=body, headers=ASKS)
+        assert (name, answer.status_code) == (name, 422)
+        assert len(answer.content) < 3_000
+        assert answer.json()["detail"]
+    large = client.post("/predict", content=b" " * 300_000)
+    assert (large.status_code, large.json()) == (
+        413,
+        {"detail": "the body is larger than 262144 bytes"},
+    )
+    assert model_calls(pair) == calls
+    assert proxied.stat(f"{CLUSTER}.outlier_detection.ejections_enforced_total") == 0
+    assert proxied.stat(f"{CLUSTER}.upstream_rq_retry") == 0
+
+
+def test_a_busy_replica_says_that_it_lives(pair: list[Server]) -> None:
+    def calls() -> int:
+        return model_calls(pair[:1])
+
+    before = calls()
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(in_a_loop, pair[0].url, 100, 100)
+        eventually(lambda: calls() > before, "it predicts")
+        assert fetch(f"{pair[0].url}/health") == {"status": "ok"}
+        assert fetch(f"{pair[0].url}/ready") == {"status": "ready"}
+        assert calls() - before < 100
+        assert load.result().statuses == {200: 100}
+
+
+# The limit -------------------------------------------------------------------------------------
+
+
+def test_what_is_above_the_limit_is_refused_and_never_reaches_a_replica(
+    pair: list[Server],
+) -> None:
+    calls = model_calls(pair)
+    with proxy(with_timeout(shipped(HERE), "30s"), *pair) as running:
+        answers = burst(running, pair, 0, LIMIT + 24, refused=24)
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert Counter(answer.status_code for answer in answers) == {200: LIMIT, 503: 24}
+        assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+        assert {answer.headers["content-type"] for answer in refused} == {"application/json"}
+        assert all("more requests at once" in answer.json()["detail"] for answer in refused)
+        assert running.stat(f"{CLUSTER}.upstream_rq_active_overflow") + running.stat(
+            f"{CLUSTER}.upstream_rq_pending_overflow"
+        ) == len(refused)
+        assert running.stat(f"{CLUSTER}.upstream_rq_retry") == 0
+        assert running.stat(f"{CLUSTER}.outlier_detection.ejections_enforced_total") == 0
+    assert model_calls(pair) - calls == LIMIT
+
+
+def test_the_fallback_is_only_for_callers_who_ask_for_it(pair: list[Server]) -> None:
+    with proxy(with_timeout(shipped(HERE), "30s"), *pair) as running:
+        answers = burst(running, pair, 30, 30, refused=60 - LIMIT)
+    asked, others = answers[:30], answers[30:]
+    served = [answer for answer in answers if answer.headers.get("x-fallback") == "served"]
+    assert served
+    assert {answer.status_code for answer in asked} == {200}
+    assert [answer for answer in asked if answer.json() == FALLBACK] == served
+    assert 503 in {answer.status_code for answer in others}
+    assert sum("prediction" in answer.json() for answer in answers) - len(served) == LIMIT
+
+
+def test_at_the_limit_nobody_is_refused(proxied: Proxy, pair: list[Server]) -> None:
+    calls = model_calls(pair)
+    assert in_a_loop(proxied.url, LIMIT, 300).statuses == {200: 300}
+    assert model_calls(pair) - calls == 300
+    assert proxied.stat(f"{CLUSTER}.upstream_rq_active_overflow") == 0
+    assert proxied.stat(f"{CLUSTER}.upstream_rq_pending_overflow") == 0
+
+
+def test_far_above_the_limit_every_request_is_answered_or_refused(
+    proxied: Proxy, pair: list[Server]
+) -> None:
+    calls = model_calls(pair)
+    run = in_a_loop(proxied.url, 4 * LIMIT, 3_000)
+    assert set(run.statuses) == {200, 503}
+    assert run.statuses.total() == run.sent
+    assert model_calls(pair) - calls == run.statuses[200]
+    overflows = [f"{CLUSTER}.upstream_rq_{kind}_overflow" for kind in ("active", "pending")]
+    assert sum(map(proxied.stat, overflows)) == run.statuses[503]
+    assert proxied.stat(f"{CLUSTER}.upstream_rq_retry") == 0
+
+
+def test_without_the_limit_nobody_is_refused_and_all_of_it_reaches_the_replicas(
+    pair: list[Server],
+) -> None:
+    calls = model_calls(pair)
+    with proxy(with_timeout(without(HERE, "connectionPool"), "30s"), *pair) as running:
+        answers = burst(running, pair, 0, LIMIT + 24, refused=0)
+    assert {answer.status_code for answer in answers} == {200}
+    assert model_calls(pair) - calls == LIMIT + 24
+
+
+def test_the_limit_leaves_two_requests_at_once_to_each_of_the_most_replicas() -> None:
+    autoscaler = yaml.safe_load((HERE / "manifests/hpa.yml").read_text("utf-8"))
+    assert autoscaler["spec"]["maxReplicas"] * 2 == LIMIT
+
+
+# A replica that fails --------------------------------------------------------------------------
+
+
+def test_a_failing_replica_is_ejected_after_exactly_its_errors_and_comes_back(
+    pair: list[Server],
+) -> None:
+    found = ejection(shipped(HERE), pair[0], watch_seconds=8)
+    assert found["errors_until_ejection"] == ERRORS
+    assert found["client_errors_while_ejected"] == 0
+    assert found["returned_after_seconds"] >= 5
+
+
+def test_without_detection_a_failing_replica_goes_on_failing(pair: list[Server]) -> None:
+    found = ejection(without(HERE, "outlierDetection"), pair[0])
+    assert found["errors_until_ejection"] > ERRORS
+    # The second try still hides it.
+    assert found["client_errors_while_ejected"] == 0
+
+
+def test_without_detection_and_second_try_the_callers_see_the_errors(pair: list[Server]) -> None:
+    found = ejection(without(HERE, "outlierDetection", "retries"), pair[0])
+    assert found["client_errors_while_ejected"] >= found["errors_until_ejection"] > ERRORS
+
+
+def test_without_a_second_try_the_callers_see_exactly_the_errors_until_the_ejection(
+    pair: list[Server],
+) -> None:
+    found = ejection(without(HERE, "retries"), pair[0], watch_seconds=1)
+    assert found["errors_until_ejection"] == ERRORS
+    assert found["client_errors_while_ejected"] == ERRORS
+
+
+def test_a_killed_replica_costs_no_caller_an_error(pair: list[Server]) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        replica() as other,
+        proxy(shipped(HERE), pair[0], other) as running,
+    ):
+        load = pool.submit(in_a_loop, running.url, 4, 400)
+        eventually(lambda: fetch(f"{other.url}/calls") >= 20, "it has predicted")
+        other.kill()
+        assert load.result().statuses == {200: 400}
+        assert running.stat(f"{CLUSTER}.outlier_detection.ejections_enforced_consecutive_5xx") == 1
+
+
+def test_a_replica_that_is_asked_to_stop_under_load_loses_no_request(pair: list[Server]) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        replica() as other,
+        proxy(shipped(HERE), pair[0], other) as running,
+    ):
+        load = pool.submit(in_a_loop, running.url, 8, 400)
+        eventually(lambda: fetch(f"{other.url}/calls") >= 20, "it has predicted")
+        other.terminate()
+        assert load.result().statuses == {200: 400}
+        assert other.wait(DEADLINE_SECONDS) in {0, -signal.SIGTERM}
+
+
+def test_without_any_replica_the_answer_says_so_or_is_the_fallback(pair: list[Server]) -> None:
+    with ExitStack() as stack:
+        gone = [stack.enter_context(replica("arms:failing")) for _ in range(2)]
+        running = stack.enter_context(proxy(shipped(HERE), *gone))
+        for each in gone:
+            each.kill()
+        client = stack.enter_context(httpx.Client(base_url=running.url, trust_env=False))
+        for _ in range(2 * ERRORS):
+            refused = client.post("/predict", json={"data": [ROW]})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json() == {"detail": "no replica can be reached"}
+            served = client.post("/predict", json={"data": [ROW]}, headers=ASKS)
+            assert (served.status_code, served.json()) == (200, FALLBACK)
+
+
+def test_replicas_that_hang_cost_a_caller_the_timeout_and_no_second_try(
+    pair: list[Server], proxied: Proxy, client: httpx.Client
+) -> None:
+    with standing_still(pair):
+        assert client.post("/predict", json={"data": [ROW]}).status_code == 504
+        served = client.post("/predict", json={"data": [ROW]}, headers=ASKS)
+    assert (served.status_code, served.json()) == (200, FALLBACK)
+    assert proxied.stat(f"{CLUSTER}.upstream_rq_timeout") == 2
+    assert proxied.stat(f"{CLUSTER}.upstream_rq_retry") == 0
+
+
+# What is shipped -------------------------------------------------------------------------------
+
+
+def test_the_envoy_configuration_is_what_the_manifests_translate_to() -> None:
+    assert (HERE / "envoy.yaml").read_text("utf-8") == mesh.translate(HERE)
+
+
+def test_the_measurement_holds(tmp_path: Path) -> None:
+    module = "chapter6_operation_management.circuit_breaker_pattern.measure"
+    command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path)]
+    ended = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert results["holds"]
+    assert results["counts"]["lost"] == 0 < results["control"]["lost"]
+    assert results["control"]["model_calls_for_nobody"] > 0
+    assert results["control"]["errors_until_ejection"] > ERRORS
+    assert results["control"]["client_errors_while_ejected"] > 0
+    assert (tmp_path / "measure.png").stat().st_size > 0
