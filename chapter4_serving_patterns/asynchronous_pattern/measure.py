@@ -292,14 +292,21 @@ def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
                 redis.client.rpush(POPPED_LIST, *part)
                 half = len(part) // 2
                 wait_until(partial(is_shorter, redis, half), "half of the list to be popped", 60)
-                alive = [worker for worker in workers if worker.is_alive()]
-                alive[chance.integers(len(alive))].process.kill()
+                wait_until(partial(kill_one, workers, chance), "a worker to kill", 60)
             wait_until(partial(is_shorter, redis, 1), "an empty list", 60)
             done = partial(redis.client.dbsize)
             wait_until_steady(done)
         finally:
             stopping.set()
         return size.jobs - int(done())
+
+
+def kill_one(workers: list[Child], chance: np.random.Generator) -> bool:
+    """Kills a worker, unless all have just died of a job that kills its worker."""
+    alive = [worker for worker in workers if worker.is_alive()]
+    if alive:
+        alive[chance.integers(len(alive))].process.kill()
+    return bool(alive)
 
 
 def is_shorter(redis: RedisChild, length: int) -> bool:
@@ -424,7 +431,10 @@ def main() -> int:
         figures=figures,
         control=control,
         # A wide margin: the same model 50 times slower makes a synchronous answer 50 times slower.
-        holds=claim_holds(counts) and control["lost"] > 0 and figures["ack_p99_ratio"] < 5,
+        # The one round of a quick run is too short to judge a time by.
+        holds=claim_holds(counts)
+        and control["lost"] > 0
+        and (arguments.quick or figures["ack_p99_ratio"] < 5),
         targets={
             "lost": ("==", 0),
             "poison_dead_lettered": ("==", 2),
