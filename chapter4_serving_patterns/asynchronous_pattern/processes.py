@@ -65,14 +65,20 @@ class Child:
 class RedisChild(Child):
     """A Redis server with the options of docker-compose.yml, on a free port."""
 
-    def __init__(self, directory: Path, options: list[str], cpus: set[int] | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: list[str],
+        cpus: set[int] | None,
+        env: Mapping[str, str] | None,
+    ) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client: Any = Redis.from_url(self.url)
         here = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)]
-        append_only = ["--appendonly", "yes", "--appendfsync", "everysec"]
+        append_only = ["--appendonly", "yes", "--appendfsync", "always"]
         server = str(find("redis:8.0"))
-        super().__init__([server, *here, *append_only, *options], directory, {}, cpus)
+        super().__init__([server, *here, *append_only, *options], directory, env or {}, cpus)
 
     def start(self) -> None:
         """Starts the server and waits until it has read its file."""
@@ -101,13 +107,19 @@ def wait_until(
 
 
 @contextmanager
-def run_redis(directory: Path, *options: str, cpus: set[int] | None = None) -> Iterator[RedisChild]:
+def run_redis(
+    directory: Path,
+    *options: str,
+    cpus: set[int] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[RedisChild]:
     """Runs a Redis server whose append-only file is in the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    redis = RedisChild(directory, list(options), cpus)
+    redis = RedisChild(directory, list(options), cpus, env)
     try:
         yield redis
     finally:
+        redis.client.close()
         redis.kill()
 
 

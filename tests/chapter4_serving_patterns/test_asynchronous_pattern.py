@@ -1,6 +1,8 @@
 """Tests of the asynchronous pattern: real Redis, real API, real workers, and what kills them."""
 
+import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from redis import ResponseError
+from redis.asyncio import Redis as AsyncRedis
 
 from chapter4_serving_patterns.asynchronous_pattern import measure, train
 from chapter4_serving_patterns.asynchronous_pattern.app import jobs
@@ -561,6 +564,45 @@ def test_a_redis_that_is_killed_comes_back_with_every_job(stack: Stack, row: lis
     wait_until(lambda: api.get("/ready").status_code == 200, "the API to be ready again")
     assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
     assert stack.counts() == {"accepted": 50, "done": 50, "failed": 0, "pending": 0}
+
+
+# Loaded into Redis, it makes every wait for the disk take half a second.
+SLOW_DISK = """
+#include <sys/syscall.h>
+#include <unistd.h>
+int fdatasync(int file) { usleep(500000); return syscall(SYS_fdatasync, file); }
+"""
+
+
+async def accept_for(seconds: float, redis_url: str, row: list[float]) -> list[str]:
+    """Has jobs accepted, ten at a time, and returns the ids of those that were."""
+    ids: list[str] = []
+    async with AsyncRedis.from_url(redis_url) as redis:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            several = [jobs.enqueue(redis, "label", [row], None, 100_000) for _ in range(10)]
+            ids += await asyncio.gather(*several)
+            await asyncio.sleep(0.01)
+    return ids
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"), reason="a slow disk needs Linux and cc"
+)
+@pytest.mark.parametrize(("options", "loses"), [([], False), (["--appendfsync", "everysec"], True)])
+def test_a_redis_that_is_killed_on_a_slow_disk_loses_a_job_only_if_it_does_not_wait_for_it(
+    tmp_path: Path, row: list[float], options: list[str], loses: bool
+) -> None:
+    library = tmp_path / "slow_disk.so"
+    compiler = ["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(compiler, input=SLOW_DISK, text=True, check=True)
+    with run_redis(tmp_path / "redis", *options, env={"LD_PRELOAD": str(library)}) as redis:
+        ids = asyncio.run(accept_for(2, redis.url, row))
+        redis.kill()
+        redis.start()
+        lost = [job_id for job_id in ids if not redis.client.exists(jobs.record_of(job_id))]
+    assert ids
+    assert bool(lost) == loses
 
 
 def test_a_redis_that_hangs_is_answered_503_within_the_deadline(
