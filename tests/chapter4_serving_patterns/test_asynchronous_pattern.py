@@ -566,18 +566,19 @@ def test_a_redis_that_is_killed_comes_back_with_every_job(stack: Stack, row: lis
     assert stack.counts() == {"accepted": 50, "done": 50, "failed": 0, "pending": 0}
 
 
-# Loaded into Redis, it makes every wait for the disk take half a second.
+# Loaded into Redis, it makes every wait for the disk take three seconds. With `everysec` one begins
+# within the first second, and for two seconds Redis does not write meanwhile.
 SLOW_DISK = """
 #include <sys/syscall.h>
 #include <unistd.h>
-int fdatasync(int file) { usleep(500000); return syscall(SYS_fdatasync, file); }
+int fdatasync(int file) { sleep(3); return syscall(SYS_fdatasync, file); }
 """
 
 
 async def accept_for(seconds: float, redis_url: str, row: list[float]) -> list[str]:
     """Has jobs accepted, ten at a time, and returns the ids of those that were."""
     ids: list[str] = []
-    async with AsyncRedis.from_url(redis_url) as redis:
+    async with AsyncRedis.from_url(redis_url, socket_timeout=30) as redis:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             several = [jobs.enqueue(redis, "label", [row], None, 100_000) for _ in range(10)]
@@ -597,7 +598,7 @@ def test_a_redis_that_is_killed_on_a_slow_disk_loses_a_job_only_if_it_does_not_w
     compiler = ["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     subprocess.run(compiler, input=SLOW_DISK, text=True, check=True)
     with run_redis(tmp_path / "redis", *options, env={"LD_PRELOAD": str(library)}) as redis:
-        ids = asyncio.run(accept_for(2, redis.url, row))
+        ids = asyncio.run(accept_for(1.5, redis.url, row))
         redis.kill()
         redis.start()
         lost = [job_id for job_id in ids if not redis.client.exists(jobs.record_of(job_id))]
