@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -316,27 +316,28 @@ def test_without_a_second_try_the_callers_see_exactly_the_errors_until_the_eject
     assert found["client_errors_while_ejected"] == ERRORS
 
 
-def test_a_killed_replica_costs_no_caller_an_error(pair: list[Server]) -> None:
+@contextmanager
+def under_load(steady: Server, connections: int) -> Iterator[tuple[Proxy, Server, Future[Run]]]:
+    """Runs a second replica that has begun to predict; gives the proxy, it, and the load of 400."""
     with (
         ThreadPoolExecutor(1) as pool,
         replica() as other,
-        proxy(shipped(HERE), pair[0], other) as running,
+        proxy(shipped(HERE), steady, other) as running,
     ):
-        load = pool.submit(in_a_loop, running.url, 4, 400)
+        load = pool.submit(in_a_loop, running.url, connections, 400)
         eventually(lambda: fetch(f"{other.url}/calls") >= 20, "it has predicted")
+        yield running, other, load
+
+
+def test_a_killed_replica_costs_no_caller_an_error(pair: list[Server]) -> None:
+    with under_load(pair[0], 4) as (running, other, load):
         other.kill()
         assert load.result().statuses == {200: 400}
         assert running.stat(f"{CLUSTER}.outlier_detection.ejections_enforced_consecutive_5xx") == 1
 
 
 def test_a_replica_that_is_asked_to_stop_under_load_loses_no_request(pair: list[Server]) -> None:
-    with (
-        ThreadPoolExecutor(1) as pool,
-        replica() as other,
-        proxy(shipped(HERE), pair[0], other) as running,
-    ):
-        load = pool.submit(in_a_loop, running.url, 8, 400)
-        eventually(lambda: fetch(f"{other.url}/calls") >= 20, "it has predicted")
+    with under_load(pair[0], 8) as (_, other, load):
         other.terminate()
         assert load.result().statuses == {200: 400}
         assert other.wait(DEADLINE_SECONDS) in {0, -signal.SIGTERM}

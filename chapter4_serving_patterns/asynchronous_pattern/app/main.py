@@ -49,12 +49,6 @@ class Counts(BaseModel):
     pending: int
 
 
-class Status(BaseModel):
-    """The state of the process."""
-
-    status: str
-
-
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Reads what the model is, without loading it: only the workers predict."""
@@ -70,12 +64,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(title="asynchronous_pattern", description=__doc__, version="0.1.0", lifespan=lifespan)
-app.add_middleware(
-    Guard,
-    max_requests_at_once=settings.max_requests_at_once,
-    max_body_bytes=settings.max_body_bytes,
-    body_deadline_seconds=settings.body_deadline_seconds,
-)
+app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
 
@@ -125,17 +114,17 @@ async def accept(
 
 
 @app.get("/health")
-async def health() -> Status:
+async def health() -> dict[str, str]:
     """The process lives."""
-    return Status(status="ok")
+    return {"status": "ok"}
 
 
 @app.get("/ready", responses=UNAVAILABLE)
-async def ready(request: Request) -> Status:
+async def ready(request: Request) -> dict[str, str]:
     """Redis answers, so jobs can be accepted; whether somebody works is not the API's concern."""
     async with within_deadline():
         await redis_of(request).ping()
-    return Status(status="ready")
+    return {"status": "ready"}
 
 
 @app.get("/metadata", responses=UNAVAILABLE)

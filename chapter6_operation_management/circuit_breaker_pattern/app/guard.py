@@ -6,6 +6,8 @@ import asyncio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .settings import Settings
+
 # A client that is still sending when it is refused reads the refusal only if nobody resets the
 # connection, so what it sends within this time is read and thrown away.
 LINGER_SECONDS = 1.0
@@ -24,17 +26,9 @@ class Guard:
     BaseHTTPMiddleware adds a task and two streams to every request.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        max_requests_at_once: int,
-        max_body_bytes: int,
-        body_deadline_seconds: float,
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
-        self.max_requests_at_once = max_requests_at_once
-        self.max_body_bytes = max_body_bytes
-        self.body_deadline_seconds = body_deadline_seconds
+        self.settings = settings
         self.requests_at_once = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +36,7 @@ class Guard:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self.app(scope, receive, send)
             return
-        if self.requests_at_once >= self.max_requests_at_once:
+        if self.requests_at_once >= self.settings.max_requests_at_once:
             await refuse(scope, receive, send, 503, "too many requests at once")
             return
         self.requests_at_once += 1
@@ -50,11 +44,13 @@ class Guard:
             try:
                 body = await self.read_body(scope, receive)
             except BodyTooLargeError:
-                detail = f"the body is larger than {self.max_body_bytes} bytes"
+                detail = f"the body is larger than {self.settings.max_body_bytes} bytes"
                 await refuse(scope, receive, send, 413, detail)
                 return
             except TimeoutError:
-                detail = f"the body was not complete after {self.body_deadline_seconds} seconds"
+                detail = (
+                    f"the body was not complete after {self.settings.body_deadline_seconds} seconds"
+                )
                 await refuse(scope, receive, send, 408, detail)
                 return
             if body is not None:
@@ -73,16 +69,16 @@ class Guard:
         length = headers.get(b"content-length")
         if length is None and b"transfer-encoding" not in headers:
             return b""
-        if length is not None and int(length) > self.max_body_bytes:
+        if length is not None and int(length) > self.settings.max_body_bytes:
             raise BodyTooLargeError
         body = bytearray()
-        async with asyncio.timeout(self.body_deadline_seconds):
+        async with asyncio.timeout(self.settings.body_deadline_seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     return None
                 body.extend(message.get("body", b""))
-                if len(body) > self.max_body_bytes:
+                if len(body) > self.settings.max_body_bytes:
                     raise BodyTooLargeError
                 if not message.get("more_body", False):
                     return bytes(body)

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 
+from .answer import Labels, Probabilities, answer
 from .body import REFUSALS, REQUEST_BODY, UNAVAILABLE, refuse_invalid, rows_of
 from .guard import Guard
 from .model import Model
@@ -18,24 +18,6 @@ from .settings import Settings
 
 settings = Settings()
 Prediction = TypeVar("Prediction")
-
-
-class Probabilities(BaseModel):
-    """For each row the probability of each label, in the order of `/label`."""
-
-    prediction: list[list[float]]
-
-
-class Labels(BaseModel):
-    """For each row its most probable label."""
-
-    prediction: list[str]
-
-
-class Status(BaseModel):
-    """The state of the process."""
-
-    status: str
 
 
 @asynccontextmanager
@@ -51,12 +33,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(
     title="circuit_breaker_pattern", description=__doc__, version="0.1.0", lifespan=lifespan
 )
-app.add_middleware(
-    Guard,
-    max_requests_at_once=settings.max_requests_at_once,
-    max_body_bytes=settings.max_body_bytes,
-    body_deadline_seconds=settings.body_deadline_seconds,
-)
+app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
 
@@ -72,11 +49,6 @@ async def in_thread(
     """Predicts beside the event loop, which answers `/health` meanwhile."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(request.app.state.thread, predict, rows)
-
-
-def answer(content: Probabilities | Labels) -> Response:
-    """Serializes straight to bytes."""
-    return Response(content.model_dump_json(), media_type="application/json")
 
 
 # Routes are tried in the order in which they stand here, so the busy ones come first.
@@ -97,16 +69,16 @@ async def predict_label(request: Request) -> Response:
 
 
 @app.get("/health")
-async def health() -> Status:
+async def health() -> dict[str, str]:
     """The process lives."""
-    return Status(status="ok")
+    return {"status": "ok"}
 
 
 @app.get("/ready", responses=UNAVAILABLE)
-async def ready(request: Request) -> Status:
+async def ready(request: Request) -> dict[str, str]:
     """The model is loaded; a prediction would wait behind the callers', and busy is not broken."""
     model_of(request)
-    return Status(status="ready")
+    return {"status": "ready"}
 
 
 @app.get("/metadata", responses=UNAVAILABLE)
