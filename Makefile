@@ -11,8 +11,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 BIN := $(ROOT)/.venv/bin
 PIPENV_VERSION := 2026.10.3
 PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV=$(ROOT)/.venv $(BIN)/pipenv
-# All but PyTorch, which only the patterns that train with it install.
-ALL_CATEGORIES := packages serving training export redis measure servers dev-packages
+# What the tests of every pattern need; a pattern installs only its own.
+ALL_CATEGORIES := packages serving training export torch tracking registry store redis measure servers dev-packages
 
 # A marked copy is held to its original; the style of it is the original's, whatever names it has.
 ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'

@@ -27,6 +27,8 @@ IMAGES := $(shell grep -lE '^ +image: (redis|postgres|envoyproxy)' docker-compos
 LOCAL_CATEGORIES := packages $(EXPORTED) $(if $(IMAGES),servers)
 ENVIRONMENT = $(MAKE) -C "$(ROOT)" environment CATEGORIES="$(1)"
 COMPOSE := docker compose
+# What serves needs a model first; what only trains starts with none.
+MODEL := $(if $(and $(wildcard app),$(wildcard train)),models/metadata.json)
 
 .PHONY: help
 help: # Shows the verbs.
@@ -39,9 +41,9 @@ help: # Shows the verbs.
 .PHONY: train
 train: ## Train the model into models/
 	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
-	@"$(BIN)/python" train.py $(ARGS)
+	@"$(BIN)/python" -m train $(ARGS)
 
-models/metadata.json: train.py
+models/metadata.json: $(wildcard train/*.py)
 	@$(MAKE) train
 
 .PHONY: service
@@ -83,7 +85,7 @@ else
 build: models/metadata.json # Without Docker there is nothing to build but the model.
 
 .PHONY: up
-up: $(if $(wildcard train.py),models/metadata.json)
+up: $(MODEL)
 	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
 	@cd "$(ROOT)" && "$(BIN)/python" -m tools.local up "$(HERE)"
 	@echo "$(PATTERN) is up without Docker"
@@ -108,7 +110,7 @@ readme: ## Play the README: each command and what it shows, from make up to make
 	@cd "$(ROOT)" && "$(BIN)/python" -m tools.readme "$(HERE)" --run $(RUN)
 
 .PHONY: measure
-measure: $(if $(wildcard train.py),models/metadata.json) ## Measure the claim: make measure ARGS=--quick takes seconds
+measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES) measure training)
 	@cd "$(ROOT)" && "$(BIN)/python" -m $(CHAPTER).$(PATTERN).measure $(ARGS)
 

@@ -36,9 +36,12 @@ from tools.results import load as load_results
 Rule = Callable[[Path], Iterator[str]]
 
 # A pattern that trains nothing: its name, and the reason.
-WITHOUT_TRAINING: dict[str, str] = {}
+WITHOUT_TRAINING: dict[str, str] = {
+    "model_db": "it keeps what others have trained",
+}
+TRAINER = "train/__main__.py"
 # What a service is told for another program in its image than the one that reads settings.py.
-PROGRAM_VARIABLES: frozenset[str] = frozenset()
+PROGRAM_VARIABLES = frozenset({"MLFLOW_TRACKING_URI"})
 # What may be imported without a line in the Pipfile, because another package is made of it.
 RE_EXPORTED = {
     # FastAPI's middleware and types are Starlette's; the right version is FastAPI's to choose.
@@ -51,6 +54,8 @@ ASKED_FOR_ELSEWHERE = {
     # Before Python 3.11.3.
     "async-timeout": "redis",
 }
+# What an image holds of a pattern.
+PACKAGES = {"app", "train"}
 PATTERN_FILES = (
     ".dockerignore",
     "Dockerfile",
@@ -146,7 +151,7 @@ def imports(path: Path, root: Path) -> Iterator[tuple[str, bool]]:
 
 class Import(NamedTuple):
     path: Path
-    # The file or directory of the pattern that imports, as in app or train.py.
+    # The file or directory of the pattern that imports, as in app or measure.py.
     part: str
     # Both end with a dot, so that a name begins with that of its package and no other.
     pattern: str
@@ -313,24 +318,24 @@ def no_pattern_imports_another(root: Path) -> Iterator[str]:
 
 def what_an_image_runs_imports_neither_tools_nor_tests(root: Path) -> Iterator[str]:
     for path, part, _, name, _ in imports_of_patterns(root):
-        if part in {"app", "train.py"} and name.startswith(("tests.", "tools.")):
+        if part in PACKAGES and name.startswith(("tests.", "tools.")):
             yield f"{path}: it imports {name[:-1]}, which no image holds; write what it needs"
 
 
 def training_imports_nothing_of_app(root: Path) -> Iterator[str]:
     for path, part, own, name, _ in imports_of_patterns(root):
-        if part == "train.py" and name.startswith((f"{own}app.", "app.")):
+        if part == "train" and name.startswith((f"{own}app.", "app.")):
             yield f"{path}: it imports {name[:-1]}; the two meet only in models/"
 
 
-def app_imports_its_own_modules_relatively(root: Path) -> Iterator[str]:
+def a_package_imports_its_own_modules_relatively(root: Path) -> Iterator[str]:
     installed = distributions().keys() | sys.stdlib_module_names
     for path, part, own, name, is_relative in imports_of_patterns(root):
-        siblings = {sibling.stem for sibling in path.parent.glob("*.py")} - installed | {"app"}
-        if part == "app" and is_relative and not name.startswith(f"{own}app."):
-            yield f"{path}: it imports {name[:-1]} from outside app/; move that into app/"
+        siblings = {sibling.stem for sibling in path.parent.glob("*.py")} - installed | PACKAGES
+        if part in PACKAGES and is_relative and not name.startswith(f"{own}{part}."):
+            yield f"{path}: it imports {name[:-1]} from outside {part}/; move that into {part}/"
         by_its_whole_name = name.startswith(own) or name.partition(".")[0] in siblings
-        if part == "app" and not is_relative and by_its_whole_name:
+        if part in PACKAGES and not is_relative and by_its_whole_name:
             yield f"{path}: it imports {name[:-1]} by its whole name; write a relative import"
 
 
@@ -388,12 +393,12 @@ def requirements_are_what_is_imported_or_started(root: Path) -> Iterator[str]:
         compose.pattern_dir: [s.command for s in built(compose)] for compose in composes(root)
     }
     for pattern in patterns(root):
-        app = sorted((pattern / "app").rglob("*.py"))
         for path in sorted(pattern.glob("requirements*.txt")):
-            # What is in requirements-train.txt is for train.py alone.
-            script = path.stem.partition("-")[2]
-            sources = [pattern / f"{script}.py"] if script else app or [pattern / "train.py"]
-            started = {} if script else {w for words in commands.get(pattern, []) for w in words}
+            # What is in requirements-train.txt is for train/ alone.
+            package = path.stem.partition("-")[2]
+            served = package or ("app" if (pattern / "app").is_dir() else "train")
+            sources = sorted((pattern / served).rglob("*.py"))
+            started = {} if package else {w for words in commands.get(pattern, []) for w in words}
             yield from unequal_requirements(root, path, sources, set(started))
 
 
@@ -552,7 +557,7 @@ def tagline_is_the_docstring_of_the_main_module(root: Path) -> Iterator[str]:
         title, above, tagline, below, *_ = [*text.splitlines(), "", "", "", ""]
         if not title.startswith("# ") or above or below or not is_sentence(tagline):
             yield f"{path}: it has not a title on line 1 and a sentence on line 3; write them"
-        names = ("app/main.py", "app/api.py", "train.py")
+        names = ("app/main.py", "app/api.py", TRAINER)
         main = next((path.parent / name for name in names if (path.parent / name).exists()), None)
         if main and (ast.get_docstring(module(main)) or "").partition("\n")[0] != tagline:
             yield f"{path}: line 3 is not the docstring of {main.name}; write the same in both"
@@ -653,7 +658,7 @@ def every_directory_of_a_chapter_is_a_whole_pattern(root: Path) -> Iterator[str]
     known = set(files(root))
     for pattern in sorted({path for file in known for path in file.parents}):
         if pattern.parent.parent == root and CHAPTER.match(pattern.parent.name):
-            training = () if pattern.name in WITHOUT_TRAINING else ("train.py",)
+            training = () if pattern.name in WITHOUT_TRAINING else (TRAINER,)
             needed = (pattern / name for name in (*PATTERN_FILES, *training))
             for path in {*needed, test_module(pattern)} - known:
                 yield f"{path}: there is no such file; every pattern has one"
@@ -907,7 +912,7 @@ RULES: tuple[Rule, ...] = (
     no_pattern_imports_another,
     what_an_image_runs_imports_neither_tools_nor_tests,
     training_imports_nothing_of_app,
-    app_imports_its_own_modules_relatively,
+    a_package_imports_its_own_modules_relatively,
     compose_sets_only_what_the_settings_read,
     every_setting_is_read,
     every_setting_has_a_default,

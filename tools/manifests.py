@@ -1502,7 +1502,7 @@ def apply(rules: list[Rule], pattern: Pattern) -> list[Finding]:
 
 def discover(root: Path) -> list[Path]:
     """Every pattern: a directory of a chapter that has processes, trains a model or is deployed."""
-    marks = ("docker-compose.yml", "train.py", "manifests")
+    marks = ("docker-compose.yml", "train", "manifests")
     return sorted(
         path for path in root.glob("chapter*/*") if any((path / mark).exists() for mark in marks)
     )

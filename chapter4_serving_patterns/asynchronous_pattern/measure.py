@@ -30,7 +30,8 @@ from .app.model import Model
 from .app.row import FEATURES
 from .arms import POISON, POPPED_LIST
 from .processes import PACKAGE, ROOT, Child, RedisChild, run_api, run_redis, run_workers, wait_until
-from .train import COPIES, train
+from .train.artifact import write_artifact
+from .train.model import COPIES, train
 
 HERE = Path(__file__).parent
 CLAIM = "A request is accepted as fast with a slow model, and no accepted job is lost to a kill."
@@ -393,7 +394,7 @@ def main() -> int:
         parent = Path(name)
         light, heavy, slow = (parent / name for name in ("light", "heavy", "slower"))
         for model, copies in ((light, 1), (heavy, COPIES), (slow, SLOWER * COPIES)):
-            train(model, copies)
+            write_artifact(model, *train(copies))
         seconds = size.round_seconds
         arms = {
             "ack_p99_ms": stack.enter_context(queue_arm(heavy, parent / "queue", seconds)),

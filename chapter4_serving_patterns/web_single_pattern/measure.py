@@ -17,7 +17,8 @@ from tools.load import Request, closed_loop
 from tools.results import Results, quick_argument
 from tools.server import Server, free_port, interleave, median_and_spread, serve
 
-from .train import fit, load
+from .train.iris import load
+from .train.model import fit
 
 HERE = Path(__file__).parent
 CLAIM = "Every row of a request is answered, and equals scikit-learn's prediction."
@@ -50,9 +51,9 @@ def count_rows(running: Server) -> tuple[int, int]:
     only answers what it was asked should answer.
     """
     rows = load_iris().data.astype(np.float32)
-    x_train, y_train, _, _ = load()
+    split = load()
     batches = np.split(rows, 15)
-    expected = np.split(fit(x_train, y_train).predict_proba(rows), 15)
+    expected = np.split(fit(split.x_train, split.y_train).predict_proba(rows), 15)
     bodies = [json.dumps({"data": batch.tolist()}).encode() for batch in batches]
     misspelt = json.dumps({"dat": batches[0].tolist()}).encode()
     requests = [Request(f"{running.url}/predict", body) for body in [*bodies, misspelt]]

@@ -21,7 +21,7 @@ import pytest
 from redis import ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
-from chapter4_serving_patterns.asynchronous_pattern import measure, train
+from chapter4_serving_patterns.asynchronous_pattern import measure
 from chapter4_serving_patterns.asynchronous_pattern.app import jobs
 from chapter4_serving_patterns.asynchronous_pattern.app.model import Model
 from chapter4_serving_patterns.asynchronous_pattern.app.row import FEATURES
@@ -38,6 +38,8 @@ from chapter4_serving_patterns.asynchronous_pattern.processes import (
     run_workers,
     wait_until,
 )
+from chapter4_serving_patterns.asynchronous_pattern.train import model as trainer
+from chapter4_serving_patterns.asynchronous_pattern.train.artifact import write_artifact
 
 LEASE_SECONDS = 0.5
 FRAGILE = (f"{PACKAGE}.arms",)
@@ -48,8 +50,8 @@ HEAVY_COPIES = 20_000
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trains a light model, and one that takes a few hundred milliseconds for a row."""
     directory = tmp_path_factory.mktemp("models")
-    train.train(directory / "light", 1)
-    train.train(directory / "heavy", HEAVY_COPIES)
+    write_artifact(directory / "light", *trainer.train(1))
+    write_artifact(directory / "heavy", *trainer.train(HEAVY_COPIES))
     return directory
 
 
@@ -144,14 +146,14 @@ def finished(api: httpx.Client, job_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("copies", [1, 50])
 def test_the_onnx_graph_equals_the_ensemble_computed_with_scikit_learn(copies: int) -> None:
-    x_train, y_train, x_test, y_test = train.load()
-    pipeline, warps = train.fit(x_train, y_train), train.draw_warps(copies)
-    session = onnxruntime.InferenceSession(train.export(pipeline, warps))
+    x_train, y_train, x_test, y_test = trainer.load()
+    pipeline, warps = trainer.fit(x_train, y_train), trainer.draw_warps(copies)
+    session = onnxruntime.InferenceSession(trainer.export(pipeline, warps))
     (probabilities,) = session.run(["probabilities"], {"X": x_test})
-    expected = train.predict(pipeline, warps, x_test)
+    expected = trainer.predict(pipeline, warps, x_test)
     assert np.abs(probabilities - expected).max() < 1e-5
-    alone = train.evaluate(pipeline.predict_proba(x_test), y_test)
-    assert train.evaluate(expected, y_test)["accuracy"] >= alone["accuracy"] > 0.95
+    alone = trainer.evaluate(pipeline.predict_proba(x_test), y_test)
+    assert trainer.evaluate(expected, y_test)["accuracy"] >= alone["accuracy"] > 0.95
 
 
 # --- the interface --------------------------------------------------------------------------------

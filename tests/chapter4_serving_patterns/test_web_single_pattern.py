@@ -22,7 +22,8 @@ import pytest
 from skl2onnx import to_onnx
 from sklearn.datasets import load_iris
 
-from chapter4_serving_patterns.web_single_pattern.train import fit, load
+from chapter4_serving_patterns.web_single_pattern.train.iris import load
+from chapter4_serving_patterns.web_single_pattern.train.model import fit
 from tools.results import load as load_results
 from tools.server import Server, ServerError, free_port, serve
 
@@ -39,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(directory: Path) -> None:
-    command = [sys.executable, "train.py", "--output", str(directory)]
+    command = [sys.executable, "-m", "train", "--output", str(directory)]
     subprocess.run(command, cwd=PATTERN, check=True, capture_output=True)
 
 
@@ -69,8 +70,8 @@ def client(url: str) -> Iterator[httpx.Client]:
 
 def test_every_row_of_iris_is_answered_as_scikit_learn_would(client: httpx.Client) -> None:
     rows = load_iris().data.astype(np.float32)
-    x_train, y_train, _, _ = load()
-    expected = fit(x_train, y_train).predict_proba(rows)
+    split = load()
+    expected = fit(split.x_train, split.y_train).predict_proba(rows)
     answer = client.post("/predict", json={"data": rows.tolist()}).json()["prediction"]
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
     labels = client.post("/predict/label", json={"data": rows.tolist()}).json()["prediction"]
@@ -438,8 +439,8 @@ def test_a_model_that_is_not_the_one_described_is_never_served(
 # The converter reads an attribute of SVC that scikit-learn 1.9 deprecates.
 @pytest.mark.filterwarnings("ignore:Attribute `prob:FutureWarning")
 def test_the_ten_nodes_compute_what_skl2onnx_would_write(models: Path) -> None:
-    x_train, y_train, _, _ = load()
-    pipeline = fit(x_train, y_train)
+    split = load()
+    pipeline = fit(split.x_train, split.y_train)
     # Both sides of the classes, and rows that are far from any flower.
     rows = np.vstack([load_iris().data, np.random.default_rng(0).uniform(-50, 50, (200, 4))])
     rows = rows.astype(np.float32)

@@ -47,7 +47,7 @@ ROW = [0.0] * 64
 def model() -> None:
     """The model that `make train` leaves behind."""
     if not (HERE / "models/metadata.json").exists():
-        subprocess.run([sys.executable, "train.py"], cwd=HERE, check=True)
+        subprocess.run([sys.executable, "-m", "train"], cwd=HERE, check=True)
 
 
 @pytest.fixture(scope="module")

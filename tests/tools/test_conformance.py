@@ -162,8 +162,8 @@ MUTANTS = [
     ),
     python(
         rules.what_an_image_runs_imports_neither_tools_nor_tests,
-        "tests in train.py",
-        "train.py",
+        "tests in train/",
+        "train/model.py",
         "import tests\n",
     ),
     python(
@@ -175,38 +175,44 @@ MUTANTS = [
     python(
         rules.training_imports_nothing_of_app,
         "a relative import of app/",
-        "train.py",
-        "from .app.model import Model\n",
+        "train/model.py",
+        "from ..app.model import Model\n",
     ),
     python(
         rules.training_imports_nothing_of_app,
         "an absolute import of app/",
-        "train.py",
+        "train/model.py",
         "import app.model\n",
     ),
     python(
-        rules.app_imports_its_own_modules_relatively,
+        rules.a_package_imports_its_own_modules_relatively,
         "an import by the name in the image",
         "app/other.py",
         "from app.model import Model\n",
     ),
     python(
-        rules.app_imports_its_own_modules_relatively,
+        rules.a_package_imports_its_own_modules_relatively,
         "an import by the name in the repository",
         "app/other.py",
         "from chapter4_serving_patterns.web_single_pattern.app import model\n",
     ),
     python(
-        rules.app_imports_its_own_modules_relatively,
+        rules.a_package_imports_its_own_modules_relatively,
         "an import by the name in the directory",
         "app/other.py",
         "from guard import Guard\n",
     ),
     python(
-        rules.app_imports_its_own_modules_relatively,
+        rules.a_package_imports_its_own_modules_relatively,
         "an import from above app/",
         "app/other.py",
-        "from ..train import NAME\n",
+        "from ..train.model import NAME\n",
+    ),
+    python(
+        rules.a_package_imports_its_own_modules_relatively,
+        "an import in train/ by the name in the image",
+        "train/other.py",
+        "from train.model import NAME\n",
     ),
     compose(
         rules.compose_sets_only_what_the_settings_read,
@@ -271,7 +277,7 @@ MUTANTS = [
         rules.requirements_are_what_is_imported_or_started,
         "training that imports what serves",
         f"{PATTERN}/requirements-train.txt",
-        append(f"{PATTERN}/train.py", "import fastapi\n"),
+        append(f"{PATTERN}/train/model.py", "import fastapi\n"),
     ),
     mutant(
         rules.lock_and_pipfile_name_no_index_and_no_path,
@@ -492,7 +498,7 @@ MUTANTS = [
             file,
             remove(file),
         )
-        for file in [f"{PATTERN}/{name}" for name in (*rules.PATTERN_FILES, "train.py")] + [TEST]
+        for file in [f"{PATTERN}/{name}" for name in (*rules.PATTERN_FILES, rules.TRAINER)] + [TEST]
     ),
     mutant(
         rules.every_directory_of_a_chapter_is_a_whole_pattern,
@@ -543,10 +549,13 @@ MUTANTS = [
         for name in ("run.sh", "app/utils.py", "app/routers/rows.py", "logging.conf", "helpers.py")
     ),
     new(rules.no_init_file_is_empty, "an empty one", f"{PATTERN}/app/__init__.py", "\n"),
-    python(rules.nothing_is_left_to_do, "a note", "train.py", f"# {'TO' + 'DO'}: more.\n"),
-    python(rules.no_code_is_commented_out, "a call", "train.py", "# print(NAME)\n"),
+    python(rules.nothing_is_left_to_do, "a note", "train/model.py", f"# {'TO' + 'DO'}: more.\n"),
+    python(rules.no_code_is_commented_out, "a call", "train/model.py", "# print(NAME)\n"),
     python(
-        rules.no_code_is_commented_out, "an excuse", "train.py", "# print(NAME)  # noqa: ERA001\n"
+        rules.no_code_is_commented_out,
+        "an excuse",
+        "train/model.py",
+        "# print(NAME)  # noqa: ERA001\n",
     ),
     *(
         python(
@@ -782,7 +791,7 @@ def test_every_rule_is_registered() -> None:
 
 
 def test_a_file_that_cannot_be_parsed_is_a_finding(copy: Path) -> None:
-    append(f"{PATTERN}/train.py", "\nif:\n")(copy)
+    append(f"{PATTERN}/train/model.py", "\nif:\n")(copy)
     (finding,) = findings(copy, rules.no_pattern_imports_another)
     assert finding.startswith("no_pattern_imports_another: cannot be checked: SyntaxError(")
 

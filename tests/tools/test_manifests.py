@@ -1039,7 +1039,11 @@ def test_a_pattern_without_manifests_has_no_findings(tmp_path: Path) -> None:
 
 
 def test_a_pattern_is_a_directory_with_processes_training_or_manifests(tmp_path: Path) -> None:
-    for file in ("served/docker-compose.yml", "trained/train.py", "deployed/manifests/api.yml"):
+    for file in (
+        "served/docker-compose.yml",
+        "trained/train/model.py",
+        "deployed/manifests/api.yml",
+    ):
         (tmp_path / "chapter1_a" / file).parent.mkdir(parents=True)
         (tmp_path / "chapter1_a" / file).touch()
     (tmp_path / "chapter1_a/neither").mkdir()

@@ -34,7 +34,9 @@ class Model:
             self._input: str = self.metadata["input"]["name"]
             self._output: str = self.metadata["output"]["name"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"no usable model in {directory} (run train.py): {error!r}") from error
+            raise ModelError(
+                f"no usable model in {directory} (run python -m train): {error!r}"
+            ) from error
         if hashlib.sha256(content).hexdigest() != digest:
             raise ModelError(f"{directory}: the model's SHA-256 is not the one in metadata.json")
 

@@ -1,0 +1,38 @@
+# Copied from chapter4_serving_patterns/asynchronous_pattern/train/__main__.py
+"""Trains the model and writes it into models/, where the server looks for it."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from .artifact import write_artifact
+from .model import COPIES, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parents[1] / "models",
+        help="the directory of the model and its metadata",
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=COPIES,
+        help="warped copies that a row is classified in: the time grows with them; 1 is light",
+    )
+    arguments = parser.parse_args()
+    if arguments.copies < 1:
+        parser.error("--copies is at least 1")
+    written = write_artifact(arguments.output, *train(arguments.copies))
+    Console().print(
+        f"{written['name']} version {written['version']} is in {arguments.output}:",
+        written["metrics"],
+    )
+
+
+if __name__ == "__main__":
+    main()
