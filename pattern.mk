@@ -38,10 +38,15 @@ help: # Shows the verbs.
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
 
+# A pattern whose processes include the training itself has more verbs, and trains with Docker too.
+ifneq ($(shell sed -n '/^  train:/p' docker-compose.yml 2>/dev/null),)
+include $(ROOT)/training.mk
+else
 .PHONY: train
 train: ## Train the model into models/
 	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
 	@"$(BIN)/python" -m train $(ARGS)
+endif
 
 models/metadata.json: $(wildcard train/*.py)
 	@$(MAKE) train

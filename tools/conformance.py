@@ -41,7 +41,7 @@ WITHOUT_TRAINING: dict[str, str] = {
 }
 TRAINER = "train/__main__.py"
 # What a service is told for another program in its image than the one that reads settings.py.
-PROGRAM_VARIABLES = frozenset({"MLFLOW_TRACKING_URI"})
+PROGRAM_VARIABLES = frozenset({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_TRACKING_URI"})
 # What may be imported without a line in the Pipfile, because another package is made of it.
 RE_EXPORTED = {
     # FastAPI's middleware and types are Starlette's; the right version is FastAPI's to choose.
@@ -170,7 +170,11 @@ def imports_of_patterns(root: Path) -> Iterator[Import]:
 @cache
 def distributions() -> dict[str, str]:
     """Maps the name under which a package is imported to the one under which it is installed."""
-    return {name: normalized(found[0]) for name, found in packages_distributions().items()}
+    # A package may be made of several; the one with its own name is the one to ask for.
+    return {
+        name: normalized(name if name in found else found[0])
+        for name, found in packages_distributions().items()
+    }
 
 
 def normalized(name: str) -> str:
@@ -885,7 +889,8 @@ def verbs(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def every_verb_that_is_written_down_exists(root: Path) -> Iterator[str]:
-    of_root, of_pattern = targets(root / "Makefile"), targets(root / "pattern.mk")
+    of_root = targets(root / "Makefile")
+    of_pattern = targets(root / "pattern.mk") | targets(root / "training.mk")
     for path in files(root, ".md"):
         in_root = path.parent == root
         known = of_root if in_root else of_pattern | targets(path.parent / "Makefile")
@@ -898,7 +903,7 @@ def every_verb_that_is_written_down_exists(root: Path) -> Iterator[str]:
 
 
 def every_verb_with_help_is_shown_by_help(root: Path) -> Iterator[str]:
-    for path in (root / "Makefile", root / "pattern.mk"):
+    for path in (root / "Makefile", root / "pattern.mk", root / "training.mk"):
         text = path.read_text("utf-8")
         phony = {name for line in re.findall(r"^\.PHONY:(.*)", text, re.M) for name in line.split()}
         for name in phony - targets(path):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 import jsonschema
@@ -55,6 +55,8 @@ SERVING_KINDS = {"Deployment", "StatefulSet", "DaemonSet"}
 # Kubernetes makes up the selector of a Job, and a Pod has none.
 KINDS_WITHOUT_SELECTOR = {"Pod", "Job", "CronJob"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+# Servers of others in images of ours, which say only whether they live.
+WITHOUT_READY = {"mlflow"}
 
 # Kinds of which Kubernetes or Istio also serves an older version: their schemas do not tell.
 CURRENT_VERSIONS = {
@@ -196,7 +198,7 @@ class Pattern:
         path = self.directory / "docker-compose.yml"
         body = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         services = mapping(mapping(body).get("services"))
-        return {name: mapping(service) for name, service in services.items()}
+        return {name: mapping(with_defaults(service)) for name, service in services.items()}
 
     @cached_property
     def settings(self) -> set[str]:
@@ -368,6 +370,12 @@ class Pod:
         return None
 
     @property
+    def has_claim(self) -> bool:
+        """Whether there is one pod at the most, because its volume is mounted by one."""
+        volumes = self.spec.get("volumes") or []
+        return any("persistentVolumeClaim" in volume for volume in volumes)
+
+    @property
     def fewest_replicas(self) -> int:
         if self.autoscaler:
             return int(self.autoscaler.spec.get("minReplicas", 1))
@@ -529,6 +537,15 @@ class Pair:
         # To Compose every unit is a power of 1024, whether it is written m, M or mb.
         found = re.fullmatch(r"([\d.]+)([bkmg]?)b?", str(limit).lower())
         return float(found[1]) * 1024.0 ** "bkmg".index(found[2] or "b") if found else None
+
+
+def with_defaults(value: Any) -> Any:
+    """Replaces `${NAME:-default}` of Compose by the default, as where nothing is set."""
+    if isinstance(value, dict):
+        return {key: with_defaults(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_defaults(item) for item in value]
+    return re.sub(r"\$\{\w+:-([^${}]*)\}", r"\1", value) if isinstance(value, str) else value
 
 
 def mapping(value: Any) -> Body:
@@ -954,7 +971,8 @@ def what_compose_writes_to_is_a_volume(pair: Pair) -> Iterator[str]:
     mounts = pair.container.body.get("volumeMounts") or []
     writable = {mount["mountPath"].rstrip("/") for mount in mounts if not mount.get("readOnly")}
     for path in pair.written_paths:
-        if path.rstrip("/") not in writable:
+        # A volume at a parent folder holds what is written as well.
+        if not writable & {path.rstrip("/"), *map(str, PurePosixPath(path).parents)}:
             yield f"Compose service {pair.name} writes to {path}; mount an emptyDir or claim there"
 
 
@@ -1183,7 +1201,7 @@ def share(value: str | int, whole: int) -> int:
 def pods_behind_a_service_have_one_disruption_budget(pod: Pod) -> Iterator[str]:
     budgets = of_kind("PodDisruptionBudget")(pod.pattern)
     own = [budget.name for budget in budgets if pod in budget.selected_pods]
-    if pod.kind == "Deployment" and pod.services and not own:
+    if pod.kind == "Deployment" and pod.services and not pod.has_claim and not own:
         yield "no PodDisruptionBudget selects its pods; add pdb.yml"
     if len(own) > 1:
         yield f"Kubernetes evicts no pod of several budgets ({', '.join(own)}); keep one"
@@ -1285,11 +1303,12 @@ def probe_port_is_a_container_port(container: Container) -> Iterator[str]:
 @rule(serving_containers)
 def probes_of_our_servers_ask_ready_and_health(container: Container) -> Iterator[str]:
     paths = {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/health"}
+    foreign = not WITHOUT_READY.isdisjoint(container.command[:1])
     for name, probe in container.probes.items():
         # A worker without HTTP is probed by a command.
         serves_http = "uvicorn" in container.command or "httpGet" in probe
         path = mapping(probe.get("httpGet")).get("path")
-        if container.is_ours and serves_http and path != paths[name]:
+        if container.is_ours and not foreign and serves_http and path != paths[name]:
             yield f"{name} asks {path}; let it httpGet {paths[name]}"
 
 
@@ -1305,7 +1324,10 @@ def liveness_does_not_ask_for_readiness(container: Container) -> Iterator[str]:
 
 @rule(pods)
 def rolling_update_keeps_every_replica(pod: Pod) -> Iterator[str]:
-    if pod.kind == "Deployment" and pod.services:
+    if pod.kind == "Deployment" and pod.has_claim:
+        if mapping(pod.owner.spec.get("strategy")).get("type") != "Recreate":
+            yield "two pods would write to the volume of one; strategy: {type: Recreate}"
+    elif pod.kind == "Deployment" and pod.services:
         update = mapping(mapping(pod.owner.spec.get("strategy")).get("rollingUpdate"))
         keeps = str(update.get("maxUnavailable")) in {"0", "0%"}
         if not keeps or str(update.get("maxSurge", 1)) in {"0", "0%"}:

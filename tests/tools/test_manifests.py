@@ -289,6 +289,39 @@ def extra(document: dict[str, Any]) -> tuple[Change, Change]:
     return ("extra.yml", "", [document]), LISTED
 
 
+def page() -> list[dict[str, Any]]:
+    """A server of others in an image of ours, whose one volume one pod can mount."""
+    health = {"httpGet": {"path": "/health", "port": "http"}}
+    running = container(
+        "ui",
+        f"{IMAGE}-report:1.2.0",
+        args=["mlflow", "server", "--port", "5000"],
+        ports=[{"name": "http", "containerPort": 5000}],
+        startupProbe=health,
+        readinessProbe=health,
+        livenessProbe=health,
+        lifecycle={"preStop": {"sleep": {"seconds": 5}}},
+        volumeMounts=[{"name": "data", "mountPath": "/data"}],
+    )
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+    pod = template({"app": "ui"}, running, volumes=volumes)
+    return [
+        deployment("ui", pod, replicas=1, strategy={"type": "Recreate"}),
+        service("ui", 80, "http"),
+    ]
+
+
+CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+PAGE: tuple[Change, ...] = (
+    ("extra.yml", "", page()),
+    LISTED,
+    ("volume.yml", "", thing("v1", "PersistentVolumeClaim", "data", spec=CLAIM)),
+    (KUSTOMIZATION, "resources.15", "volume.yml"),
+    ("docker-compose.yml", "services.ui.image", f"{IMAGE}-report:1.2.0"),
+    ("docker-compose.yml", "services.ui.command", ["mlflow", "server", "--port", "5000"]),
+    ("docker-compose.yml", "services.ui.volumes", ["runs:/data/tracking", "models:/data/models"]),
+)
+
 MUTANTS = [
     mutant(
         "every_file_is_yaml_with_unique_keys",
@@ -535,6 +568,12 @@ MUTANTS = [
         "no volume where Compose has a tmpfs",
         ("api.yml", f"{CONTAINER}.volumeMounts", []),
         ("api.yml", f"{POD}.volumes", []),
+    ),
+    mutant(
+        "what_compose_writes_to_is_a_volume",
+        "a volume beside the one that Compose has",
+        *PAGE,
+        ("extra.yml", f"0.{CONTAINER}.volumeMounts.0.mountPath", "/data/models"),
     ),
     mutant(
         "what_compose_writes_to_is_a_volume",
@@ -791,6 +830,12 @@ MUTANTS = [
         ("api.yml", "spec.strategy", {"type": "Recreate"}),
     ),
     mutant(
+        "rolling_update_keeps_every_replica",
+        "an update with two pods for one volume",
+        *PAGE,
+        ("extra.yml", "0.spec.strategy", {"type": "RollingUpdate"}),
+    ),
+    mutant(
         "grace_period_covers_the_stop",
         "a grace period of Kubernetes' default for a longer sleep",
         ("api.yml", f"{CONTAINER}.lifecycle.preStop.sleep.seconds", 10),
@@ -866,6 +911,11 @@ MUTANTS = [
         "replicas with another label than in Compose",
         ("docker-compose.yml", "services.model-a.labels.app", "iris"),
         ("docker-compose.yml", "services.model-b.labels", ["app=iris"]),
+    ),
+    mutant(
+        "image_is_the_one_of_compose",
+        "another version than the default in Compose",
+        ("docker-compose.yml", "services.api.image", f"{IMAGE}-api:${{API_VERSION:-1.3.0}}"),
     ),
     mutant(
         "container_ports_are_those_of_compose",
@@ -997,8 +1047,12 @@ VARIANTS: dict[str, tuple[Change, ...]] = {
     "full host names in the mesh": (
         ("destination_rule.yml", "spec.host", "model.good.svc.cluster.local"),
     ),
+    "a page whose one volume one pod can mount": PAGE,
     "a mounted file that is only read": (
         ("docker-compose.yml", "services.api.volumes", ["./models:/models:ro"]),
+    ),
+    "a version that can be chosen": (
+        ("docker-compose.yml", "services.api.image", f"{IMAGE}-api:${{API_VERSION:-1.2.0}}"),
     ),
     "ports and limits in Compose's long form": (
         ("docker-compose.yml", "services.api.ports", [{"target": 8000, "published": 8000}]),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .artifact import write_artifact
+from .artifact import summary, write_artifact
 from .model import train
 
 
@@ -19,9 +19,7 @@ def main() -> None:
     )
     output: Path = parser.parse_args().output
     written = write_artifact(output, *train())
-    Console().print(
-        f"{written['name']} version {written['version']} is in {output}:", written["metrics"]
-    )
+    Console(soft_wrap=True, highlight=False).print(summary(written, output))
 
 
 if __name__ == "__main__":

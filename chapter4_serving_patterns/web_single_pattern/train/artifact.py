@@ -31,6 +31,15 @@ def write_whole(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def summary(metadata: dict[str, Any], directory: Path) -> str:
+    """Says what was written where, how good it is, and which bytes it is, a line each."""
+    metrics = ", ".join(f"{name} {value}" for name, value in metadata["metrics"].items())
+    return (
+        f"{metadata['name']} version {metadata['version']} is in {directory}\n"
+        f"{metrics}\nits SHA-256 is {metadata['sha256']}"
+    )
+
+
 def digest(*arrays: np.ndarray) -> str:
     """Returns the SHA-256 of the bytes of some arrays, in their order."""
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .artifact import write_artifact
+from .artifact import summary, write_artifact
 from .model import COPIES, train
 
 
@@ -28,10 +28,7 @@ def main() -> None:
     if arguments.copies < 1:
         parser.error("--copies is at least 1")
     written = write_artifact(arguments.output, *train(arguments.copies))
-    Console().print(
-        f"{written['name']} version {written['version']} is in {arguments.output}:",
-        written["metrics"],
-    )
+    Console(soft_wrap=True, highlight=False).print(summary(written, arguments.output))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+# The verbs of a pattern that trains: `pattern.mk` includes this file.
+
+# What a model is registered in: chapter2_training/model_db, or another server of its interface.
+MODEL_DB_URL ?= http://localhost:8000
+UI := http://localhost:5000
+
+ifeq ($(RUN),docker)
+
+.PHONY: train
+train:
+	@$(COMPOSE) build train
+	@$(COMPOSE) run --rm --no-deps train python -m train --output /data/models $(ARGS)
+	@mkdir -p models
+	@$(COMPOSE) run --rm --no-deps -T train tar -c -C /data/models . | tar -x -o -C models
+
+.PHONY: ui
+ui: ## Open the page of the training runs
+	@$(COMPOSE) up --detach --build --wait --no-deps ui
+	@$(OPEN)
+
+else
+
+export MLFLOW_DISABLE_TELEMETRY := true
+# The store that the services have, so that every run is on one page.
+export MLFLOW_TRACKING_URI ?= sqlite:///$(HERE)/.local/volumes/tracking/mlflow.db
+
+.PHONY: train
+train:
+	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
+	@"$(BIN)/python" -m train $(ARGS)
+
+.PHONY: ui
+ui: up
+	@$(OPEN)
+
+endif
+
+# Says where the page is, and opens it where there is a browser.
+define OPEN
+echo "the training runs are at $(UI)"; \
+if [ "$$(uname)" = Darwin ]; then open $(UI); \
+elif [ -n "$${DISPLAY:-}" ] && command -v xdg-open >/dev/null; then xdg-open $(UI); fi
+endef
+
+.PHONY: register
+register: models/metadata.json ## Register the trained model in model_db: MODEL_DB_URL=http://...
+	@$(call ENVIRONMENT,packages)
+	@"$(BIN)/python" -m train.register --url "$(MODEL_DB_URL)" $(ARGS)
