@@ -1,0 +1,299 @@
+"""Answers for projects, models and experiments, each request in a transaction of its own."""
+
+from typing import Annotated, Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy import ColumnElement, Engine, select
+from sqlalchemy.orm import Session
+
+from . import registry
+from .answer import ExperimentRow, ModelRow, Page, ProjectRow, Row
+from .body import (
+    CONFLICT,
+    INVALID,
+    REFUSALS,
+    UNKNOWN,
+    Name,
+    NewArtifactFilePaths,
+    NewEvaluations,
+    NewExperiment,
+    NewModel,
+    NewProject,
+    Promotion,
+    body_of,
+    schema_of,
+)
+from .database import reading, writing
+from .tables import Experiment, Model, Project, Table
+
+api = APIRouter(prefix="/v0.1/api", responses=INVALID)
+
+Found = TypeVar("Found", bound=Row)
+
+
+class Part(NamedTuple):
+    """How many rows are asked for, and how many come before them."""
+
+    limit: int
+    offset: int
+
+
+def part_of(
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
+) -> Part:
+    """Reads which part of a list is asked for."""
+    return Part(limit, offset)
+
+
+def engine_of(request: Request) -> Engine:
+    """Returns the pool of connections that the lifespan has made."""
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+Database = Annotated[Engine, Depends(engine_of)]
+PartOf = Annotated[Part, Depends(part_of)]
+
+
+def page(
+    session: Session,
+    answer: type[Found],
+    table: type[Table],
+    part: Part,
+    *conditions: ColumnElement[bool],
+) -> Page[Found]:
+    """Answers a part of the rows that meet the conditions."""
+    total, rows = registry.part_of(session, table, conditions, *part)
+    return Page(total=total, rows=[answer.model_validate(row) for row in rows])
+
+
+def existing(answer: type[Row]) -> dict[int | str, dict[str, Any]]:
+    """Returns what a POST may answer that adds a row unless it is there."""
+    return {200: {"model": answer, "description": "It was there already"}, **CONFLICT, **REFUSALS}
+
+
+# --- projects -------------------------------------------------------------------------------------
+
+
+@api.get("/projects/all")
+def all_projects(database: Database, part: PartOf) -> Page[ProjectRow]:
+    """Lists all projects."""
+    with reading(database) as session:
+        return page(session, ProjectRow, Project, part)
+
+
+@api.get("/projects/id/{project_id}", responses=UNKNOWN)
+def project_by_id(database: Database, project_id: UUID) -> ProjectRow:
+    """Finds a project by its id."""
+    with reading(database) as session:
+        return ProjectRow.model_validate(registry.get(session, Project, project_id))
+
+
+@api.get("/projects/name/{project_name}", responses=UNKNOWN)
+def project_by_name(database: Database, project_name: Name) -> ProjectRow:
+    """Finds a project by its name."""
+    with reading(database) as session:
+        return ProjectRow.model_validate(registry.project_of_name(session, project_name))
+
+
+@api.post(
+    "/projects",
+    status_code=201,
+    responses=existing(ProjectRow),
+    openapi_extra=schema_of(NewProject),
+)
+def add_project(
+    database: Database,
+    new: Annotated[NewProject, Depends(body_of(NewProject))],
+    response: Response,
+) -> ProjectRow:
+    """Adds a project, or finds the one of this name; another description than its own is a 409."""
+    with writing(database) as session:
+        project, added = registry.add_project(session, Project(**new.model_dump()))
+    response.status_code = 201 if added else 200
+    return ProjectRow.model_validate(project)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@api.get("/models/all")
+def all_models(database: Database, part: PartOf) -> Page[ModelRow]:
+    """Lists all models."""
+    with reading(database) as session:
+        return page(session, ModelRow, Model, part)
+
+
+@api.get("/models/id/{model_id}", responses=UNKNOWN)
+def model_by_id(database: Database, model_id: UUID) -> ModelRow:
+    """Finds a model by its id."""
+    with reading(database) as session:
+        return ModelRow.model_validate(registry.get(session, Model, model_id))
+
+
+@api.get("/models/name/{model_name}")
+def models_by_name(database: Database, part: PartOf, model_name: Name) -> Page[ModelRow]:
+    """Lists the models of a name, one a project at most."""
+    with reading(database) as session:
+        return page(session, ModelRow, Model, part, Model.model_name == model_name)
+
+
+@api.get("/models/project-id/{project_id}", responses=UNKNOWN)
+def models_by_project_id(database: Database, part: PartOf, project_id: UUID) -> Page[ModelRow]:
+    """Lists the models of a project."""
+    with reading(database) as session:
+        registry.get(session, Project, project_id)
+        return page(session, ModelRow, Model, part, Model.project_id == project_id)
+
+
+@api.get("/models/project-name/{project_name}", responses=UNKNOWN)
+def models_by_project_name(database: Database, part: PartOf, project_name: Name) -> Page[ModelRow]:
+    """Lists the models of a project by its name."""
+    with reading(database) as session:
+        project = registry.project_of_name(session, project_name)
+        return page(session, ModelRow, Model, part, Model.project_id == project.project_id)
+
+
+@api.get("/models/champion/{model_name}", responses={**UNKNOWN, **CONFLICT})
+def champion_by_model_name(
+    database: Database, model_name: Name, project_name: Annotated[Name | None, Query()] = None
+) -> ExperimentRow:
+    """Finds the champion of a model; where several projects have the model, name one of them."""
+    with reading(database) as session:
+        champion = registry.champion_of_name(session, model_name, project_name)
+        return ExperimentRow.model_validate(champion)
+
+
+@api.post(
+    "/models",
+    status_code=201,
+    responses={**existing(ModelRow), **UNKNOWN},
+    openapi_extra=schema_of(NewModel),
+)
+def add_model(
+    database: Database,
+    new: Annotated[NewModel, Depends(body_of(NewModel))],
+    response: Response,
+) -> ModelRow:
+    """Adds a model to a project, or finds the one of this name; another description is a 409."""
+    with writing(database) as session:
+        model, added = registry.add_model(session, Model(**new.model_dump()))
+    response.status_code = 201 if added else 200
+    return ModelRow.model_validate(model)
+
+
+# --- experiments ----------------------------------------------------------------------------------
+
+
+@api.get("/experiments/all")
+def all_experiments(database: Database, part: PartOf) -> Page[ExperimentRow]:
+    """Lists all experiments."""
+    with reading(database) as session:
+        return page(session, ExperimentRow, Experiment, part)
+
+
+@api.get("/experiments/id/{experiment_id}", responses=UNKNOWN)
+def experiment_by_id(database: Database, experiment_id: UUID) -> ExperimentRow:
+    """Finds an experiment by its id."""
+    with reading(database) as session:
+        return ExperimentRow.model_validate(registry.get(session, Experiment, experiment_id))
+
+
+@api.get("/experiments/model-version-id/{model_version_id}")
+def experiments_by_version(
+    database: Database, part: PartOf, model_version_id: Name
+) -> Page[ExperimentRow]:
+    """Lists the experiments of a version, one a model at most."""
+    with reading(database) as session:
+        same = Experiment.model_version_id == model_version_id
+        return page(session, ExperimentRow, Experiment, part, same)
+
+
+@api.get("/experiments/model-id/{model_id}", responses=UNKNOWN)
+def experiments_by_model_id(
+    database: Database, part: PartOf, model_id: UUID
+) -> Page[ExperimentRow]:
+    """Lists the experiments of a model."""
+    with reading(database) as session:
+        registry.get(session, Model, model_id)
+        return page(session, ExperimentRow, Experiment, part, Experiment.model_id == model_id)
+
+
+@api.get("/experiments/project-id/{project_id}", responses=UNKNOWN)
+def experiments_by_project_id(
+    database: Database, part: PartOf, project_id: UUID
+) -> Page[ExperimentRow]:
+    """Lists the experiments of all models of a project."""
+    with reading(database) as session:
+        registry.get(session, Project, project_id)
+        models = select(Model.model_id).where(Model.project_id == project_id)
+        return page(session, ExperimentRow, Experiment, part, Experiment.model_id.in_(models))
+
+
+@api.post(
+    "/experiments",
+    status_code=201,
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+    openapi_extra=schema_of(NewExperiment),
+)
+def add_experiment(
+    database: Database, new: Annotated[NewExperiment, Depends(body_of(NewExperiment))]
+) -> ExperimentRow:
+    """Adds an experiment; a version that the model has already is a 409 that names it."""
+    with writing(database) as session:
+        experiment = registry.add_experiment(
+            session, Experiment(stage="candidate", **new.model_dump())
+        )
+    return ExperimentRow.model_validate(experiment)
+
+
+@api.post(
+    "/experiments/evaluations/{experiment_id}",
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+    openapi_extra=schema_of(NewEvaluations),
+)
+def add_evaluations(
+    database: Database,
+    experiment_id: UUID,
+    new: Annotated[NewEvaluations, Depends(body_of(NewEvaluations))],
+) -> ExperimentRow:
+    """Adds evaluations to those that are there."""
+    with writing(database) as session:
+        experiment = registry.merge(session, experiment_id, "evaluations", new.evaluations)
+    return ExperimentRow.model_validate(experiment)
+
+
+@api.post(
+    "/experiments/artifact-file-paths/{experiment_id}",
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+    openapi_extra=schema_of(NewArtifactFilePaths),
+)
+def add_artifact_file_paths(
+    database: Database,
+    experiment_id: UUID,
+    new: Annotated[NewArtifactFilePaths, Depends(body_of(NewArtifactFilePaths))],
+) -> ExperimentRow:
+    """Adds paths of files to those that are there."""
+    with writing(database) as session:
+        experiment = registry.merge(
+            session, experiment_id, "artifact_file_paths", new.artifact_file_paths
+        )
+    return ExperimentRow.model_validate(experiment)
+
+
+@api.post(
+    "/experiments/promote/{experiment_id}",
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+    openapi_extra=schema_of(Promotion),
+)
+def promote(
+    database: Database,
+    experiment_id: UUID,
+    promotion: Annotated[Promotion, Depends(body_of(Promotion))],
+) -> ExperimentRow:
+    """Makes an experiment the champion of its model, unless it is not the expected one's turn."""
+    with writing(database) as session:
+        experiment = registry.promote(session, experiment_id, promotion.expected_champion)
+    return ExperimentRow.model_validate(experiment)

@@ -1,0 +1,249 @@
+"""Reads and writes the registry so that writers at the same moment never undo each other."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, func, inspect, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from .body import small
+from .tables import Experiment, Model, Project, Table
+
+Stored = TypeVar("Stored", bound=Table)
+Named = TypeVar("Named", Project, Model)
+
+
+class UnknownError(Exception):
+    """There is no row of this id or name."""
+
+
+class ConflictError(Exception):
+    """What is asked for contradicts what is there."""
+
+
+def get(session: Session, table: type[Stored], row_id: UUID) -> Stored:
+    """Returns a row by its id.
+
+    Raises:
+        UnknownError: there is none.
+    """
+    if row := session.get(table, row_id):
+        return row
+    raise UnknownError(f"there is no {table.__name__.lower()} {row_id}")
+
+
+def project_of_name(session: Session, project_name: str) -> Project:
+    """Returns a project by its name.
+
+    Raises:
+        UnknownError: there is none.
+    """
+    if project := session.scalar(select(Project).where(Project.project_name == project_name)):
+        return project
+    raise UnknownError(f"there is no project {project_name}")
+
+
+def part_of(
+    session: Session,
+    table: type[Stored],
+    conditions: Sequence[ColumnElement[bool]],
+    limit: int,
+    offset: int,
+) -> tuple[int, Sequence[Stored]]:
+    """Returns how many rows meet the conditions, and some of them, the oldest first.
+
+    Nothing is ever deleted, so a row stays where it is and new ones come after it.
+    """
+    total = session.scalar(select(func.count()).select_from(table).where(*conditions))
+    keys = inspect(table).primary_key
+    rows = select(table).where(*conditions).order_by(table.created_datetime, *keys)
+    return total or 0, session.scalars(rows.limit(limit).offset(offset)).all()
+
+
+def insert(session: Session, row: Table) -> bool:
+    """Inserts a row, unless there is one of its name, be it from the same moment."""
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:
+        return False
+    return True
+
+
+def find_or_add(session: Session, same: ColumnElement[bool], row: Named) -> tuple[Named, bool]:
+    """Returns the row of this name, and whether it was added just now.
+
+    Raises:
+        ConflictError: it is there with another description.
+    """
+    found = select(type(row)).where(same)
+    existing = session.scalar(found)
+    if existing is None and insert(session, row):
+        return row, True
+    existing = existing or session.scalars(found).one()
+    if row.description not in (None, existing.description):
+        raise ConflictError("it is there with another description")
+    return existing, False
+
+
+def add_project(session: Session, project: Project) -> tuple[Project, bool]:
+    """Returns the project of this name, and whether it was added just now."""
+    return find_or_add(session, Project.project_name == project.project_name, project)
+
+
+def add_model(session: Session, model: Model) -> tuple[Model, bool]:
+    """Returns the model of this name in its project, and whether it was added just now.
+
+    Raises:
+        UnknownError: there is no such project.
+    """
+    get(session, Project, model.project_id)
+    same = (Model.project_id == model.project_id) & (Model.model_name == model.model_name)
+    return find_or_add(session, same, model)
+
+
+def add_experiment(session: Session, experiment: Experiment) -> Experiment:
+    """Adds the first experiment of a version.
+
+    Raises:
+        UnknownError: there is no such model.
+        ConflictError: the model has this version already.
+    """
+    get(session, Model, experiment.model_id)
+    if insert(session, experiment):
+        return experiment
+    existing = session.scalars(
+        select(Experiment.experiment_id).where(
+            Experiment.model_id == experiment.model_id,
+            Experiment.model_version_id == experiment.model_version_id,
+        )
+    ).one()
+    raise ConflictError(f"version {experiment.model_version_id} is experiment {existing}")
+
+
+def merge(
+    session: Session,
+    experiment_id: UUID,
+    column: Literal["evaluations", "artifact_file_paths"],
+    added: dict[str, Any],
+) -> Experiment:
+    """Adds keys to a column of an experiment, and keeps those that others have added.
+
+    Raises:
+        UnknownError: there is no such experiment.
+        ConflictError: with what is there it would be too large.
+    """
+    # Locked before it is read: who comes at the same moment reads what is written here.
+    experiment = session.get(Experiment, experiment_id, with_for_update=True)
+    if experiment is None:
+        raise UnknownError(f"there is no experiment {experiment_id}")
+    # A new object: a change inside the old one goes unnoticed, and would not be stored.
+    merged = {**getattr(experiment, column), **added}
+    try:
+        setattr(experiment, column, small(merged))
+    except ValueError as error:
+        raise ConflictError(f"with what is there, {error}") from None
+    return experiment
+
+
+def promote(session: Session, experiment_id: UUID, expected: UUID | None) -> Experiment:
+    """Makes an experiment the champion of its model in place of the expected one.
+
+    Raises:
+        UnknownError: there is no such experiment.
+        ConflictError: the champion is another one than expected.
+    """
+    # Two promotions in the same model take turns: the second sees what the first has done.
+    model = session.scalar(
+        select(Model)
+        .join(Experiment)
+        .where(Experiment.experiment_id == experiment_id)
+        .with_for_update(of=Model)
+    )
+    if model is None:
+        raise UnknownError(f"there is no experiment {experiment_id}")
+    experiment = session.scalars(
+        select(Experiment).where(Experiment.experiment_id == experiment_id)
+    ).one()
+    # Who asks again because the first answer was lost gets the same answer.
+    if experiment.stage == "champion":
+        return experiment
+    champion = champion_of(session, model.model_id)
+    if (champion and champion.experiment_id) != expected:
+        current = champion.experiment_id if champion else "none"
+        raise ConflictError(f"the champion is {current}, not {expected or 'none'}")
+    if champion:
+        champion.stage = "retired"
+        # The database has one champion at any time, so the old one goes before the new one comes.
+        session.flush()
+    experiment.stage = "champion"
+    return experiment
+
+
+def champion_of(session: Session, model_id: UUID) -> Experiment | None:
+    """Returns the champion of a model, None before the first promotion."""
+    champions = select(Experiment).where(
+        Experiment.model_id == model_id, Experiment.stage == "champion"
+    )
+    return session.scalar(champions)
+
+
+def champion_of_name(session: Session, model_name: str, project_name: str | None) -> Experiment:
+    """Returns the champion of the model of a name.
+
+    Raises:
+        UnknownError: there is no such model, or it has no champion.
+        ConflictError: several projects have a model of this name, and none was named.
+    """
+    models = select(Model).where(Model.model_name == model_name)
+    if project_name is not None:
+        models = models.where(Model.project_id == project_of_name(session, project_name).project_id)
+    match session.scalars(models.limit(2)).all():
+        case []:
+            raise UnknownError(f"there is no model {model_name}")
+        case [model]:
+            if champion := champion_of(session, model.model_id):
+                return champion
+            raise UnknownError(f"model {model_name} has no champion yet")
+    raise ConflictError(f"several projects have a model {model_name}: add project_name")
+
+
+class Overview(NamedTuple):
+    """A model with its project, and its newest experiments; the champion is always one of them."""
+
+    project: Project
+    model: Model
+    experiments: list[Experiment]
+
+
+def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Overview]:
+    """Returns some models, ordered by project and name, with their newest experiments."""
+    models = session.execute(
+        select(Project, Model)
+        .join(Model)
+        .order_by(Project.project_name, Model.model_name)
+        .limit(limit)
+        .offset(offset)
+    ).all()
+    rank = func.row_number().over(
+        partition_by=Experiment.model_id,
+        order_by=(Experiment.created_datetime.desc(), Experiment.experiment_id),
+    )
+    # One query for all of them, however many models there are.
+    ranked = (
+        select(Experiment, rank.label("rank"))
+        .where(Experiment.model_id.in_([model.model_id for _, model in models]))
+        .subquery()
+    )
+    experiment = aliased(Experiment, ranked)
+    shown = session.scalars(
+        select(experiment)
+        .where((ranked.c.rank <= newest) | (experiment.stage == "champion"))
+        .order_by(ranked.c.rank)
+    ).all()
+    return [
+        Overview(project, model, [found for found in shown if found.model_id == model.model_id])
+        for project, model in models
+    ]
