@@ -1,0 +1,96 @@
+"""Fits a one-class support vector machine to iris, and exports its scores as ONNX."""
+
+from typing import Any
+
+import numpy as np
+from onnx.checker import check_model
+from skl2onnx import to_onnx
+from sklearn.datasets import load_iris
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
+
+from .artifact import digest
+
+NAME = "iris_outlier"
+VERSION = "1"
+SEED = 0
+FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
+SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
+# At most this share of the rows lies beyond the border, and at least this share beyond or on it
+# (Schölkopf et al. 2001, "Estimating the Support of a High-Dimensional Distribution", proposition
+# 3). A row on the border scores 0 within the solver's tolerance, so it may fall to either side.
+NU = 0.1
+# The score of a row on the border; what scores less is an outlier.
+THRESHOLD = 0.0
+NOISE_ROWS = 1_000
+# The newest operators of support vectors that ONNX Runtime and skl2onnx both know.
+OPSET = {"": 21, "ai.onnx.ml": 3}
+
+
+def load() -> np.ndarray:
+    """Returns all flowers as float32 [150, 4]; without labels there is nothing to hold out."""
+    return np.asarray(load_iris().data, np.float32)
+
+
+def draw_noise(x: np.ndarray, seed: int = SEED) -> np.ndarray:
+    """Draws rows that are no flowers: evenly from a box twice as wide as the flowers' own."""
+    low, high = x.min(axis=0), x.max(axis=0)
+    margin = (high - low) / 2
+    random = np.random.default_rng(seed)
+    return random.uniform(low - margin, high + margin, (NOISE_ROWS, x.shape[1])).astype(np.float32)
+
+
+def fit(x: np.ndarray, nu: float = NU) -> Pipeline:
+    """Fits a scaler and the machine; nothing in it is random."""
+    return make_pipeline(StandardScaler(), OneClassSVM(nu=nu, gamma="auto")).fit(x)
+
+
+def outlier_share(scores: np.ndarray) -> float:
+    """Returns the share of scores below the threshold.
+
+    The mean of scikit-learn's own answers, which are -1 and 1, is another number.
+    """
+    return float((scores < THRESHOLD).mean())
+
+
+def export(pipeline: Pipeline) -> bytes:
+    """Writes the pipeline as ONNX: float32 [rows, 4] in, float32 [rows, 1] scores out."""
+    row = np.zeros((1, len(FEATURES)), np.float32)
+    model = to_onnx(pipeline, row, name=NAME, target_opset=OPSET)
+    # The converter lists them in the order of a set, which is another one in each process.
+    model.opset_import.sort(key=lambda opset: opset.domain)
+    check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def train(nu: float = NU) -> tuple[bytes, dict[str, Any]]:
+    """Returns the trained model as ONNX, and what there is to know about it."""
+    x = load()
+    pipeline = fit(x, nu)
+    scores = pipeline.decision_function(x)
+    counts, edges = np.histogram(scores, bins=30)
+    return export(pipeline), {
+        "name": NAME,
+        "version": VERSION,
+        "input": {"name": "X", "shape": [None, len(FEATURES)], "features": FEATURES},
+        "output": {"name": "scores", "shape": [None, 1]},
+        "threshold": THRESHOLD,
+        "sample": SAMPLE,
+        "parameters": {
+            "scaler": "StandardScaler",
+            "classifier": "OneClassSVM",
+            "kernel": "rbf",
+            "nu": nu,
+            # Nothing is drawn in the training; the rows of noise are.
+            "seed": SEED,
+        },
+        "metrics": {
+            "outlier_share": round(outlier_share(scores), 4),
+            "outlier_share_of_noise": round(
+                outlier_share(pipeline.decision_function(draw_noise(x))), 4
+            ),
+        },
+        "score_histogram": {"counts": counts.tolist(), "edges": edges.round(6).tolist()},
+        "training_data_sha256": digest(x),
+    }

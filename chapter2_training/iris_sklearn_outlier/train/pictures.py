@@ -1,0 +1,19 @@
+"""Draws what a run of training found."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def draw_scores(metadata: dict[str, Any]) -> Figure:
+    """Draws how many rows have which score, and the threshold below which a row is an outlier."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    histogram = metadata["score_histogram"]
+    axes.stairs(histogram["counts"], histogram["edges"], fill=True, alpha=0.6)
+    axes.axvline(metadata["threshold"], color="tab:red")
+    share = metadata["metrics"]["outlier_share"]
+    axes.set_title(f"{metadata['name']}: {share:.1%} of the rows are left of the line")
+    axes.set_xlabel("score")
+    axes.set_ylabel("rows")
+    return figure

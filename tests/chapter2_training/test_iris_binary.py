@@ -1,0 +1,122 @@
+"""iris_binary: a model for each iris, whose label 1 is that iris and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from sklearn.datasets import load_iris
+
+from chapter2_training.iris_binary.reproduce import rows_equal
+from chapter2_training.iris_binary.train.iris import LABELS, load
+from chapter2_training.iris_binary.train.model import fit, load_one_against_rest
+from tools.patterns import ROOT
+from tools.results import load as load_results
+
+PATTERN = ROOT / "chapter2_training/iris_binary"
+
+
+def train(output: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{output.parent}/tracking/mlflow.db"}
+    return subprocess.run(
+        [sys.executable, "-m", "train", "--output", str(output), *options],
+        cwd=PATTERN,
+        env=os.environ | store | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the model of each iris in a directory of its name."""
+    directory = tmp_path_factory.mktemp("training")
+    for positive in LABELS:
+        trained = train(directory / positive, "--positive", positive)
+        assert trained.returncode == 0, trained.stderr
+    return directory
+
+
+def metadata_of(directory: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((directory / "metadata.json").read_bytes())
+    return metadata
+
+
+def test_a_fresh_process_trains_the_same_bytes(models: Path) -> None:
+    # What depends on the order of a set differs from process to process.
+    assert train(models / "again", PYTHONHASHSEED="7").returncode == 0
+    for name in ("model.onnx", "metadata.json"):
+        again = (models / "again" / name).read_bytes()
+        assert again == (models / "virginica" / name).read_bytes()
+    digests = {metadata_of(models / positive)["sha256"] for positive in LABELS}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("positive", LABELS)
+def test_onnx_answers_every_row_as_scikit_learn_does(models: Path, positive: str) -> None:
+    split = load_one_against_rest(positive)
+    rows = load_iris().data.astype(np.float32)
+    expected = fit(split.x_train, split.y_train).predict_proba(rows)
+    model = models / positive / "model.onnx"
+    assert rows_equal(model, rows, expected) == 150
+    assert rows_equal(model, rows, expected[:, ::-1]) == 0
+
+
+@pytest.mark.parametrize("positive", LABELS)
+def test_label_1_is_the_positive_iris(models: Path, positive: str) -> None:
+    metadata = metadata_of(models / positive)
+    assert metadata["labels"] == ["other", positive]
+    assert metadata["positive"] == positive
+    assert metadata["parameters"]["positive"] == positive
+    session = onnxruntime.InferenceSession(models / positive / "model.onnx")
+    iris = load_iris()
+    (answer,) = session.run(["probabilities"], {"X": iris.data.astype(np.float32)})
+    is_positive = iris.target == LABELS.index(positive)
+    assert answer[is_positive, 1].mean() > 0.8
+    assert answer[~is_positive, 1].mean() < 0.2
+    assert metadata["output"]["shape"] == [None, 2]
+
+
+def test_the_three_models_hold_out_the_same_rows() -> None:
+    splits = [load_one_against_rest(positive) for positive in LABELS]
+    for split in splits:
+        assert np.array_equal(split.x_test, load().x_test)
+        assert np.bincount(split.y_test).tolist() == [30, 15]
+    together = np.sum([split.y_test for split in splits], axis=0)
+    assert together.tolist() == [1] * 45
+
+
+def test_the_scores_of_the_positive_iris_are_those_of_its_rows(models: Path) -> None:
+    metadata = metadata_of(models / "virginica")
+    (_, false_positives), (false_negatives, true_positives) = metadata["confusion_matrix"]
+    metrics = metadata["metrics"]
+    found = round(true_positives / (true_positives + false_positives), 4)
+    assert metrics["precision_positive"] == found
+    assert metrics["recall_positive"] == round(true_positives / 15, 4)
+    assert false_negatives + true_positives == 15
+    assert metrics["recall_positive"] != metrics["accuracy"]
+
+
+@pytest.mark.parametrize("options", [["--positive", "rose"], ["--positive", ""], ["--seed", "-1"]])
+def test_what_cannot_be_trained_is_refused_with_the_reason(
+    options: list[str], models: Path
+) -> None:
+    trained = train(models / "none", *options)
+    assert trained.returncode == 2
+    assert options[0] in trained.stderr
+    assert not (models / "none").exists()
+
+
+def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
+    module = "chapter2_training.iris_binary.measure"
+    command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = load_results(tmp_path / PATTERN.name)
+    assert results.counts == {"distinct_models": 3, "rows_equal": 450}
+    assert results.control == {"distinct_models": 6, "rows_equal": 0}

@@ -1,0 +1,98 @@
+"""iris_sklearn_rf: the same forest from the same seed, and ONNX that answers as it does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+
+from chapter2_training.iris_sklearn_rf.reproduce import rows_equal
+from chapter2_training.iris_sklearn_rf.train.iris import load
+from chapter2_training.iris_sklearn_rf.train.model import TREES, fit
+from tools.patterns import ROOT
+from tools.results import load as load_results
+
+PATTERN = ROOT / "chapter2_training/iris_sklearn_rf"
+
+
+def train(output: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{output.parent}/tracking/mlflow.db"}
+    return subprocess.run(
+        [sys.executable, "-m", "train", "--output", str(output), *options],
+        cwd=PATTERN,
+        env=os.environ | store | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("training") / "models"
+    trained = train(output)
+    assert trained.returncode == 0, trained.stderr
+    return output
+
+
+def test_a_fresh_process_trains_the_same_bytes(models: Path) -> None:
+    again, other = models.with_name("again"), models.with_name("other")
+    # What depends on the order of a set differs from process to process.
+    assert train(again, PYTHONHASHSEED="7").returncode == 0
+    for name in ("model.onnx", "metadata.json"):
+        assert (again / name).read_bytes() == (models / name).read_bytes()
+    assert train(other, "--seed", "1").returncode == 0
+    assert (other / "model.onnx").read_bytes() != (models / "model.onnx").read_bytes()
+
+
+def test_onnx_answers_every_row_as_scikit_learn_does(models: Path) -> None:
+    split = load()
+    flowers = load_iris().data.astype(np.float32)
+    # Rows that are far from any flower, and rows on both sides of each border of a tree.
+    noise = np.random.default_rng(0).uniform(-5, 15, (1_000, 4)).astype(np.float32)
+    forest = fit(split.x_train, split.y_train)
+    for rows in (flowers, noise):
+        expected = forest.predict_proba(rows)
+        assert rows_equal(models / "model.onnx", rows, expected) == len(rows)
+    other = fit(split.x_train, split.y_train, seed=1)
+    assert rows_equal(models / "model.onnx", flowers, other.predict_proba(flowers)) < 150
+
+
+def test_the_metadata_say_what_was_trained(models: Path) -> None:
+    metadata = json.loads((models / "metadata.json").read_bytes())
+    split = load()
+    predicted = fit(split.x_train, split.y_train).predict(split.x_test)
+    matrix = np.zeros((3, 3), int)
+    np.add.at(matrix, (split.y_test, predicted), 1)
+    assert metadata["confusion_matrix"] == matrix.tolist()
+    right = int(np.trace(matrix))
+    assert metadata["metrics"]["accuracy"] == round(right / 45, 4)
+    # One virginica is taken for a versicolor: the means over the labels are not the accuracy.
+    assert metadata["metrics"]["precision_macro"] != metadata["metrics"]["accuracy"]
+    assert metadata["parameters"] == {
+        "classifier": "RandomForestClassifier",
+        "trees": TREES,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "many"])
+def test_a_seed_that_is_none_is_refused_with_the_reason(seed: str, models: Path) -> None:
+    trained = train(models.with_name("none"), f"--seed={seed}")
+    assert trained.returncode == 2
+    assert "--seed" in trained.stderr
+    assert not models.with_name("none").exists()
+
+
+def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
+    module = "chapter2_training.iris_sklearn_rf.measure"
+    command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = load_results(tmp_path / PATTERN.name)
+    assert results.counts == {"distinct_models": 1, "rows_equal": 150}
+    assert results.control["distinct_models"] == 2
+    assert results.control["rows_equal"] < 150
