@@ -27,8 +27,10 @@ IMAGES := $(shell grep -lE '^ +image: (redis|postgres|envoyproxy)' docker-compos
 LOCAL_CATEGORIES := packages $(EXPORTED) $(if $(IMAGES),servers)
 ENVIRONMENT = $(MAKE) -C "$(ROOT)" environment CATEGORIES="$(1)"
 COMPOSE := docker compose
-# What serves needs a model first; what only trains starts with none.
-MODEL := $(if $(and $(wildcard app),$(wildcard train)),models/metadata.json)
+# Not empty where the training is one of the pattern's own processes.
+TRAINS := $(shell sed -n '/^  train:/p' docker-compose.yml 2>/dev/null)
+# What serves needs a model first, unless one of its processes makes it.
+MODEL := $(if $(TRAINS),,$(if $(and $(wildcard app),$(wildcard train)),models/metadata.json))
 
 .PHONY: help
 help: # Shows the verbs.
@@ -38,8 +40,8 @@ help: # Shows the verbs.
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
 
-# A pattern whose processes include the training itself has more verbs, and trains with Docker too.
-ifneq ($(shell sed -n '/^  train:/p' docker-compose.yml 2>/dev/null),)
+# A pattern that trains has more verbs, and trains with Docker too.
+ifneq ($(TRAINS),)
 include $(ROOT)/training.mk
 else
 .PHONY: train
@@ -49,7 +51,7 @@ train: ## Train the model into models/
 endif
 
 models/metadata.json: $(wildcard train/*.py)
-	@$(MAKE) train
+	@$(MAKE) train ARGS=
 
 .PHONY: service
 service: # Refuses to go on without SERVICE.

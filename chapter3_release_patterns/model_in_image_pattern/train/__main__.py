@@ -1,0 +1,55 @@
+"""Trains the model of a version and writes it, once, to where image and server look for it."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from .model import PENALTY, train
+from .release import ReleaseError, write_once
+
+
+def version_of(text: str) -> str:
+    """Returns the version; it becomes the name of a directory and the tag of an image."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, as in 2.0.0")
+    return text
+
+
+def penalty_of(text: str) -> float:
+    """Returns the cost of an error, which has to be above zero."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError(text)
+    return float(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    parser.add_argument("--version", type=version_of, default="1.0.0", help="default: %(default)s")
+    parser.add_argument(
+        "--penalty",
+        type=penalty_of,
+        default=PENALTY,
+        help="what an error in training costs; default: %(default)s",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parents[1] / "models",
+        help="the directory of the versions",
+    )
+    arguments = parser.parse_args()
+    directory: Path = arguments.output / arguments.version
+    try:
+        written = write_once(directory, *train(arguments.version, arguments.penalty))
+    except ReleaseError as error:
+        sys.exit(f"error: {error}")
+    Console().print(
+        f"{written['name']} version {written['version']} is in {directory}:", written["metrics"]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""What can be set from outside; an environment variable is the upper-cased name."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+HERE = Path(__file__).parents[1]
+
+
+class Settings(BaseSettings):
+    """The defaults run on a laptop."""
+
+    # Without this, pydantic claims every name that starts with "model_" for itself.
+    model_config = SettingsConfigDict(protected_namespaces=())
+
+    # Which model: one of its two files, and the SHA-256 of that file. Without them the registry is
+    # asked for its champion.
+    model_uri: str = ""
+    model_sha256: str = ""
+    champion_url: str = "http://127.0.0.1:8001/iris_svc/champion.json"
+    # Where the init step puts the model and the server finds it.
+    model_directory: Path = HERE / ".local/model"
+    max_model_bytes: int = Field(default=50_000_000, gt=0)
+    load_deadline_seconds: float = Field(default=30.0, gt=0)
+    # What the store gives out.
+    store_directory: Path = HERE / "models"
+
+    max_rows: int = Field(default=1_000, gt=0)
+    max_requests_at_once: int = Field(default=256, gt=0)
+    max_body_bytes: int = Field(default=262_144, gt=0)
+    body_deadline_seconds: float = Field(default=5.0, gt=0)

@@ -1,0 +1,42 @@
+"""Trains three models and writes them into models/, which the store gives out."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from . import linear, model
+from .artifact import write_artifact, write_whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parents[1] / "models",
+        help="the directory of the store's files",
+    )
+    output: Path = parser.parse_args().output
+    console = Console(soft_wrap=True)
+    listed = []
+    for onnx, metadata in [model.train(), *map(linear.train, linear.CLASSIFIERS)]:
+        name, version = metadata["name"], metadata["version"]
+        written = write_artifact(output / name / version, onnx, metadata)
+        # What a registry answers when it is asked for its champion, in the words of model_db.
+        champion = {
+            "model_version_id": version,
+            "stage": "champion",
+            "artifact_file_paths": {"onnx": f"{version}/{written['file']}"},
+            "artifact_sha256": written["sha256"],
+        }
+        write_whole(output / name / "champion.json", json.dumps(champion, indent=2).encode())
+        listed.append({key: written[key] for key in ("name", "version", "sha256")})
+        console.print(f"{name} version {version} is in {output}:", written["metrics"])
+    # It comes last: a store that has its list has everything.
+    write_whole(output / "metadata.json", json.dumps(listed, indent=2).encode())
+
+
+if __name__ == "__main__":
+    main()

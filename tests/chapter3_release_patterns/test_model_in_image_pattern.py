@@ -1,0 +1,445 @@
+"""model_in_image_pattern: a version names one model and one image, and needs nothing else."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+
+from chapter3_release_patterns.model_in_image_pattern.images import (
+    Image,
+    ask,
+    built,
+    bytes_to_push,
+    context,
+    docker,
+    running,
+    wait_until_ready,
+)
+from chapter3_release_patterns.model_in_image_pattern.train.iris import load
+from chapter3_release_patterns.model_in_image_pattern.train.model import fit, train
+from chapter3_release_patterns.model_in_image_pattern.train.release import (
+    ReleaseError,
+    write_once,
+)
+from tools.results import load as load_results
+from tools.server import Server, ServerError, free_port, serve
+
+ROOT = Path(__file__).resolve().parents[2]
+PATTERN = ROOT / "chapter3_release_patterns/model_in_image_pattern"
+PENALTIES = {"1.0.0": 1.0, "2.0.0": 10.0}
+ROWS: list[list[float]] = load_iris().data.astype(np.float32).tolist()
+IMAGE = "ml-system-in-actions/model-in-image-pattern-api"
+# A version that no reader has, for what has to have a tag.
+UNUSED = "9876.0.0"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    for version, penalty in PENALTIES.items():
+        write_once(directory / version, *train(version, penalty))
+    return directory
+
+
+def run_training(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "train", *arguments]
+    return subprocess.run(command, cwd=PATTERN, capture_output=True, text=True, check=False)
+
+
+def start(directory: Path, **environment: str) -> AbstractContextManager[Server]:
+    port = free_port()
+    return serve(
+        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(port)],
+        cwd=PATTERN,
+        env={"MODEL_DIRECTORY": str(directory), **environment},
+        ready_url=f"http://127.0.0.1:{port}/ready",
+        port=port,
+    )
+
+
+def predictions(directory: Path) -> list[list[float]]:
+    with start(directory) as server:
+        answer = httpx.post(f"{server.url}/predict", json={"data": ROWS})
+        prediction: list[list[float]] = answer.raise_for_status().json()["prediction"]
+        return prediction
+
+
+def sha256_of(models: Path, version: str) -> str:
+    digest: str = json.loads((models / version / "metadata.json").read_text())["sha256"]
+    return digest
+
+
+def test_every_row_of_iris_is_answered_as_scikit_learn_would(models: Path) -> None:
+    split = load()
+    for version, penalty in PENALTIES.items():
+        expected = fit(split.x_train, split.y_train, penalty).predict_proba(
+            np.array(ROWS, np.float32)
+        )
+        np.testing.assert_allclose(predictions(models / version), expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def client(models: Path) -> Iterator[httpx.Client]:
+    with start(models / "2.0.0") as server, httpx.Client(base_url=server.url, timeout=10) as client:
+        yield client
+
+
+def test_the_server_says_which_version_it_is(client: httpx.Client, models: Path) -> None:
+    metadata = client.get("/metadata").json()
+    content = (models / "2.0.0/model.onnx").read_bytes()
+    assert metadata["version"] == "2.0.0"
+    assert metadata["sha256"] == hashlib.sha256(content).hexdigest()
+    assert metadata["parameters"]["penalty"] == 10
+
+
+def test_the_contract_of_a_prediction_server_is_kept(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert client.get("/label").json() == {"0": "setosa", "1": "versicolor", "2": "virginica"}
+    predicted = client.post("/predict", json={"data": [ROWS[0]]}).json()
+    assert client.get("/predict/test").json() == predicted
+    labels = client.post("/predict/label", json={"data": ROWS[:2]}).json()
+    assert labels == {"prediction": ["setosa", "setosa"]}
+    assert client.get("/predict/test/label").json() == {"prediction": ["setosa"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ("", 422, "Invalid JSON"),
+        ("{}", 422, "Field required"),
+        ('{"dat": [[5.1, 3.5, 1.4, 0.2]]}', 422, "Field required"),
+        ('{"data": []}', 422, "at least 1 item"),
+        ('{"data": [[5.1, 3.5, 1.4]]}', 422, "at least 4 items"),
+        ('{"data": [[NaN, 3.5, 1.4, 0.2]]}', 422, "finite number"),
+        ('{"data": [[true, 3.5, 1.4, "0.2"]]}', 422, "valid number"),
+        (" " * 1_000_000, 413, "larger than"),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_reason(
+    client: httpx.Client, body: str, status: int, reason: str
+) -> None:
+    answer = client.post("/predict", content=body)
+    assert answer.status_code == status
+    assert reason in answer.text
+
+
+def test_a_model_that_is_trained_twice_is_the_same_and_another_version_is_another(
+    models: Path, tmp_path: Path
+) -> None:
+    write_once(tmp_path / "1.0.0", *train("1.0.0", PENALTIES["1.0.0"]))
+    for name in ("model.onnx", "metadata.json"):
+        again = (tmp_path / "1.0.0" / name).read_bytes()
+        assert again == (models / "1.0.0" / name).read_bytes()
+        assert again != (models / "2.0.0" / name).read_bytes()
+
+
+def test_a_rollback_answers_as_before_to_the_bit(models: Path) -> None:
+    first, second, third = (predictions(models / v) for v in ("1.0.0", "2.0.0", "1.0.0"))
+    assert first == third
+    assert first != second
+
+
+def test_the_server_starts_and_predicts_without_calling_anybody(
+    models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "sys.addaudithook(lambda event, _: event == 'socket.connect' and os._exit(7))\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with start(models / "2.0.0", **environment) as server:
+        answer = httpx.post(f"{server.url}/predict", json={"data": ROWS})
+        assert len(answer.json()["prediction"]) == len(ROWS)
+        # Under the same watch, one that does call ends.
+        call = "import socket; socket.create_connection(('127.0.0.1', 9))"
+        caller = subprocess.run([sys.executable, "-c", call], env=environment, check=False)
+        assert caller.returncode == 7
+
+
+def test_a_version_that_is_there_stays_the_model_that_it_was(tmp_path: Path) -> None:
+    options = ["--output", str(tmp_path), "--version", "1.2.3"]
+    assert run_training(*options).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "1.2.3").iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in before} == {0o444}
+    # The same again changes nothing, another one is refused.
+    assert run_training(*options).returncode == 0
+    training = run_training(*options, "--penalty", "5")
+    assert training.returncode == 1
+    assert training.stderr == (
+        "error: 1.2.3 is there already, and is not what this would make it: take another VERSION\n"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "1.2.3").iterdir()} == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "1.2.3"]
+
+
+def test_of_two_models_that_claim_a_version_at_once_one_gets_it_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train", "--output", str(tmp_path), "--penalty"]
+    trainings = [
+        subprocess.Popen([*command, penalty], cwd=PATTERN, stderr=subprocess.DEVNULL)
+        for penalty in "123"
+    ]
+    codes = [training.wait() for training in trainings]
+    assert sorted(codes) == [0, 1, 1]
+    metadata = json.loads((tmp_path / "1.0.0/metadata.json").read_text())
+    content = (tmp_path / "1.0.0/model.onnx").read_bytes()
+    assert metadata["sha256"] == hashlib.sha256(content).hexdigest()
+    assert metadata["parameters"]["penalty"] == codes.index(0) + 1
+
+
+def test_who_is_killed_half_way_leaves_no_version(tmp_path: Path) -> None:
+    # The signal comes between the two files, as if the machine went off there.
+    code = (
+        "import os, signal, sys; from train import artifact; from train.__main__ import main\n"
+        "write = artifact.write_whole\n"
+        "def write_and_die(path, content):\n"
+        "    write(path, content); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "artifact.write_whole = write_and_die; main()"
+    )
+    command = [sys.executable, "-c", code, "--output", str(tmp_path)]
+    assert subprocess.run(command, cwd=PATTERN, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "1.0.0").exists()
+    assert run_training("--output", str(tmp_path)).returncode == 0
+    assert (tmp_path / "1.0.0/metadata.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("--version", version) for version in ("", "1", "1.0", "v1.0.0", "1.0.0\n", "../x")],
+        *[("--version", version) for version in ("1.0.0/..", "latest", "1.0.0-rc1")],
+        *[("--penalty", penalty) for penalty in ("0", "-1", "nan", "inf", "much", "")],
+    ],
+)
+def test_what_is_no_version_or_no_penalty_is_refused(
+    tmp_path: Path, option: str, value: str
+) -> None:
+    training = run_training("--output", str(tmp_path / "models"), option, value)
+    assert training.returncode == 2
+    assert option in training.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def damage(directory: Path) -> None:
+    path = directory / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def check(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.check"]
+    environment = {"MODEL_DIRECTORY": str(directory)}
+    return subprocess.run(
+        command, cwd=PATTERN, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_model_that_was_damaged_is_neither_rolled_out_nor_served(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    assert check(tmp_path / "models/2.0.0").returncode == 0
+    damage(tmp_path / "models/2.0.0")
+    refusal = check(tmp_path / "models/2.0.0")
+    assert refusal.returncode == 1
+    assert "the model's SHA-256 is not the one in metadata.json" in refusal.stderr
+    with pytest.raises(ServerError, match="SHA-256"), start(tmp_path / "models/2.0.0"):
+        pass
+    with pytest.raises(ReleaseError, match=r"2\.0\.0 is there already"):
+        write_once(tmp_path / "models/2.0.0", *train("2.0.0", PENALTIES["2.0.0"]))
+
+
+def test_a_version_that_is_not_there_is_named(tmp_path: Path) -> None:
+    refusal = check(tmp_path / "3.0.0")
+    assert refusal.returncode == 1
+    assert refusal.stderr.startswith(f"error: no usable model in {tmp_path}/3.0.0")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the pattern beside everything else of the repository."""
+    for path in ROOT.iterdir():
+        if not path.name.startswith("chapter"):
+            (tmp_path / path.name).symlink_to(path)
+    copy = tmp_path / PATTERN.relative_to(ROOT)
+    shutil.copytree(PATTERN, copy, ignore=shutil.ignore_patterns("models", ".local", "__pycache__"))
+    return copy
+
+
+def make(directory: Path, run: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-C", str(directory), f"RUN={run}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_verbs_keep_a_version_what_it_was(checkout: Path) -> None:
+    released = make(checkout, "local", "release", "VERSION=2.0.0", "ARGS=--penalty 10")
+    assert "2.0.0 is released" in released.stdout, released.stderr
+    refused = make(checkout, "local", "release", "VERSION=2.0.0", "ARGS=--penalty 100")
+    assert refused.returncode == 2
+    assert "2.0.0 is there already" in refused.stderr
+    damage(checkout / "models/2.0.0")
+    for version, reason in {"2.0.0": "SHA-256", "3.0.0": "no usable model"}.items():
+        refused = make(checkout, "local", "rollout", f"VERSION={version}")
+        assert refused.returncode == 2
+        assert reason in refused.stderr
+        assert f"error: {version} cannot serve, so nothing was stopped" in refused.stderr
+    assert make(checkout, "local", "withdraw", "VERSION=2.0.0").returncode == 0
+    assert list((checkout / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["release", "rollout", "withdraw", "up"])
+@pytest.mark.parametrize("version", ["", "..", "latest", "1.0", "1.0.0 2.0.0", "1.0.0/.."])
+def test_a_verb_takes_nothing_but_a_version(checkout: Path, verb: str, version: str) -> None:
+    refused = make(checkout, "local", verb, f"VERSION={version}")
+    assert refused.returncode == 2
+    assert f'VERSION is "{version}": it is three numbers, as in 2.0.0' in refused.stderr
+    assert not (checkout / "models").exists()
+
+
+def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
+    module = "chapter3_release_patterns.model_in_image_pattern.measure"
+    command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = load_results(tmp_path / PATTERN.name)
+    assert results.counts == {"rows_that_differ_after_rollback": 0, "versions_replaced": 0}
+    assert results.control == {"rows_that_differ_after_rollback": 150, "versions_replaced": 2}
+
+
+@pytest.fixture(scope="module")
+def images(models: Path) -> Iterator[dict[str, Image]]:
+    with ExitStack() as stack:
+        directory = stack.enter_context(context(models))
+        yield {
+            version: stack.enter_context(built(directory, version, sha256_of(models, version)))
+            for version in PENALTIES
+        }
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_the_same_files_make_the_same_image_without_a_cache(
+    models: Path, images: dict[str, Image]
+) -> None:
+    with context(models) as directory:
+        for path in (directory / "app").iterdir():
+            path.chmod(0o600)
+        # Other rights, another second, another directory and no cache: only the tag differs.
+        with built(directory, "1.0.0", sha256_of(models, "1.0.0"), cached=False) as again:
+            assert again.tag != images["1.0.0"].tag
+            assert again.digest == images["1.0.0"].digest
+            assert again.layers == images["1.0.0"].layers
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_another_model_is_another_last_layer_and_nothing_else_is_pushed(
+    images: dict[str, Image],
+) -> None:
+    first, second = images.values()
+    assert first.digest != second.digest
+    assert first.layers[:-1] == second.layers[:-1]
+    assert first.layers[-1] != second.layers[-1]
+    assert bytes_to_push(second, first) < 10_000
+    assert bytes_to_push(second, second) < bytes_to_push(second, first)
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_the_same_model_is_the_same_layer_under_another_server(
+    models: Path, images: dict[str, Image]
+) -> None:
+    with context(models) as directory:
+        (directory / "app/row.py").write_text((directory / "app/row.py").read_text() + "\n")
+        with built(directory, "1.0.0", sha256_of(models, "1.0.0")) as image:
+            assert image.digest != images["1.0.0"].digest
+            assert image.layers[-1] == images["1.0.0"].layers[-1]
+            assert image.layers[-2] != images["1.0.0"].layers[-2]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_the_labels_are_version_and_digest_of_the_model_inside(
+    models: Path, images: dict[str, Image]
+) -> None:
+    for version, image in images.items():
+        labels = json.loads(docker("image", "inspect", "-f", "{{json .Config.Labels}}", image.tag))
+        assert labels["org.opencontainers.image.version"] == version
+        inside = docker(
+            *["run", "--rm", "--network", "none", image.tag, "sh", "-c"],
+            'sha256sum "$MODEL_DIRECTORY/model.onnx"',
+        )
+        assert inside == f"{sha256_of(models, version)}  /service/models/{version}/model.onnx"
+        assert labels["ml-system-in-actions.model.sha256"] == sha256_of(models, version)
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_a_build_of_another_model_than_was_named_fails(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    sha256 = sha256_of(models, "1.0.0")
+    damage(tmp_path / "models/1.0.0")
+    refused = pytest.raises(RuntimeError, match="sha256sum")
+    with context(tmp_path / "models") as directory:
+        with refused, built(directory, "1.0.0", sha256):
+            pass
+        with refused, built(directory, "2.0.0", sha256):
+            pass
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_an_image_predicts_without_network_volume_and_right_to_write(
+    models: Path, images: dict[str, Image]
+) -> None:
+    answers = []
+    for version in ("1.0.0", "2.0.0", "1.0.0"):
+        with running(images[version]) as container:
+            wait_until_ready(container, ROWS[0])
+            answers.append(ask(container, ROWS))
+        expected = predictions(models / version)
+        np.testing.assert_allclose(answers[-1], expected, rtol=0, atol=1e-5)
+    # Rolled out and back, to the bit.
+    assert answers[0] == answers[2]
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_with_docker_a_version_is_released_once(checkout: Path) -> None:
+    version = f"VERSION={UNUSED}"
+    tag = f"{IMAGE}:{UNUSED}"
+    try:
+        assert make(checkout, "docker", "release", version).returncode == 0
+        digest = docker("image", "inspect", "-f", "{{.Id}}", tag)
+        # The same files again are the same image.
+        assert make(checkout, "docker", "release", version).returncode == 0
+        assert docker("image", "inspect", "-f", "{{.Id}}", tag) == digest
+        # Another model is refused by the model, another server by the image.
+        refused = make(checkout, "docker", "release", version, "ARGS=--penalty 5")
+        assert f"{UNUSED} is there already" in refused.stderr
+        code = checkout / "app/row.py"
+        code.write_text(code.read_text() + "\n")
+        refused = make(checkout, "docker", "release", version)
+        assert refused.returncode == 2
+        assert f"error: {tag} is there already, with other contents" in refused.stderr
+        assert docker("image", "inspect", "-f", "{{.Id}}", tag) == digest
+        # What happens to the files on this machine does not happen to the image.
+        damage(checkout / "models" / UNUSED)
+        docker("run", "--rm", "--network", "none", tag, "python", "-m", "app.check")
+    finally:
+        withdrawn = make(checkout, "docker", "withdraw", version)
+    assert withdrawn.returncode == 0
+    assert not (checkout / "models" / UNUSED).exists()
+    refused = make(checkout, "docker", "rollout", version)
+    assert refused.returncode == 2
+    assert f"error: {UNUSED} cannot serve, so nothing was stopped" in refused.stderr
