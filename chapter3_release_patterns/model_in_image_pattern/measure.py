@@ -49,7 +49,7 @@ def count_replaced(write: Callable[..., object], models: Path) -> int:
     for version, penalty in PENALTIES.items():
         before = (models / version / "model.onnx").read_bytes()
         try:
-            write(models / version, *train(version, 11 - penalty))
+            write(models / version, *train(version=version, penalty=11 - penalty))
         except ReleaseError:
             continue
         finally:
@@ -154,8 +154,8 @@ def main() -> int:
     with TemporaryDirectory() as directory:
         models, mutable = Path(directory) / "models", Path(directory) / "mutable"
         for version, penalty in PENALTIES.items():
-            write_once(models / version, *train(version, penalty))
-            write_artifact(mutable / version, *train(version, penalty))
+            write_once(models / version, *train(version=version, penalty=penalty))
+            write_artifact(mutable / version, *train(version=version, penalty=penalty))
         differing, gaps = roll(models / version for version in versions)
         differing_in_place, _ = roll(overwrite(mutable / "latest", models))
         counts = {

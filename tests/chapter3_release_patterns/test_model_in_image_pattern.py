@@ -47,7 +47,7 @@ UNUSED = "9876.0.0"
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models")
     for version, penalty in PENALTIES.items():
-        write_once(directory / version, *train(version, penalty))
+        write_once(directory / version, *train(version=version, penalty=penalty))
     return directory
 
 
@@ -82,7 +82,7 @@ def sha256_of(models: Path, version: str) -> str:
 def test_every_row_of_iris_is_answered_as_scikit_learn_would(models: Path) -> None:
     split = load()
     for version, penalty in PENALTIES.items():
-        expected = fit(split.x_train, split.y_train, penalty).predict_proba(
+        expected = fit(split.x_train, split.y_train, penalty=penalty).predict_proba(
             np.array(ROWS, np.float32)
         )
         np.testing.assert_allclose(predictions(models / version), expected, rtol=0, atol=1e-5)
@@ -137,7 +137,7 @@ def test_a_bad_request_is_refused_with_the_reason(
 def test_a_model_that_is_trained_twice_is_the_same_and_another_version_is_another(
     models: Path, tmp_path: Path
 ) -> None:
-    write_once(tmp_path / "1.0.0", *train("1.0.0", PENALTIES["1.0.0"]))
+    write_once(tmp_path / "1.0.0", *train(penalty=PENALTIES["1.0.0"], version="1.0.0"))
     for name in ("model.onnx", "metadata.json"):
         again = (tmp_path / "1.0.0" / name).read_bytes()
         assert again == (models / "1.0.0" / name).read_bytes()
@@ -256,7 +256,7 @@ def test_a_model_that_was_damaged_is_neither_rolled_out_nor_served(
     with pytest.raises(ServerError, match="SHA-256"), start(tmp_path / "models/2.0.0"):
         pass
     with pytest.raises(ReleaseError, match=r"2\.0\.0 is there already"):
-        write_once(tmp_path / "models/2.0.0", *train("2.0.0", PENALTIES["2.0.0"]))
+        write_once(tmp_path / "models/2.0.0", *train(penalty=PENALTIES["2.0.0"], version="2.0.0"))
 
 
 def test_a_version_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import psutil
-import psycopg2  # type: ignore[import-untyped]
+import psycopg2
 import pytest
 import redis
 import yaml

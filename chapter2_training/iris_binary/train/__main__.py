@@ -36,9 +36,7 @@ def main() -> None:
     with tracked(EXPERIMENT, f"{arguments.positive} seed {arguments.seed}"):
         model, metadata = train(arguments.positive, arguments.seed)
         written = write_artifact(output, model, metadata)
-        record(
-            written, output / written["file"], {"confusion_matrix.png": draw_confusion(written)}
-        )
+        record(written, output / written["file"], {"confusion_matrix.png": draw_confusion(written)})
     Console(soft_wrap=True, highlight=False).print(summary(written, output))
 
 

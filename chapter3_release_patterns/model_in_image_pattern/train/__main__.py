@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .artifact import summary
 from .model import PENALTY, train
 from .release import ReleaseError, write_once
 
@@ -43,12 +44,11 @@ def main() -> None:
     arguments = parser.parse_args()
     directory: Path = arguments.output / arguments.version
     try:
-        written = write_once(directory, *train(arguments.version, arguments.penalty))
+        model, metadata = train(penalty=arguments.penalty, version=arguments.version)
+        written = write_once(directory, model, metadata)
     except ReleaseError as error:
         sys.exit(f"error: {error}")
-    Console().print(
-        f"{written['name']} version {written['version']} is in {directory}:", written["metrics"]
-    )
+    Console(soft_wrap=True, highlight=False).print(summary(written, directory))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# Copied from chapter4_serving_patterns/web_single_pattern/train/model.py
 """Fits the iris classifier, scores it on rows that it has not seen, and exports it as ONNX."""
 
 from typing import Any
@@ -17,11 +18,12 @@ from .iris import FEATURES, LABELS, SEED, describe, load
 
 ML = "ai.onnx.ml"
 NAME = "iris_svc"
-# What an error costs in training, against a wider margin: another cost is another model.
+VERSION = "1"
+# What an error costs in training, against a wider margin.
 PENALTY = 1.0
 
 
-def fit(x: np.ndarray, y: np.ndarray, penalty: float = PENALTY, seed: int = SEED) -> Pipeline:
+def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED, penalty: float = PENALTY) -> Pipeline:
     """Fits a scaler and, for each label, a support vector classifier and its calibration."""
     # Calibration works label by label. One SVC a label gives it those scores directly; the votes
     # of a multi-class SVC would be turned into them by a graph that takes twice as long to run.
@@ -84,19 +86,21 @@ def export(pipeline: Pipeline) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def train(version: str, penalty: float = PENALTY, seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
+def train(
+    seed: int = SEED, penalty: float = PENALTY, version: str = VERSION
+) -> tuple[bytes, dict[str, Any]]:
     """Returns the trained model as ONNX, and what there is to know about it."""
     split = load(seed)
-    pipeline = fit(split.x_train, split.y_train, penalty, seed)
+    pipeline = fit(split.x_train, split.y_train, seed, penalty)
     return export(pipeline), {
         "name": NAME,
         "version": version,
         "parameters": {
             "scaler": "StandardScaler",
             "classifier": "SVC",
+            "penalty": penalty,
             "multi_class": "one-vs-rest",
             "calibration": "sigmoid",
-            "penalty": penalty,
             "seed": seed,
         },
         **describe(split, pipeline.predict_proba(split.x_test), LABELS),

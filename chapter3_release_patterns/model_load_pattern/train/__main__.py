@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import linear, model
-from .artifact import write_artifact, write_whole
+from .artifact import summary, write_artifact, write_whole
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         help="the directory of the store's files",
     )
     output: Path = parser.parse_args().output
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
     listed = []
     for onnx, metadata in [model.train(), *map(linear.train, linear.CLASSIFIERS)]:
         name, version = metadata["name"], metadata["version"]
@@ -33,7 +33,7 @@ def main() -> None:
         }
         write_whole(output / name / "champion.json", json.dumps(champion, indent=2).encode())
         listed.append({key: written[key] for key in ("name", "version", "sha256")})
-        console.print(f"{name} version {version} is in {output}:", written["metrics"])
+        console.print(summary(written, output / name / version))
     # It comes last: a store that has its list has everything.
     write_whole(output / "metadata.json", json.dumps(listed, indent=2).encode())
 

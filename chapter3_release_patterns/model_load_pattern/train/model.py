@@ -19,13 +19,16 @@ from .iris import FEATURES, LABELS, SEED, describe, load
 ML = "ai.onnx.ml"
 NAME = "iris_svc"
 VERSION = "1"
+# What an error costs in training, against a wider margin.
+PENALTY = 1.0
 
 
-def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> Pipeline:
+def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED, penalty: float = PENALTY) -> Pipeline:
     """Fits a scaler and, for each label, a support vector classifier and its calibration."""
     # Calibration works label by label. One SVC a label gives it those scores directly; the votes
     # of a multi-class SVC would be turned into them by a graph that takes twice as long to run.
-    classifier = CalibratedClassifierCV(OneVsRestClassifier(SVC(random_state=seed)), ensemble=False)
+    svc = SVC(C=penalty, random_state=seed)
+    classifier = CalibratedClassifierCV(OneVsRestClassifier(svc), ensemble=False)
     return make_pipeline(StandardScaler(), classifier).fit(x, y)
 
 
@@ -83,16 +86,19 @@ def export(pipeline: Pipeline) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def train(seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
+def train(
+    seed: int = SEED, penalty: float = PENALTY, version: str = VERSION
+) -> tuple[bytes, dict[str, Any]]:
     """Returns the trained model as ONNX, and what there is to know about it."""
     split = load(seed)
-    pipeline = fit(split.x_train, split.y_train, seed)
+    pipeline = fit(split.x_train, split.y_train, seed, penalty)
     return export(pipeline), {
         "name": NAME,
-        "version": VERSION,
+        "version": version,
         "parameters": {
             "scaler": "StandardScaler",
             "classifier": "SVC",
+            "penalty": penalty,
             "multi_class": "one-vs-rest",
             "calibration": "sigmoid",
             "seed": seed,
