@@ -6,10 +6,13 @@ UI := http://localhost:5000
 
 ifeq ($(RUN),docker)
 
+# A pattern may have a program of its own that runs the training in containers.
+TRAIN_WITH_DOCKER ?= $(COMPOSE) run --rm --no-deps train python -m train --output /data/models
+
 .PHONY: train
 train:
 	@$(COMPOSE) build train
-	@$(COMPOSE) run --rm --no-deps train python -m train --output /data/models $(ARGS)
+	@$(TRAIN_WITH_DOCKER) $(ARGS)
 	@mkdir -p models
 	@$(COMPOSE) run --rm --no-deps -T train tar -c -C /data/models . | tar -x -o -C models
 

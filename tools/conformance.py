@@ -80,9 +80,11 @@ MEANINGLESS = re.compile(
 )
 MOST_SKIPS = 6
 # The sites that a file may name; another is added once it is known to be public.
-PUBLIC_HOSTS = {"github.com"}
+PUBLIC_HOSTS = {"github.com", "www.cs.toronto.edu"}
 RESERVED_HOST = re.compile(r"(.+\.)?(example(\.com|\.net|\.org)?|invalid|test|local)")
 CI_RUN = ".ci/run"
+# PyTorch is locked without a digest: the reader's pip chooses its build. It is installed alone.
+UNHASHED = ["-r", "torch.txt"]
 
 CHAPTER = re.compile(r"chapter\d+_\w+")
 SOFT_STEP = re.compile(
@@ -394,7 +396,8 @@ def requirements_are_exported_from_the_lock(root: Path) -> Iterator[str]:
 
 def requirements_are_what_is_imported_or_started(root: Path) -> Iterator[str]:
     commands = {
-        compose.pattern_dir: [s.command for s in built(compose)] for compose in composes(root)
+        compose.pattern_dir: [(s.build.target, s.command) for s in built(compose) if s.build]
+        for compose in composes(root)
     }
     for pattern in patterns(root):
         for path in sorted(pattern.glob("requirements*.txt")):
@@ -402,8 +405,15 @@ def requirements_are_what_is_imported_or_started(root: Path) -> Iterator[str]:
             package = path.stem.partition("-")[2]
             served = package or ("app" if (pattern / "app").is_dir() else "train")
             sources = sorted((pattern / served).rglob("*.py"))
-            started = {} if package else {w for words in commands.get(pattern, []) for w in words}
-            yield from unequal_requirements(root, path, sources, set(started))
+            # A service that trains is started with requirements-train.txt, where there is one.
+            apart = (pattern / "requirements-train.txt").is_file()
+            started = {
+                word
+                for target, words in commands.get(pattern, [])
+                for word in words
+                if (apart and target == "train") == (package == "train")
+            }
+            yield from unequal_requirements(root, path, sources, started)
 
 
 def unequal_requirements(
@@ -496,7 +506,8 @@ def pip_checks_hashes_in_images(root: Path) -> Iterator[str]:
     for path in dockerfiles(root):
         runs = " && ".join(rest for s in stages(path).values() for _, rest in s.instructions)
         for words in (part.split() for part in re.split(r"&&|[;|]", runs)):
-            if {"pip", "install"} <= set(words) and "--require-hashes" not in words:
+            hashed = "--require-hashes" in words or words[-3:] == ["install", *UNHASHED]
+            if {"pip", "install"} <= set(words) and not hashed:
                 yield f"{path}: `{' '.join(words)}` takes any file; add --require-hashes"
 
 

@@ -129,6 +129,12 @@ RESULTS: dict[str, object] = {
     "measured_on": "2026-01-01",
 }
 
+TRAINING_SERVICE = """
+  train:
+    build: {context: ., target: train}
+    image: ml-system-in-actions/web-single-pattern-train:0.1.0
+    command: [redis]
+"""
 MUTANTS = [
     python(
         rules.no_pattern_imports_another,
@@ -275,6 +281,12 @@ MUTANTS = [
     ),
     mutant(
         rules.requirements_are_what_is_imported_or_started,
+        "a program that training starts and nothing requires",
+        f"{PATTERN}/requirements-train.txt",
+        append(COMPOSE, TRAINING_SERVICE),
+    ),
+    mutant(
+        rules.requirements_are_what_is_imported_or_started,
         "training that imports what serves",
         f"{PATTERN}/requirements-train.txt",
         append(f"{PATTERN}/train/model.py", "import fastapi\n"),
@@ -357,6 +369,12 @@ MUTANTS = [
         "a second install without digests",
         "^USER ",
         "RUN true && pip install rich\nUSER ",
+    ),
+    docker(
+        rules.pip_checks_hashes_in_images,
+        "something beside PyTorch without digests",
+        "^USER ",
+        "RUN pip install rich -r torch.txt\nUSER ",
     ),
     new(
         rules.docker_context_begins_with_nothing,

@@ -1,0 +1,21 @@
+"""What can be set from outside; an environment variable is the upper-cased name."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The defaults run on a laptop."""
+
+    # Without this, pydantic claims every name that starts with "model_" for itself.
+    model_config = SettingsConfigDict(protected_namespaces=())
+
+    model_directory: Path = Path(__file__).parents[1] / "models"
+    max_rows: int = Field(default=100, gt=0)
+    # Each request at once may hold a body of the size below.
+    max_requests_at_once: int = Field(default=32, gt=0)
+    # So many images, each number with its comma in 13 bytes at most.
+    max_body_bytes: int = Field(default=4_194_304, gt=0)
+    body_deadline_seconds: float = Field(default=5.0, gt=0)

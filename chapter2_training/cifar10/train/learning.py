@@ -1,0 +1,123 @@
+"""Fits a network epoch by epoch, so that it can go on where it was interrupted."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .cifar import RECORD
+
+SCORE_ROWS = 500
+Advance = Callable[[], None]
+
+
+def make_deterministic(threads: int) -> None:
+    """Leaves nothing to chance but what is seeded; what cannot be so raises a RuntimeError."""
+    # cuBLAS reads it when it is first used.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def load(path: Path) -> tuple[np.ndarray, torch.Tensor]:
+    """Returns the images uint8 [rows, 3072], left on the disk, and the labels int64 [rows]."""
+    rows = np.memmap(path, np.uint8, "r").reshape(-1, RECORD)
+    return rows[:, 1:], torch.from_numpy(rows[:, 0].astype(np.int64))
+
+
+def batch(images: np.ndarray, chosen: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Returns some of the images as float32 [rows, 3072], still from 0 to 255."""
+    return torch.from_numpy(images[chosen]).to(device).float()
+
+
+def batches(rows: int, size: int) -> list[slice]:
+    """Cuts rows into batches; one row alone, of which there is no variance, joins the last."""
+    starts = list(range(0, max(rows - 1, 1), size))
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows], strict=True)]
+
+
+def epochs(
+    net: nn.Sequential,
+    train: tuple[np.ndarray, torch.Tensor],
+    test: tuple[np.ndarray, torch.Tensor],
+    settings: dict[str, Any],
+    checkpoint: Path,
+    advance: Advance,
+) -> Iterator[dict[str, float]]:
+    """Yields for each epoch the loss and the accuracy on what is trained on and what is not.
+
+    Those of training are of each image when its turn came, so the network was still learning.
+    The state is written to `checkpoint` after each epoch. If it is there already, its epochs are
+    yielded again without being run, and the result is that of a run that was never interrupted.
+    """
+    images, labels = train
+    device = next(net.parameters()).device
+    optimizer = torch.optim.Adam(net.parameters(), lr=settings["learning_rate"])
+    history: list[dict[str, float]] = []
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        history = state["history"]
+        yield from history
+    for epoch in range(len(history), settings["epochs"]):
+        # Every epoch begins with a seed of its own, so a checkpoint needs no generator's state.
+        seed = [settings["seed"], epoch]
+        order = np.random.default_rng(seed).permutation(len(images))
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        for group in optimizer.param_groups:
+            half_turn = math.pi * epoch / settings["epochs"]
+            group["lr"] = settings["learning_rate"] * (1 + math.cos(half_turn)) / 2
+        net.train()
+        loss_sum, right = 0.0, 0
+        for part in batches(len(images), settings["batch_size"]):
+            # In the order of the file, which the disk reads best.
+            chosen = np.sort(order[part])
+            optimizer.zero_grad()
+            logits = net(batch(images, chosen, device))
+            loss = nn.functional.cross_entropy(logits, labels[chosen].to(device))
+            torch.autograd.backward(loss)
+            optimizer.step()
+            loss_sum += float(loss.detach()) * len(chosen)
+            right += int((logits.argmax(1).cpu() == labels[chosen]).sum())
+            advance()
+        tested = score(net, *test)
+        row = {
+            "train_loss": loss_sum / len(images),
+            "train_accuracy": right / len(images),
+            "test_loss": tested["loss"],
+            "test_accuracy": tested["accuracy"],
+        }
+        history.append(row)
+        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        partial = checkpoint.with_name(f"{checkpoint.name}.partial")
+        torch.save(state, partial)
+        partial.replace(checkpoint)
+        yield row
+
+
+def predict(net: nn.Sequential, images: np.ndarray) -> torch.Tensor:
+    """Returns the logits [rows, 10]; the network is left as it predicts, not as it learns."""
+    net.eval()
+    device = next(net.parameters()).device
+    with torch.inference_mode():
+        parts = [
+            net(batch(images, np.arange(start, min(start + SCORE_ROWS, len(images))), device))
+            for start in range(0, len(images), SCORE_ROWS)
+        ]
+        return torch.cat(parts).cpu()
+
+
+def score(net: nn.Sequential, images: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
+    """Returns the mean loss of an image, and the share of them whose label is right."""
+    logits = predict(net, images)
+    return {
+        "loss": float(nn.functional.cross_entropy(logits, labels)),
+        "accuracy": float((logits.argmax(1) == labels).float().mean()),
+    }

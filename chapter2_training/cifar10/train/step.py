@@ -1,0 +1,209 @@
+"""Runs a step once for the same inputs, and keeps what it made under their digest."""
+
+import ast
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .parameters import PATTERN, Parameters, parse
+from .tracking import TrackingError, tracked
+
+RESULT = "result.json"
+EXPERIMENT = "cifar10"
+console = Console(soft_wrap=True, highlight=False)
+
+
+class StepError(Exception):
+    """A step cannot be run, or has not made what it should."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step depends on besides its own code, with all that this imports."""
+
+    after: tuple[str, ...]
+    parameters: tuple[str, ...]
+    packages: tuple[str, ...]
+    # Code that it does not import but starts.
+    starts: str = ""
+
+
+# In the order in which they run.
+STEPS = {
+    "preprocess": Step((), ("data", "images", "seed", "archive_md5"), ("numpy",)),
+    "fit": Step(
+        ("preprocess",),
+        ("net", "epochs", "batch_size", "learning_rate", "seed", "threads", "device"),
+        ("numpy", "torch"),
+    ),
+    "build": Step(
+        ("preprocess", "fit"),
+        ("data", "images", "net", "epochs", "batch_size", "learning_rate", "seed"),
+        ("numpy", "onnx", "torch"),
+    ),
+    "evaluate": Step(
+        ("preprocess", "fit", "build"), ("served_by",), ("fastapi", "onnxruntime"), "app"
+    ),
+}
+Inputs = Mapping[str, Path]
+Work = Callable[[Parameters, Inputs, Path], dict[str, float]]
+
+
+def directory_of(name: str, parameters: Parameters) -> Path:
+    """Names the directory of what a step makes of these inputs, whether it is there or not.
+
+    Raises:
+        StepError: what an earlier step makes of them is not there.
+    """
+    step = STEPS[name]
+    inputs = {
+        "after": {before: result_of(before, parameters)["sha256"] for before in step.after},
+        "parameters": {key: getattr(parameters, key) for key in step.parameters},
+        "code": {
+            str(path.relative_to(PATTERN)): sha256(path.read_bytes())
+            for path in (*sources_of(PATTERN / f"train/{name}.py"), *started_by(step))
+        },
+        "packages": {package: version(package) for package in step.packages},
+    }
+    return parameters.steps / f"{name}-{sha256(json.dumps(inputs, sort_keys=True).encode())[:16]}"
+
+
+def result_of(name: str, parameters: Parameters) -> dict[str, Any]:
+    """Returns what a step has said of what it made.
+
+    Raises:
+        StepError: it has not been run with these inputs.
+    """
+    result = finished(directory_of(name, parameters))
+    if result is None:
+        raise StepError(f"{name} comes before: run python -m train.{name} with the same arguments")
+    return result
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """Returns what was said of a directory, None unless all is there as it was made."""
+    try:
+        result: dict[str, Any] = json.loads((directory / RESULT).read_bytes())
+        return result if result["sha256"] == content_digest(directory) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def content_digest(directory: Path) -> str:
+    """Returns the digest of the names and contents of the files that a step has made."""
+    files = sorted(path for path in directory.iterdir() if path.name != RESULT)
+    return sha256(json.dumps([(path.name, file_digest(path)) for path in files]).encode())
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sources_of(path: Path) -> list[Path]:
+    """Returns a module of this package with all that it imports from the package, sorted."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        source = waiting.pop()
+        if source not in found:
+            found.add(source)
+            for node in ast.walk(ast.parse(source.read_bytes())):
+                if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                    waiting.append(source.with_name(f"{node.module}.py"))
+    return sorted(found)
+
+
+def started_by(step: Step) -> list[Path]:
+    return sorted((PATTERN / step.starts).glob("*.py")) if step.starts else []
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keeps others out; the operating system opens it when this process ends, however it does.
+
+    Raises:
+        StepError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise StepError(f"another process is at it, wait for its end: {path}") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def run(name: str, description: str | None, work: Work, *, resumes: bool = False) -> None:
+    """Is the program of a step: `work` fills a directory, which gets its name when it is whole.
+
+    A step that resumes finds what it left there when it was ended half-way; any other begins with
+    an empty directory. `work` returns metrics, which go into the run of the step.
+    """
+    parameters = parse(f"train.{name}", description)
+    try:
+        inputs = {before: directory_of(before, parameters) for before in STEPS[name].after}
+        directory = directory_of(name, parameters)
+        partial = directory.with_name(f"{directory.name}.partial")
+        with lock(directory.with_name(f"{directory.name}.lock")):
+            if finished(directory) is not None:
+                say_done(name, directory)
+                return
+            if not resumes:
+                shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(exist_ok=True)
+            began = time.perf_counter()
+            with tracked(EXPERIMENT, name):
+                if parameters.parent_run:
+                    mlflow.set_tag("mlflow.parentRunId", parameters.parent_run)
+                mlflow.log_params({key: getattr(parameters, key) for key in STEPS[name].parameters})
+                metrics = work(parameters, inputs, partial)
+                seconds = time.perf_counter() - began
+                mlflow.log_metrics(metrics | {"seconds": seconds})
+                digest = content_digest(partial)
+                mlflow.set_tag("outputs_sha256", digest)
+                keep(partial, directory, {"sha256": digest, "metrics": metrics})
+            console.print(f"{name}: done in {seconds:.1f} s", shown(metrics))
+    except (StepError, TrackingError) as error:
+        sys.exit(f"error: {name}: {error}")
+
+
+def keep(partial: Path, directory: Path, result: dict[str, Any]) -> None:
+    """Gives a whole directory its name; what is there under that name was found to be damaged."""
+    (partial / RESULT).write_text(json.dumps(result, indent=2))
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.replace(directory)
+
+
+def shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def say_done(name: str, directory: Path) -> None:
+    console.print(f"{name}: not run again, nothing has changed ({directory.name})")
+
+
+def bar() -> Progress:
+    """Returns a progress bar that is gone when all is done; without a terminal there is none."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
