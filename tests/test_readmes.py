@@ -20,6 +20,7 @@ def play(name: str, run: str) -> None:
     assert played.returncode == 0, played.stdout + played.stderr
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_shows_what_happens_without_docker(name: str) -> None:
     play(name, "local")

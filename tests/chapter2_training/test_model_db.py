@@ -884,7 +884,7 @@ def test_a_migration_that_is_killed_leaves_nothing_half_made(postgres: Postgres)
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("measure")
     command = [sys.executable, "-m", f"{PACKAGE}.measure", "--quick", "--output", str(directory)]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=200, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=500, stdout=subprocess.DEVNULL)
     found: dict[str, Any] = json.loads((directory / "results.json").read_text())
     return found
 
