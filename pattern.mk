@@ -118,7 +118,7 @@ readme: ## Play the README: each command and what it shows, from make up to make
 
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
-	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES) measure training)
+	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES) measure serving training)
 	@cd "$(ROOT)" && "$(BIN)/python" -m $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
