@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from sklearn.datasets import load_iris
@@ -56,6 +57,14 @@ def test_a_fresh_process_trains_the_same_bytes(models: Path) -> None:
         assert again == (models / "virginica" / name).read_bytes()
     digests = {metadata_of(models / positive)["sha256"] for positive in LABELS}
     assert len(digests) == 3
+
+
+def test_the_bytes_hold_nothing_in_the_order_of_a_set(models: Path) -> None:
+    domains = [
+        opset.domain for opset in onnx.load(models / "virginica" / "model.onnx").opset_import
+    ]
+    assert domains == sorted(domains)
+    assert len(domains) == 2
 
 
 @pytest.mark.parametrize("positive", LABELS)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -28,6 +29,12 @@ def train(output: Path, *options: str, **environment: str) -> subprocess.Complet
         text=True,
         check=False,
     )
+
+
+def test_the_bytes_hold_nothing_in_the_order_of_a_set(models: Path) -> None:
+    domains = [opset.domain for opset in onnx.load(models / "model.onnx").opset_import]
+    assert domains == sorted(domains)
+    assert len(domains) == 2
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,16 @@ import warnings
 from typing import Any
 
 import numpy as np
-from onnx.checker import check_model
-from skl2onnx import to_onnx
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.metrics import precision_score, recall_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from .convert import convert
 from .iris import FEATURES, LABELS, SEED, Split, describe, load
 
 VERSION = "1"
-# The newest operators of support vectors that ONNX Runtime and skl2onnx both know.
-OPSET = {"": 21, "ai.onnx.ml": 3}
 
 
 def load_one_against_rest(positive: str, seed: int = SEED) -> Split:
@@ -43,15 +40,7 @@ def export(pipeline: Pipeline) -> bytes:
         # The converter reads an attribute of SVC that scikit-learn 1.9 deprecates.
         warnings.filterwarnings("ignore", "Attribute `prob", FutureWarning)
         # Without zipmap the probabilities are one array, and not a dictionary a row.
-        model = to_onnx(
-            pipeline,
-            np.zeros((1, len(FEATURES)), np.float32),
-            name="iris_binary",
-            options={"zipmap": False},
-            target_opset=OPSET,
-        )
-    check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+        return convert(pipeline, len(FEATURES), "iris_binary", {"zipmap": False})
 
 
 def train(positive: str, seed: int = SEED) -> tuple[bytes, dict[str, Any]]:

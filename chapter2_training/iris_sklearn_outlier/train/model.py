@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
-from onnx.checker import check_model
-from skl2onnx import to_onnx
 from sklearn.datasets import load_iris
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
 from .artifact import digest
+from .convert import convert
 
 NAME = "iris_outlier"
 VERSION = "1"
@@ -24,8 +23,6 @@ NU = 0.1
 # The score of a row on the border; what scores less is an outlier.
 THRESHOLD = 0.0
 NOISE_ROWS = 1_000
-# The newest operators of support vectors that ONNX Runtime and skl2onnx both know.
-OPSET = {"": 21, "ai.onnx.ml": 3}
 
 
 def load() -> np.ndarray:
@@ -56,12 +53,7 @@ def outlier_share(scores: np.ndarray) -> float:
 
 def export(pipeline: Pipeline) -> bytes:
     """Writes the pipeline as ONNX: float32 [rows, 4] in, float32 [rows, 1] scores out."""
-    row = np.zeros((1, len(FEATURES)), np.float32)
-    model = to_onnx(pipeline, row, name=NAME, target_opset=OPSET)
-    # The converter lists them in the order of a set, which is another one in each process.
-    model.opset_import.sort(key=lambda opset: opset.domain)
-    check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return convert(pipeline, len(FEATURES), NAME, None)
 
 
 def train(nu: float = NU) -> tuple[bytes, dict[str, Any]]:

@@ -3,17 +3,14 @@
 from typing import Any
 
 import numpy as np
-from onnx.checker import check_model
-from skl2onnx import to_onnx
 from sklearn.ensemble import RandomForestClassifier
 
+from .convert import convert
 from .iris import LABELS, SEED, describe, load
 
 NAME = "iris_rf"
 VERSION = "1"
 TREES = 100
-# The newest operators of trees that ONNX Runtime and skl2onnx both know.
-OPSET = {"": 21, "ai.onnx.ml": 3}
 
 
 def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> RandomForestClassifier:
@@ -25,11 +22,8 @@ def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> RandomForestClassifie
 
 def export(forest: RandomForestClassifier) -> bytes:
     """Writes the forest as ONNX: float32 [rows, 4] in, float32 [rows, 3] probabilities out."""
-    row = np.zeros((1, forest.n_features_in_), np.float32)
     # Without zipmap the probabilities are one array, and not a dictionary a row.
-    model = to_onnx(forest, row, name=NAME, options={"zipmap": False}, target_opset=OPSET)
-    check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return convert(forest, forest.n_features_in_, NAME, {"zipmap": False})
 
 
 def train(seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
