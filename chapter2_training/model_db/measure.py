@@ -312,7 +312,7 @@ def main() -> int:
             "sqlite_duplicate_projects": ("==", 0),
             "rows_lost": ("==", 0),
             "writes_per_second": (">=", 200),
-            "merge_p99_ms": ("<=", 500),
+            "merge_p99_ms": ("<=", 200),
             "page_p99_ms": ("<=", 100),
             "list_p99_ms": ("<=", 100),
             "start_seconds": ("<=", 2),
