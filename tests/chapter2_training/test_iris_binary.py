@@ -63,8 +63,7 @@ def test_the_bytes_hold_nothing_in_the_order_of_a_set(models: Path) -> None:
     domains = [
         opset.domain for opset in onnx.load(models / "virginica" / "model.onnx").opset_import
     ]
-    assert domains == sorted(domains)
-    assert len(domains) == 2
+    assert domains == ["", "ai.onnx.ml"]
 
 
 @pytest.mark.parametrize("positive", LABELS)

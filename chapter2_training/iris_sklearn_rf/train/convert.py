@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from onnx.checker import check_model
+from onnx.helper import make_opsetid
 from skl2onnx import to_onnx
 
 # The newest operators of classic models that ONNX Runtime and skl2onnx both know.
@@ -14,7 +15,9 @@ def convert(estimator: Any, features: int, name: str, options: dict[str, Any] | 
     """Returns an estimator as ONNX that takes float32 [rows, features]."""
     row = np.zeros((1, features), np.float32)
     model = to_onnx(estimator, row, name=name, options=options, target_opset=OPSET)
-    # The converter lists them in the order of a set, which is another one in some processes.
-    model.opset_import.sort(key=lambda opset: opset.domain)
+    # The converter lists them in the order of a set, another one in some processes, and some twice.
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(make_opsetid(*opset) for opset in sorted(versions.items()))
     check_model(model, full_check=True)
     return bytes(model.SerializeToString())
