@@ -129,8 +129,8 @@ def ejection(config: Any, healthy: Server, watch_seconds: float = 0) -> dict[str
     """Sends requests one by one while one replica of two fails, and on while it is back."""
     with replica("arms:failing") as broken, proxy(config, healthy, broken) as running:
         # Envoy gathers changes of a cluster's health for a second before it acts on them, and the
-        # start of the cluster is such a change.
-        while watch_seconds and running.uptime_seconds() < 2:
+        # start of the cluster is such a change. Its age is rounded, by up to a second too much.
+        while watch_seconds and running.uptime_seconds() < 3:
             time.sleep(0.1)
         request = prediction(running.url)
         runs: list[Run] = [

@@ -125,12 +125,15 @@ class Proxy:
     def together(self, count: int, pool: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
         return [pool.submit(self.get) for _ in range(count)]
 
-    def uptime_seconds(self) -> int:
-        info: Json = self.admin.get("/server_info").json()
-        return int(info["uptime_current_epoch"].removesuffix("s"))
+    def updates(self) -> int:
+        """How often the workers were told of a change in a cluster, gathered ones included."""
+        names = ("cluster_updated", "cluster_updated_via_merge")
+        return sum(self.stat(f"cluster_manager.{name}") for name in names)
 
     def counter(self, name: str, subset: str = "") -> int:
-        wanted = f"cluster.outbound|8000|{subset}|predictor.{name}"
+        return self.stat(f"cluster.outbound|8000|{subset}|predictor.{name}")
+
+    def stat(self, wanted: str) -> int:
         stats = self.admin.get("/stats", params={"format": "json"}).json()["stats"]
         (value,) = [int(stat["value"]) for stat in stats if stat.get("name") == wanted]
         return value
@@ -501,11 +504,11 @@ def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_bac
     bench.v2.status = 500
     route, policy = f"{TO_BOTH}, {NO_RETRIES}", detection(maxEjectionPercent=50)
     with bench.proxy(route, policy=policy) as proxy:
-        # Envoy gathers changes of a cluster's health for a second before it acts on them, and the
-        # start of the cluster is such a change.
-        eventually(lambda: proxy.uptime_seconds() >= 2, "the start is over")
+        told = proxy.updates()
         assert Counter(proxy.statuses(6)) == {200: 3, 500: 3}
         eventually(lambda: proxy.counter("outlier_detection.ejections_active") == 1, "ejected")
+        # Envoy gathers changes of a cluster's health for up to a second, then tells its workers.
+        eventually(lambda: proxy.updates() > told, "the workers to be told")
         assert set(proxy.statuses(30)) == {200}
         assert len(bench.v2.requests) == 3
         assert proxy.counter("outlier_detection.ejections_enforced_consecutive_5xx") == 1
@@ -564,7 +567,10 @@ def test_a_fault_is_injected_before_the_servers(bench: Bench) -> None:
         assert {proxy.get("/abort").status_code for _ in range(10)} == {418}
         assert bench.v1.requests == []
         assert {proxy.get("/never").status_code for _ in range(10)} == {200}
-        assert proxy.get("/").elapsed.total_seconds() >= 0.15
+        assert proxy.stat("http.outbound_8000.fault.aborts_injected") == 10
+        assert proxy.stat("http.outbound_8000.fault.delays_injected") == 0
+        assert proxy.get("/").status_code == 200
+        assert proxy.stat("http.outbound_8000.fault.delays_injected") == 1
     assert len(bench.v1.requests) == 11
 
 
