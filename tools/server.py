@@ -203,6 +203,19 @@ def tail(log: Path) -> str:
     return "\n".join(f"  | {line}" for line in lines) or "  | (it wrote nothing)"
 
 
+def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float = 30) -> None:
+    """Polls a condition until it holds.
+
+    Raises:
+        TimeoutError: it does not hold at the deadline.
+    """
+    deadline = time.monotonic() + deadline_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {deadline_seconds:g} s for {what}")
+        time.sleep(POLL_SECONDS)
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as listener:

@@ -18,9 +18,9 @@ import httpx
 
 from tools.load import Request, Run, closed_loop
 from tools.results import Results, quick_argument
-from tools.server import Server, interleave, median_and_spread
+from tools.server import Server, interleave, median_and_spread, wait_until
 
-from .processes import Postgres, migrate, run_api, run_postgres, wait_until
+from .processes import Postgres, migrate, run_api, run_postgres
 
 HERE = Path(__file__).parent
 CLAIM = "What many writers store at once is kept, through a kill too, and a model has one champion."

@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -15,12 +14,10 @@ import psycopg2
 from tools import postgres
 from tools.binaries import find
 from tools.processes import family_of, kill_all
-from tools.server import Server, free_port, serve
+from tools.server import Server, free_port, serve, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "chapter2_training.model_db"
-DEADLINE_SECONDS = 30
-POLL_SECONDS = 0.02
 USER = "model_db"
 
 
@@ -83,21 +80,6 @@ class Postgres:
             "DATABASE_URL": f"postgresql+psycopg2://{USER}@127.0.0.1:{self.port}/{name}",
             "DATABASE_PASSWORD": self.password,
         }
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, deadline_seconds: float = DEADLINE_SECONDS
-) -> None:
-    """Polls a condition until it holds.
-
-    Raises:
-        TimeoutError: it does not hold at the deadline.
-    """
-    deadline = time.monotonic() + deadline_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {deadline_seconds:.0f} s for {what}")
-        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

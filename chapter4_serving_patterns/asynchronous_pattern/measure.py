@@ -23,13 +23,13 @@ from redis.asyncio import Redis
 
 from tools.load import Request, closed_loop, open_loop
 from tools.results import Results, quick_argument
-from tools.server import free_port, interleave, median_and_spread, serve
+from tools.server import free_port, interleave, median_and_spread, serve, wait_until
 
 from .app import jobs
 from .app.model import Model
 from .app.row import FEATURES
 from .arms import POISON, POPPED_LIST
-from .processes import PACKAGE, ROOT, Child, RedisChild, run_api, run_redis, run_workers, wait_until
+from .processes import PACKAGE, ROOT, Child, RedisChild, run_api, run_redis, run_workers
 from .train.artifact import write_artifact
 from .train.model import COPIES, train
 

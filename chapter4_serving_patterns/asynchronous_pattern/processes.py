@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from uuid import uuid4
 from redis import Redis, RedisError
 
 from tools.binaries import find
-from tools.server import Server, free_port, serve
+from tools.server import Server, free_port, serve, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "chapter4_serving_patterns.asynchronous_pattern"
 DEADLINE_SECONDS = 20
-POLL_SECONDS = 0.005
 
 
 class Child:
@@ -89,21 +87,6 @@ class RedisChild(Child):
         with suppress(RedisError):
             return bool(self.client.ping())
         return False
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, deadline_seconds: float = DEADLINE_SECONDS
-) -> None:
-    """Polls a condition until it holds.
-
-    Raises:
-        TimeoutError: it does not hold at the deadline.
-    """
-    deadline = time.monotonic() + deadline_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {deadline_seconds:.0f} s for {what}")
-        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

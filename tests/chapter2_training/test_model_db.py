@@ -34,9 +34,8 @@ from chapter2_training.model_db.processes import (
     migrate,
     run_api,
     run_postgres,
-    wait_until,
 )
-from tools.server import free_port
+from tools.server import free_port, wait_until
 
 API = "/v0.1/api"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

