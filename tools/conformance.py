@@ -784,6 +784,13 @@ def module_docstring_of_app_is_one_sentence(root: Path) -> Iterator[str]:
 # ---- Nothing of one machine ----------------------------------------------------------------------
 
 
+def nothing_that_git_ignores_is_committed(root: Path) -> Iterator[str]:
+    command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    for name in filter(None, listing.stdout.split("\0")):
+        yield f"{root}/{name}: it is made on one machine; git rm --cached it"
+
+
 def no_path_is_of_one_machine(root: Path) -> Iterator[str]:
     for _, place, line in lines_of(root):
         if found := MACHINE_PATH.search(line):
@@ -969,6 +976,7 @@ RULES: tuple[Rule, ...] = (
     no_code_is_commented_out,
     no_pattern_silences_a_whole_checker,
     module_docstring_of_app_is_one_sentence,
+    nothing_that_git_ignores_is_committed,
     no_path_is_of_one_machine,
     no_host_is_a_private_one,
     no_mail_address_is_in_a_file,

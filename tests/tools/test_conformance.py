@@ -65,6 +65,10 @@ def replace(file: str, old: str, new: str) -> Change:
     return change
 
 
+def git(root: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=root, check=True)
+
+
 def remove(file: str) -> Change:
     return lambda root: (root / file).unlink()
 
@@ -593,6 +597,13 @@ MUTANTS = [
             "a paragraph": '"""Holds jobs.\n\nThey are kept.\n"""\n',
         }.items()
     ),
+    mutant(
+        rules.nothing_that_git_ignores_is_committed,
+        "a trained model",
+        f"{PATTERN}/models/model.onnx",
+        write(f"{PATTERN}/models/model.onnx", "\0"),
+        lambda root: git(root, "add", "--force", f"{PATTERN}/models/model.onnx"),
+    ),
     python(rules.no_path_is_of_one_machine, "a home", "arms.py", f'HERE = "{HOME}/data"\n'),
     mutant(
         rules.no_path_is_of_one_machine,
@@ -774,7 +785,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "/" not in name or name.startswith((f"{PATTERN}/", ".ci/", ".github/")) or name == TEST:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-    subprocess.run(["git", "init", "--quiet", "--template=", str(root)], check=True)
+    git(root, "init", "--quiet", "--template=")
     return root
 
 
