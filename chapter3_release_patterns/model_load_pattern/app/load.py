@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urljoin
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
+from pydantic import ValidationError
 
 from .settings import Settings
 
@@ -88,7 +88,9 @@ def release_of(settings: Settings, deadline: float) -> Release:
         source = settings.champion_url
         champion = json_of(source, read(source, deadline))
         try:
-            uri = urljoin(source, champion["artifact_file_paths"]["onnx"])
+            uri = champion["artifact_file_paths"]["onnx"]
+            # One that is no address itself is seen from where the champion is told.
+            uri = uri if "://" in uri else f"{source.rpartition('/')[0]}/{uri}"
             release = Release(uri, champion["artifact_sha256"])
         except (AttributeError, KeyError, TypeError) as error:
             raise LoadError(f"{source} names no model: {error!r}") from error
@@ -118,20 +120,22 @@ def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, An
         refuse_another(f"{source}, as its metadata says", metadata["sha256"], release.sha256)
 
     directory = settings.model_directory
-    partial = directory / f"{MODEL}.partial"
+    partial = {name: directory / f"{name}.partial" for name in (MODEL, METADATA)}
     try:
         digest = hashlib.sha256()
-        with partial.open("wb") as file:
+        with partial[MODEL].open("wb") as file:
             for chunk in chunks(source, settings.max_model_bytes, deadline):
                 digest.update(chunk)
                 file.write(chunk)
         refuse_another(source, digest.hexdigest(), metadata["sha256"])
-        # Metadata that is there describes a model that is there.
-        partial.replace(directory / MODEL)
-        partial.write_bytes(content)
-        partial.replace(directory / METADATA)
+        partial[METADATA].write_bytes(content)
+        # Nothing is replaced before all is written. The model comes first: metadata that is there
+        # describes a model that is there.
+        for name, path in partial.items():
+            path.replace(directory / name)
     finally:
-        partial.unlink(missing_ok=True)
+        for path in partial.values():
+            path.unlink(missing_ok=True)
     return metadata
 
 
@@ -175,8 +179,9 @@ def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     try:
         store = from_url(
             folder,
-            # The SHA-256 tells whether the bytes are right, whatever they came through.
-            client_options={"allow_http": True, "timeout": half},
+            # A SHA-256 that is set tells whether the bytes are right, whatever they came through.
+            # One that comes from the champion is worth what its own way is: https stays https.
+            client_options={"allow_http": not uri.startswith("https://"), "timeout": half},
             retry_config={"max_retries": MAX_RETRIES, "retry_timeout": half},
         )
         found = obstore.get(store, name)
@@ -194,5 +199,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         load(Settings())
-    except LoadError as error:
+    except (LoadError, ValidationError) as error:
         sys.exit(f"error: {error}")

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     # Where the init step puts the model and the server finds it.
     model_directory: Path = HERE / ".local/model"
     max_model_bytes: int = Field(default=50_000_000, gt=0)
-    load_deadline_seconds: float = Field(default=30.0, gt=0)
+    load_deadline_seconds: float = Field(default=30.0, gt=0, le=86_400)
     # What the store gives out.
     store_directory: Path = HERE / "models"
 

@@ -1,6 +1,7 @@
 """Trains three models and writes them into models/, which the store gives out."""
 
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,14 @@ from .artifact import command_line, summary, write_artifact, write_whole
 
 def main() -> None:
     output: Path = command_line(__doc__).parse_args().output
+    try:
+        write_store(output)
+    except OSError as error:
+        sys.exit(f"error: cannot write into {output}: {error.strerror}")
+
+
+def write_store(output: Path) -> None:
+    """Writes each model with its metadata and its champion, and the list of them all at the end."""
     console = Console(soft_wrap=True, highlight=False)
     listed = []
     for onnx, metadata in [model.train(), *map(linear.train, linear.CLASSIFIERS)]:
