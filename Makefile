@@ -12,7 +12,7 @@ BIN := $(ROOT)/.venv/bin
 PIPENV_VERSION := 2026.10.3
 PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV=$(ROOT)/.venv $(BIN)/pipenv
 # What the tests of every pattern need; a pattern installs only its own.
-ALL_CATEGORIES := packages serving api training export torch tracking registry store redis measure servers dev-packages
+ALL_CATEGORIES := packages serving api training export runtime torch tracking registry store redis measure servers dev-packages
 
 # A marked copy is held to its original; the style of it is the original's, whatever names it has.
 ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'

@@ -1,11 +1,13 @@
 """Follows a model through the chapters: trained, registered, promoted, loaded, asked."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -16,6 +18,14 @@ from tools.server import Server, ServerError, free_port, serve
 TRAINERS = ROOT / "chapter2_training"
 MODEL_LOAD = ROOT / "chapter3_release_patterns/model_load_pattern"
 ROWS = {"data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]}
+
+
+class Champion(NamedTuple):
+    """Where the registry says which one it is, what it is, and where its file is."""
+
+    url: str
+    metadata: dict[str, Any]
+    file: Path
 
 
 def run(module: str, directory: Path, *options: str, **environment: str) -> None:
@@ -65,18 +75,57 @@ def test_the_champion_of_the_registry_is_what_answers(
         assert answer == {"prediction": ["setosa", "virginica"]}
 
 
-def test_a_champion_whose_file_has_changed_is_not_loaded(registry: Server, tmp_path: Path) -> None:
-    models, served = tmp_path / "models", tmp_path / "served"
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    run("train", TRAINERS / "iris_binary", "--output", str(models), **store)
+@pytest.fixture(scope="module")
+def champion(registry: Server, tmp_path_factory: pytest.TempPathFactory) -> Champion:
+    """A champion whose directory somebody has trained into again since it was promoted."""
+    directory = tmp_path_factory.mktemp("champion")
+    models, store = directory / "models", f"sqlite:///{directory}/mlflow.db"
+    trains = ["--output", str(models)]
+    run("train", TRAINERS / "iris_binary", *trains, MLFLOW_TRACKING_URI=store)
+    trained = json.loads((models / "metadata.json").read_bytes())
     options = ["--url", registry.url, "--models", str(models), "--promote"]
     run("train.register", TRAINERS / "iris_binary", *options)
-    # Trained again into the same place, as somebody would who does not know of the registry.
-    run("train", TRAINERS / "iris_binary", "--output", str(models), "--seed", "1", **store)
+    run("train", TRAINERS / "iris_binary", *trains, "--seed", "1", MLFLOW_TRACKING_URI=store)
+    assert json.loads((models / "metadata.json").read_bytes()) != trained
+    url = f"{registry.url}/v0.1/api/models/champion/iris_binary_virginica"
+    address = httpx.get(url).json()["artifact_file_paths"]["onnx"]
+    return Champion(url, trained, Path(httpx.URL(address).path))
 
-    champion = f"{registry.url}/v0.1/api/models/champion/iris_binary_virginica"
+
+def test_a_champion_is_loaded_after_another_training(champion: Champion, tmp_path: Path) -> None:
+    run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
+    for server in uvicorn(MODEL_LOAD, MODEL_DIRECTORY=str(tmp_path)):
+        assert httpx.get(f"{server.url}/metadata").json() == champion.metadata
+
+
+def test_a_champion_whose_file_has_changed_is_not_loaded(
+    champion: Champion, tmp_path: Path
+) -> None:
+    content = champion.file.read_bytes()
+    champion.file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        run("app.load", MODEL_LOAD, CHAMPION_URL=champion, MODEL_DIRECTORY=str(served))
+        run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
+    champion.file.write_bytes(content)
     assert b"the SHA-256 is" in failed.value.stderr
     with pytest.raises(ServerError):
-        next(uvicorn(MODEL_LOAD, MODEL_DIRECTORY=str(served)))
+        next(uvicorn(MODEL_LOAD, MODEL_DIRECTORY=str(tmp_path)))
+
+
+def test_the_models_of_the_three_irises_are_three_files(registry: Server, tmp_path: Path) -> None:
+    models, store = tmp_path / "models", f"sqlite:///{tmp_path}/mlflow.db"
+    digests = set()
+    irises = ("setosa", "versicolor", "virginica")
+    for iris in irises:
+        options = ["--output", str(models), "--positive", iris]
+        run("train", TRAINERS / "iris_binary", *options, MLFLOW_TRACKING_URI=store)
+        options = ["--url", registry.url, "--models", str(models), "--project", "three"]
+        run("train.register", TRAINERS / "iris_binary", *options)
+    api = f"{registry.url}/v0.1/api"
+    for row in httpx.get(f"{api}/models/project-name/three").json()["rows"]:
+        path = f"{api}/experiments/model-id/{row['model_id']}"
+        (experiment,) = httpx.get(path).json()["rows"]
+        file = Path(httpx.URL(experiment["artifact_file_paths"]["onnx"]).path)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert digest == experiment["artifact_sha256"]
+        digests.add(digest)
+    assert len(digests) == len(irises)

@@ -12,7 +12,14 @@ import onnxruntime
 import pytest
 
 from chapter2_training.iris_sklearn_outlier.reproduce import rows_equal
-from chapter2_training.iris_sklearn_outlier.train.model import draw_noise, fit, load, outlier_share
+from chapter2_training.iris_sklearn_outlier.train.model import (
+    draw_noise,
+    export,
+    fit,
+    load,
+    outlier_share,
+    score,
+)
 from tools.patterns import ROOT
 from tools.results import load as load_results
 
@@ -64,13 +71,36 @@ def test_onnx_scores_every_row_as_scikit_learn_does(models: Path) -> None:
         assert rows_equal(models / "model.onnx", scored, expected) == len(scored)
 
 
+@pytest.mark.parametrize("nu", [0.01, 0.1, 0.3, 0.5, 0.8, 0.99])
+def test_a_score_is_scikit_learns_to_a_millionth_of_the_offset(nu: float) -> None:
+    # A score is a sum of kernels less the offset, which grows with nu, to 71 at 0.99. In float32
+    # both have seven digits, wherever between them the score is.
+    rows, pipeline = load(), fit(load(), nu)
+    noise, offset = draw_noise(rows), float(pipeline[-1].offset_[0])
+    for scored, scores in zip((rows, noise), score(export(pipeline), rows, noise), strict=True):
+        assert np.abs(scores - pipeline.decision_function(scored)).max() <= 1e-6 * offset
+
+
 def test_the_share_that_is_named_is_the_share_that_the_model_finds(models: Path) -> None:
+    for nu in ("0.5", "0.8"):
+        trained = train(models.with_name(f"nu_{nu}"), "--nu", nu)
+        assert trained.returncode == 0, trained.stderr
+    for directory in (models, models.with_name("nu_0.5"), models.with_name("nu_0.8")):
+        metadata = json.loads((directory / "metadata.json").read_bytes())
+        session = onnxruntime.InferenceSession(directory / "model.onnx")
+        for rows, name in (
+            (load(), "outlier_share"),
+            (draw_noise(load()), "outlier_share_of_noise"),
+        ):
+            (scores,) = session.run([metadata["output"]["name"]], {"X": rows})
+            share = round(float((scores < metadata["threshold"]).mean()), 4)
+            assert share == metadata["metrics"][name]
+        counts = metadata["score_histogram"]["counts"]
+        assert sum(counts) == len(load())
+
+
+def test_the_share_of_the_default_is_that_of_scikit_learn_too(models: Path) -> None:
     metadata = json.loads((models / "metadata.json").read_bytes())
-    session = onnxruntime.InferenceSession(models / "model.onnx")
-    for rows, name in ((load(), "outlier_share"), (draw_noise(load()), "outlier_share_of_noise")):
-        (scores,) = session.run([metadata["output"]["name"]], {"X": rows})
-        share = round(float((scores < metadata["threshold"]).mean()), 4)
-        assert share == metadata["metrics"][name]
     # Fourteen flowers of 150, and not the mean of scikit-learn's 1 and -1.
     assert metadata["metrics"]["outlier_share"] == round(14 / 150, 4)
     labels = fit(load()).predict(load())
@@ -97,7 +127,18 @@ def test_the_histogram_holds_every_row(models: Path) -> None:
     assert histogram["edges"] == sorted(histogram["edges"])
 
 
-@pytest.mark.parametrize("nu", ["0", "-0.1", "1.1", "nan", "inf", "some", ""])
+@pytest.mark.parametrize("nu", ["0.01", "0.99"])
+def test_the_ends_of_the_range_are_trained(nu: str, models: Path) -> None:
+    trained = train(models.with_name(nu), "--nu", nu)
+    assert trained.returncode == 0, trained.stderr
+    metadata = json.loads((models.with_name(nu) / "metadata.json").read_bytes())
+    # The solver's tolerance lets some rows near the border fall to the other side.
+    assert abs(metadata["metrics"]["outlier_share"] - float(nu)) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "nu", ["0", "1e-9", "0.0099", "0.991", "1", "-0.1", "1.1", "nan", "inf", "some", ""]
+)
 def test_a_nu_that_is_no_share_is_refused_with_the_reason(nu: str, models: Path) -> None:
     trained = train(models.with_name("none"), f"--nu={nu}")
     assert trained.returncode == 2

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from sklearn.datasets import load_iris
+from sklearn.ensemble import RandomForestClassifier
 
 from chapter2_training.iris_sklearn_rf.reproduce import rows_equal
 from chapter2_training.iris_sklearn_rf.train.iris import load
@@ -55,13 +56,30 @@ def test_a_fresh_process_trains_the_same_bytes(models: Path) -> None:
     assert (other / "model.onnx").read_bytes() != (models / "model.onnx").read_bytes()
 
 
+def rows_at_borders(forest: RandomForestClassifier, flowers: np.ndarray) -> np.ndarray:
+    """Returns a flower for each side of each border of each tree, as near as float32 comes to it.
+
+    A tree of scikit-learn has its borders in float64, and the exported one has them in float32.
+    """
+    rows: list[np.ndarray] = []
+    for tree in (estimator.tree_ for estimator in forest.estimators_):
+        for node in np.flatnonzero(tree.feature >= 0):
+            border = np.float32(tree.threshold[node])
+            flower = flowers[len(rows) % len(flowers)]
+            for value in (np.nextafter(border, -np.inf), border, np.nextafter(border, np.inf)):
+                row = flower.copy()
+                row[tree.feature[node]] = value
+                rows.append(row)
+    return np.array(rows)
+
+
 def test_onnx_answers_every_row_as_scikit_learn_does(models: Path) -> None:
     split = load()
     flowers = load_iris().data.astype(np.float32)
-    # Rows that are far from any flower, and rows on both sides of each border of a tree.
+    # Rows that are far from any flower.
     noise = np.random.default_rng(0).uniform(-5, 15, (1_000, 4)).astype(np.float32)
     forest = fit(split.x_train, split.y_train)
-    for rows in (flowers, noise):
+    for rows in (flowers, noise, rows_at_borders(forest, flowers)):
         expected = forest.predict_proba(rows)
         assert rows_equal(models / "model.onnx", rows, expected) == len(rows)
     other = fit(split.x_train, split.y_train, seed=1)

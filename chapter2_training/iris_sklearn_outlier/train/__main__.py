@@ -3,7 +3,7 @@
 from functools import partial
 
 from .artifact import command_line
-from .model import NAME, NU, train
+from .model import HIGHEST_NU, LOWEST_NU, NAME, NU, train
 from .pictures import draw_scores
 from .recorded import train_recorded
 
@@ -14,8 +14,8 @@ def main() -> None:
         "--nu", type=float, default=NU, help="about this share of the rows will be outliers"
     )
     arguments = parser.parse_args()
-    if not 0 < arguments.nu <= 1:
-        parser.error("--nu is above 0 and at most 1")
+    if not LOWEST_NU <= arguments.nu <= HIGHEST_NU:
+        parser.error(f"--nu is from {LOWEST_NU} to {HIGHEST_NU}")
     run_name = f"nu {arguments.nu}"
     train_recorded(NAME, run_name, arguments.output, partial(train, arguments.nu), draw_scores)
 

@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,13 +18,28 @@ Draw = Callable[[dict[str, Any]], Figure]
 
 
 def train_recorded(experiment: str, run_name: str, output: Path, train: Train, draw: Draw) -> None:
-    """Writes what `train` returns into `output`, and records it with what `draw` makes of it."""
+    """Records what `train` returns with what `draw` makes of it, and writes it into `output`.
+
+    It is written last: a model that is there has its run, and one without a run replaces nothing.
+    """
+    written: dict[str, Any] = {}
     try:
         with tracked(experiment, run_name):
             model, metadata = train()
-            written = write_artifact(output, model, metadata)
-            picture = f"{draw.__name__.removeprefix('draw_')}.png"
-            record(written, output / written["file"], {picture: draw(written)})
+            with TemporaryDirectory() as directory:
+                described = write_artifact(Path(directory), model, metadata)
+                picture = f"{draw.__name__.removeprefix('draw_')}.png"
+                record(described, Path(directory, described["file"]), {picture: draw(described)})
+            written = write_model(output, model, metadata)
     except TrackingError as error:
-        sys.exit(f"error: {error}")
+        state = "the model is written" if written else "no model is written"
+        sys.exit(f"error: {error}; {state} into {output}")
     Console(soft_wrap=True, highlight=False).print(summary(written, output))
+
+
+def write_model(output: Path, model: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Writes the model and its metadata, or ends the program where that cannot be."""
+    try:
+        return write_artifact(output, model, metadata)
+    except OSError as error:
+        sys.exit(f"error: no model can be written into {output}: {error.strerror}")

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from mlflow.exceptions import MlflowException
 EMBEDDED = "sqlite:///"
 # Where runs are kept unless MLFLOW_TRACKING_URI names a server or another place.
 STORE = Path(__file__).parents[1] / "tracking" / "mlflow.db"
+# What MLflow raises where its server has gone or its files cannot be written.
+LOST = (MlflowException, OSError)
 
 
 class TrackingError(Exception):
-    """There is nothing that records the run."""
+    """There is nothing that records the run, or it has gone meanwhile."""
 
 
 @contextmanager
@@ -26,21 +28,25 @@ def tracked(experiment: str, run_name: str) -> Iterator[None]:
     """Makes what is inside a run of an experiment; an exception inside makes it a failed run.
 
     Raises:
-        TrackingError: the server does not answer, or the store cannot be opened.
+        TrackingError: the server does not answer or goes meanwhile, or the store cannot be opened.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{EMBEDDED}{STORE}"
     # MLflow's own patience with a server that does not answer is several minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     mlflow.set_tracking_uri(uri)
+    with usable(uri):
+        mlflow.start_run(experiment_id=experiment_id(uri, experiment), run_name=run_name)
     try:
-        run = mlflow.start_run(experiment_id=experiment_id(uri, experiment), run_name=run_name)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"no run can be recorded at {uri}: start a server there, or unset MLFLOW_TRACKING_URI "
-            f"to use the embedded store: {error}"
-        ) from error
-    with run:
         yield
+    except BaseException as error:
+        # The reason of the failure is what has to be told, also where it cannot be recorded.
+        with suppress(*LOST):
+            mlflow.end_run("FAILED")
+        if isinstance(error, MlflowException):
+            raise lost(uri, error) from error
+        raise
+    with reachable(uri):
+        mlflow.end_run()
 
 
 def experiment_id(uri: str, name: str) -> str:
@@ -57,12 +63,52 @@ def experiment_id(uri: str, name: str) -> str:
 
 
 def record(metadata: dict[str, Any], model: Path, pictures: dict[str, Figure]) -> None:
-    """Adds to the run what `metadata` says of the model, the model's file, and pictures by name."""
+    """Adds to the run what `metadata` says of the model, the model's file, and pictures by name.
+
+    Raises:
+        TrackingError: the server has gone, or the store cannot be written.
+    """
     data = {"training_data_sha256": metadata["training_data_sha256"]}
-    mlflow.log_params(metadata["parameters"] | data)
-    mlflow.log_metrics(metadata["metrics"])
-    mlflow.set_tags({f"model.{name}": metadata[name] for name in ("name", "version", "sha256")})
-    mlflow.log_artifact(str(model))
-    mlflow.log_dict(metadata, "metadata.json")
-    for name, figure in pictures.items():
-        mlflow.log_figure(figure, name)
+    tags = {f"model.{name}": metadata[name] for name in ("name", "version", "sha256")}
+    with reachable(mlflow.get_tracking_uri()):
+        mlflow.log_params(metadata["parameters"] | data)
+        mlflow.log_metrics(metadata["metrics"])
+        mlflow.set_tags(tags)
+        mlflow.log_artifact(str(model))
+        mlflow.log_dict(metadata, "metadata.json")
+        for name, figure in pictures.items():
+            mlflow.log_figure(figure, name)
+
+
+@contextmanager
+def usable(uri: str) -> Iterator[None]:
+    """Says why nothing can be recorded, whichever library finds it out: a database has its own."""
+    try:
+        yield
+    except Exception as error:
+        advice = (
+            "move that file away if it is damaged"
+            if uri.startswith(EMBEDDED)
+            else "start a server there, or unset MLFLOW_TRACKING_URI to use the embedded store"
+        )
+        raise TrackingError(
+            f"no run can be recorded at {uri}: {advice}: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def reachable(uri: str) -> Iterator[None]:
+    """Says why a run that has begun is not recorded to its end."""
+    try:
+        yield
+    except LOST as error:
+        raise lost(uri, error) from error
+
+
+def lost(uri: str, error: Exception) -> TrackingError:
+    return TrackingError(f"the run is not recorded to its end at {uri}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """Returns what happened, without the statements and links that a database adds to it."""
+    return str(error).partition("\n")[0]
