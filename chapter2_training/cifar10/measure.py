@@ -31,8 +31,9 @@ CLAIM = (
     "is published."
 )
 SMALL = ("--images=300", "--epochs=4")
-# A parameter of `fit`.
+# Parameters of `fit`.
 ANOTHER = "--epochs=5"
+KILLED = "--learning-rate=0.002"
 # ImageNet's statistics, as values from 0 to 255.
 IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
@@ -152,8 +153,8 @@ def main() -> int:
             ours = Pipeline(Path(directory, "ours"), SMALL)
             ours.steps()
         changed = ours.steps(ANOTHER)
-        ours.kill_in_fit("--seed=1")
-        killed = ours.steps("--seed=1")
+        ours.kill_in_fit(KILLED)
+        killed = ours.steps(KILLED)
 
         before = ours.published()
         ours.run("--epochs=0")
@@ -166,9 +167,9 @@ def main() -> int:
         unchanged_forgotten = ours.steps()
         ours.forget()
         changed_forgotten = ours.steps(ANOTHER)
-        ours.kill_in_fit("--seed=1")
+        ours.kill_in_fit(KILLED)
         ours.forget()
-        killed_forgotten = ours.steps("--seed=1")
+        killed_forgotten = ours.steps(KILLED)
     speeds = interleave(
         {
             "simple": lambda: images_per_second("simple"),

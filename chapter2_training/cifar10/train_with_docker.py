@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 from io import BytesIO
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -17,6 +20,8 @@ HERE = Path(__file__).parent
 COMPOSE = ["docker", "compose", "--project-directory", str(HERE)]
 SERVER_IMAGE = "ml-system-in-actions/cifar10-api:0.1.0"
 MODEL_IMAGE = "ml-system-in-actions/cifar10-model"
+# In which the pipeline ends its step, and records that its run has failed.
+STOP_SECONDS = 30
 TO_BE_SERVED = re.compile(r"build: (\S+) is to be served at ")
 DOCKERFILE = """FROM {server}
 COPY model.onnx metadata.json models/
@@ -25,32 +30,38 @@ LABEL model.name={name} model.sha256={sha256}
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, end)
     subprocess.run([*COMPOSE, "build", "--quiet", "train", "api"], check=True)
     # The pipeline finds the server by its name, so it needs no port of this machine.
     pipeline, server = (f"cifar10-{role}-{os.getpid()}" for role in ("pipeline", "server"))
     options = ["--rm", "--no-deps", "-T", "--name", pipeline]
     train = ["python", "-m", "train", "--output", "/data/models", f"--server=http://{server}:8000"]
     image = ""
-    try:
-        with subprocess.Popen(
-            [*COMPOSE, "run", *options, "train", *train, *sys.argv[1:]],
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
+    with subprocess.Popen(
+        [*COMPOSE, "run", *options, "train", *train, *sys.argv[1:]],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
             for line in process.stdout or ():
                 CONSOLE.print(line, end="")
                 if found := TO_BE_SERVED.match(line):
                     image = build_image(found[1])
                     network = ["--network", network_name(), "--name", server]
                     docker("run", "--detach", "--read-only", "--cap-drop=ALL", *network, image)
-        if process.returncode == 0:
-            CONSOLE.print(f"the image {image} serves it")
-        return process.returncode
-    finally:
-        # Whatever has happened, nothing is left running.
-        subprocess.run(
-            ["docker", "rm", "--force", pipeline, server], capture_output=True, check=False
-        )
+            process.wait()
+        finally:
+            # Whatever has happened, nothing is left running.
+            stop = ["stop", f"--time={STOP_SECONDS}", pipeline]
+            for ending in (stop, ["rm", "--force", pipeline, server]):
+                subprocess.run(["docker", *ending], capture_output=True, check=False)
+    if process.returncode == 0:
+        CONSOLE.print(f"the image {image} serves it")
+    return process.returncode
+
+
+def end(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def build_image(directory: str) -> str:

@@ -1,17 +1,20 @@
 """cifar10: a step runs only when its inputs have changed; what is served is what was trained."""
 
+import asyncio
 import csv
 import hashlib
 import http.server
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,12 +24,16 @@ import httpx
 import mlflow
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 import torch
 from filelock import FileLock
 from mlflow.entities import Run
+from rich.console import Console
 from scipy.stats import binom  # type: ignore[import-untyped]
 
+from chapter2_training.cifar10.app import main as api
+from chapter2_training.cifar10.train import step as train_step
 from chapter2_training.cifar10.train.cifar import RECORD, DataError, fetch, read_archive, records
 from chapter2_training.cifar10.train.gate import probability_of, refusal
 from chapter2_training.cifar10.train.learning import batches, epochs, make_deterministic, predict
@@ -79,6 +86,21 @@ def steps_run(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without any run: MLflow takes seconds to make its tables, and less to find them."""
+    directory = tmp_path_factory.mktemp("tables")
+    mlflow.MlflowClient(f"sqlite:///{directory / 'mlflow.db'}").search_experiments()
+    return directory
+
+
+@pytest.fixture
+def fresh(tables: Path, tmp_path: Path) -> Path:
+    """A directory in which no step has been run."""
+    shutil.copytree(tables, tmp_path / "fresh/tracking")
+    return tmp_path / "fresh"
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one run of the pipeline leaves: data/, models/ and tracking/. Tests copy it."""
     state = tmp_path_factory.mktemp("trained")
@@ -115,6 +137,11 @@ def runs_of(uri: str) -> list[Run]:
 
 def store_of(state: Path) -> str:
     return f"sqlite:///{state / 'tracking/mlflow.db'}"
+
+
+def newest(state: Path, name: str) -> Run:
+    """Returns the newest run of this name."""
+    return next(each for each in runs_of(store_of(state)) if each.info.run_name == name)
 
 
 # ---- The pipeline --------------------------------------------------------------------------------
@@ -159,17 +186,16 @@ def test_nothing_is_run_again_when_nothing_has_changed(state: Path) -> None:
     assert done.returncode == 0
     assert steps_run(done) == []
     assert model_of(state) == before
-    newest = runs_of(store_of(state))[0]
-    assert newest.data.metrics["steps_run"] == 0
-    assert {newest.data.tags[f"step.{step}"] for step in STEPS} == {"not run again"}
+    run_of_all = newest(state, "simple pipeline")
+    assert run_of_all.data.metrics["steps_run"] == 0
+    assert {run_of_all.data.tags[f"step.{step}"] for step in STEPS} == {"not run again"}
 
 
 def test_a_parameter_runs_the_step_that_depends_on_it_and_those_after(state: Path) -> None:
-    assert steps_run(run("train", state, "--learning-rate=0.002")) == STEPS[1:]
-    assert steps_run(run("train", state, "--images=299")) == STEPS
+    assert steps_run(run("train", state, "--epochs=1")) == STEPS[1:]
+    assert steps_run(run("train", state, "--epochs=1", "--images=20")) == STEPS
+    # What was made before is still there, and the gate is no step.
     assert steps_run(run("train", state, "--margin=0.05")) == []
-    # What was made before is still there.
-    assert steps_run(run("train", state)) == []
 
 
 @pytest.mark.parametrize(
@@ -200,12 +226,15 @@ def test_what_was_damaged_is_made_again(state: Path) -> None:
 
 
 def test_a_killed_fit_goes_on_from_its_last_epoch_and_ends_with_the_same_model(
-    trained: Path, tmp_path: Path
+    state: Path,
 ) -> None:
+    before = model_of(state)
+    shutil.rmtree(only(state, "fit"))
+    shutil.rmtree(state / "models")
     process = subprocess.Popen(
-        command("train", tmp_path),
+        command("train", state),
         cwd=PATTERN,
-        env=environment(tmp_path),
+        env=environment(state),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -216,24 +245,44 @@ def test_a_killed_fit_goes_on_from_its_last_epoch_and_ends_with_the_same_model(
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert not (tmp_path / "models").exists()
-    assert only(tmp_path, "fit").suffix == ".partial"
-    done = run("train", tmp_path)
-    assert steps_run(done) == STEPS[1:]
+    assert not (state / "models").exists()
+    assert only(state, "fit").suffix == ".partial"
+    done = run("train", state)
+    # What it makes is the same, so what comes after it stays.
+    assert steps_run(done) == ["fit"]
     assert "goes on from" in done.stdout
-    assert model_of(tmp_path) == model_of(trained)
-    fit = next(each for each in runs_of(store_of(tmp_path)) if each.info.run_name == "fit")
-    history = mlflow.MlflowClient(store_of(tmp_path)).get_metric_history(
-        fit.info.run_id, "test_loss"
-    )
+    assert model_of(state) == before
+    client = mlflow.MlflowClient(store_of(state))
+    history = client.get_metric_history(newest(state, "fit").info.run_id, "test_loss")
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
-def test_sigterm_ends_the_step_too_and_the_run_is_a_failed_one(tmp_path: Path) -> None:
+def test_a_fit_that_fails_in_its_last_act_runs_no_epoch_again(state: Path) -> None:
+    fit = only(state, "fit")
+    weights = (fit / "weights.pt").read_bytes()
+    shutil.rmtree(fit)
+    # A file in the place of the directory: what is made cannot get its name.
+    fit.write_text("")
+    assert run("train.fit", state).returncode == 1
+    fit.unlink()
+    checkpoint = only(state, "fit") / "checkpoint.pt"
+    kept = torch.load(checkpoint, weights_only=True)
+    assert len(kept["history"]) == 4
+    # Only who does not run the last epoch again says this of it.
+    kept["history"][-1]["test_loss"] = 99.0
+    torch.save(kept, checkpoint)
+    done = run("train.fit", state)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((fit / "history.json").read_text())[-1]["test_loss"] == 99.0
+    assert (fit / "weights.pt").read_bytes() == weights
+    assert not (fit / "checkpoint.pt").exists()
+
+
+def test_sigterm_in_fit_ends_the_step_too_and_both_runs_have_failed(state: Path) -> None:
     process = subprocess.Popen(
-        command("train", tmp_path, "--epochs=1000"),
+        command("train", state, "--epochs=1000"),
         cwd=PATTERN,
-        env=environment(tmp_path),
+        env=environment(state),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -246,28 +295,61 @@ def test_sigterm_ends_the_step_too_and_the_run_is_a_failed_one(tmp_path: Path) -
     process.stdout.read()
     process.stdout.close()
     assert process.wait() == 128 + signal.SIGTERM
-    statuses = {found.info.run_name: found.info.status for found in runs_of(store_of(tmp_path))}
-    assert statuses["simple pipeline"] == "FAILED"
+    for name in ("simple pipeline", "fit"):
+        assert newest(state, name).info.status == "FAILED"
 
 
-def test_steps_run_alone_in_fresh_processes_make_the_same_bytes(
-    trained: Path, tmp_path: Path
+@pytest.mark.parametrize("by", ["SIGTERM to the pipeline", "Ctrl-C in the terminal"])
+def test_a_signal_in_evaluate_ends_the_server_too_and_both_runs_have_failed(
+    state: Path, tmp_path: Path, by: str
 ) -> None:
+    for package in ("app", "train"):
+        shutil.copytree(PATTERN / package, tmp_path / package)
+    with (tmp_path / "app/main.py").open("a") as source:
+        source.write("\nimport time\n\n_predict = Model.predict\n")
+        source.write("Model.predict = lambda *a: time.sleep(0.2) or _predict(*a)\n")
+    process = subprocess.Popen(
+        command("train", state),
+        cwd=tmp_path,
+        env=environment(state),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    # It takes a minute to score 300 images, so this finds it in the middle.
+    while not any("running on" in log.read_text() for log in state.glob("data/*.partial/*.log")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("app.main:app" in each.cmdline() for each in started)
+    number = signal.SIGTERM if by.startswith("SIGTERM") else signal.SIGINT
+    if number == signal.SIGTERM:
+        process.terminate()
+    else:
+        os.killpg(process.pid, number)
+    assert process.wait(60) == 128 + number
+    assert not [each for each in started if each.is_running()]
+    for name in ("simple pipeline", "evaluate"):
+        assert newest(state, name).info.status == "FAILED"
+
+
+def test_steps_run_alone_in_fresh_processes_make_the_same_bytes(trained: Path, fresh: Path) -> None:
     for step in STEPS[:3]:
-        done = run(f"train.{step}", tmp_path)
+        done = run(f"train.{step}", fresh)
         assert done.returncode == 0, done.stderr
         result, expected = (
             json.loads((only(state, step) / "result.json").read_text())
-            for state in (tmp_path, trained)
+            for state in (fresh, trained)
         )
         assert result["sha256"] == expected["sha256"]
-    assert "not run again" in run("train.fit", tmp_path).stdout
+    assert "not run again" in run("train.fit", fresh).stdout
 
 
-def test_another_seed_makes_another_model(state: Path) -> None:
-    before = model_of(state)
-    assert steps_run(run("train", state, "--seed=1")) == STEPS
-    assert model_of(state) != before
+def test_another_seed_makes_other_data_and_another_network(state: Path) -> None:
+    before = {step: only(state, step) for step in STEPS[:2]}
+    for step, file in (("preprocess", "train.bin"), ("fit", "weights.pt")):
+        assert steps_run(run(f"train.{step}", state, "--seed=1")) == [step]
+        (made,) = {path for path in state.glob(f"data/{step}-*") if path.is_dir()} - {before[step]}
+        assert (made / file).read_bytes() != (before[step] / file).read_bytes()
 
 
 def test_a_step_says_which_one_comes_before(tmp_path: Path) -> None:
@@ -313,9 +395,23 @@ def test_an_argument_that_cannot_be_is_refused_by_its_name(
 
 
 def test_a_gpu_that_is_not_there_is_an_error_and_not_a_cpu(state: Path) -> None:
-    done = run("train", state, "--device=cuda", CUDA_VISIBLE_DEVICES="")
+    done = run("train.fit", state, "--device=cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
     assert "use --device cpu" in done.stderr
+
+
+def test_without_a_terminal_a_line_says_every_few_seconds_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_step, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(train_step, "console", Console(force_terminal=False))
+    said = ""
+    with train_step.bar() as progress:
+        progress.add_task("fit: simple", total=4, completed=1)
+        progress.add_task("preprocess: downloading", total=None, completed=17_000_000)
+        while "downloading" not in said:
+            said += capsys.readouterr().out
+    assert "fit: simple: 25 %\npreprocess: downloading: 17 MB" in said
 
 
 # ---- The gate ------------------------------------------------------------------------------------
@@ -328,10 +424,8 @@ def test_an_untrained_model_is_not_published_and_the_run_has_failed(state: Path)
     assert "not published" in done.stderr
     assert "chance (0.100) and a margin of 0.1" in done.stderr
     assert {path.name: path.read_bytes() for path in (state / "models").iterdir()} == before
-    newest = next(
-        each for each in runs_of(store_of(state)) if each.info.run_name == "simple pipeline"
-    )
-    assert (newest.info.status, newest.data.tags["published"]) == ("FAILED", "no")
+    refused = newest(state, "simple pipeline")
+    assert (refused.info.status, refused.data.tags["published"]) == ("FAILED", "no")
     # The control: with the gate switched off the same model is published.
     done = run("train", state, "--epochs=0", "--margin=-0.9")
     assert done.returncode == 0
@@ -388,30 +482,30 @@ def md5(path: Path) -> str:
 
 
 def test_the_download_is_checked_and_laid_out_as_the_drawn_images_are(
-    trained: Path, tmp_path: Path
+    trained: Path, fresh: Path
 ) -> None:
-    site = tmp_path / "site"
+    site = fresh / "site"
     site.mkdir()
     write_archive(site / "a.tar.gz", 300, 0)
     given = ["--data=cifar10", f"--archive-md5={md5(site / 'a.tar.gz')}"]
     with web(site) as url:
-        done = run("train.preprocess", tmp_path, *given, f"--archive-url={url}/a.tar.gz")
+        done = run("train.preprocess", fresh, *given, f"--archive-url={url}/a.tar.gz")
         assert done.returncode == 0, done.stderr
         for name in ("train.bin", "test.bin", "statistics.json"):
-            made, expected = (only(each, "preprocess") / name for each in (tmp_path, trained))
+            made, expected = (only(each, "preprocess") / name for each in (fresh, trained))
             assert made.read_bytes() == expected.read_bytes()
         # Fewer images of the same archive need no second download.
         (site / "a.tar.gz").unlink()
-        done = run("train.preprocess", tmp_path, *given, "--images=10")
+        done = run("train.preprocess", fresh, *given, "--images=10")
         assert done.returncode == 0, done.stderr
 
 
-def test_without_a_network_the_error_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_network_the_error_says_what_to_do(fresh: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/cifar-10-binary.tar.gz"
-    done = run("train", tmp_path, "--data=cifar10", f"--archive-url={url}")
+    done = run("train.preprocess", fresh, "--data=cifar10", f"--archive-url={url}")
     assert done.returncode == 1
     assert "--data synthetic" in done.stderr
-    assert str(tmp_path / "data/cifar-10-binary.tar.gz") in done.stderr
+    assert str(fresh / "data/cifar-10-binary.tar.gz") in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -613,7 +707,9 @@ def test_a_failed_evaluation_alone_is_run_again(state: Path) -> None:
 def test_a_server_that_does_not_start_is_an_error_with_its_log(state: Path, tmp_path: Path) -> None:
     for package in ("app", "train"):
         shutil.copytree(PATTERN / package, tmp_path / package)
-    (tmp_path / "app/row.py").write_text("raise SystemExit('it does not start')\n")
+    # The log is longer than what is shown of it, which begins inside of a character.
+    why = "ä" * 2_000 + " it does not start"
+    (tmp_path / "app/row.py").write_text(f"raise SystemExit({why!a})\n")
     done = run("train", state, pattern=tmp_path)
     assert done.returncode == 1
     assert "the server ended" in done.stderr
@@ -759,6 +855,36 @@ def test_health_is_answered_while_a_large_network_predicts(tmp_path: Path, train
         assert healthy > 20
 
 
+def test_one_request_at_a_time_is_predicted() -> None:
+    at_once: list[int] = []
+
+    class Counting:
+        labels = ("one",)
+        running = 0
+
+        def predict(self, rows: list[list[float]]) -> np.ndarray:
+            self.running += 1
+            at_once.append(self.running)
+            time.sleep(0.02)
+            self.running -= 1
+            return np.ones((len(rows), 1))
+
+        def predict_labels(self, rows: list[list[float]]) -> list[str]:
+            return ["one"] * len(self.predict(rows))
+
+    async def ask() -> set[int]:
+        api.app.state.model = Counting()
+        transport = httpx.ASGITransport(api.app)
+        body = {"data": [[0] * (RECORD - 1)]}
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            paths = ["/predict", "/predict/label"] * 8
+            answers = await asyncio.gather(*(client.post(path, json=body) for path in paths))
+        return {answer.status_code for answer in answers}
+
+    assert asyncio.run(ask()) == {200}
+    assert at_once == [1] * 16
+
+
 def test_a_server_without_a_published_model_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="no usable model"), start(tmp_path):
         pass
@@ -796,33 +922,60 @@ def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
 
 @pytest.mark.docker
 @pytest.mark.timeout(1800)
-def test_with_docker_the_model_is_scored_in_an_image_of_its_own_twice() -> None:
+def test_with_docker_the_model_is_scored_in_an_image_of_its_own_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def docker(*arguments: str) -> str:
         return subprocess.run(
             ["docker", *arguments], check=True, capture_output=True, text=True
         ).stdout
 
-    subprocess.run(
-        ["docker", "compose", "--project-directory", str(PATTERN), "down", "--volumes"], check=True
-    )
+    def left_running() -> list[str]:
+        names = docker("ps", "--all", "--format", "{{.Names}}").split()
+        return [name for name in names if re.match("cifar10-(pipeline|server)-", name)]
+
+    # Volumes of its own: a reader's download, and what was trained with it, stay.
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "test-cifar10")
+    compose = ["compose", "--project-directory", str(PATTERN)]
+    docker(*compose, "down", "--volumes")
     trainer = [sys.executable, "train_with_docker.py", *SMALL]
-    first, second = (
-        subprocess.run(trainer, cwd=PATTERN, check=True, capture_output=True, text=True)
-        for _ in range(2)
-    )
-    assert steps_run(first) == STEPS
-    assert steps_run(second) == []
-    name = first.stdout.split("the image ")[1].split()[0]
-    described = json.loads(docker("image", "inspect", name))[0]
-    assert described["Config"]["Labels"]["model.name"] == "cifar10_simple"
-    assert described["Config"]["User"] == "10001:10001"
-    found = "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('sklearn'))"
-    assert docker("run", "--rm", name, "python", "-c", found) == "None None\n"
-    assert "cifar10-" not in docker("ps", "--all", "--format", "{{.Names}}")
-    # A model that is not published has an image all the same, and nothing runs on.
-    refused = subprocess.run(
-        [*trainer, "--epochs=0"], cwd=PATTERN, check=False, capture_output=True, text=True
-    )
-    assert refused.returncode == 1
-    assert "not published" in refused.stderr + refused.stdout
-    assert "cifar10-" not in docker("ps", "--all", "--format", "{{.Names}}")
+    try:
+        first, second = (
+            subprocess.run(trainer, cwd=PATTERN, check=True, capture_output=True, text=True)
+            for _ in range(2)
+        )
+        assert steps_run(first) == STEPS
+        assert steps_run(second) == []
+        name = first.stdout.split("the image ")[1].split()[0]
+        described = json.loads(docker("image", "inspect", name))[0]
+        assert described["Config"]["Labels"]["model.name"] == "cifar10_simple"
+        assert described["Config"]["User"] == "10001:10001"
+        found = "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('sklearn'))"
+        assert docker("run", "--rm", name, "python", "-c", found) == "None None\n"
+        assert not left_running()
+        # A model that is not published has an image all the same, and nothing runs on.
+        refused = subprocess.run(
+            [*trainer, "--epochs=0"], cwd=PATTERN, check=False, capture_output=True, text=True
+        )
+        assert refused.returncode == 1
+        assert "not published" in refused.stderr + refused.stdout
+        assert not left_running()
+        # Nor does anything after SIGTERM, and no run is said to be running.
+        with subprocess.Popen(
+            [*trainer, "--epochs=1000"], cwd=PATTERN, stdout=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stdout or ():
+                if "epoch 1 of" in line:
+                    assert left_running()
+                    process.terminate()
+                    break
+        assert process.returncode == 128 + signal.SIGTERM
+        assert not left_running()
+        statuses = (
+            "import mlflow; c = mlflow.MlflowClient(); e = c.get_experiment_by_name('cifar10'); "
+            "print({r.info.status for r in c.search_runs([e.experiment_id], max_results=2)})"
+        )
+        once = ["run", "--rm", "--no-deps", "-T", "train", "python", "-c"]
+        assert docker(*compose, *once, statuses) == "{'FAILED'}\n"
+    finally:
+        docker(*compose, "down", "--volumes")

@@ -1,5 +1,6 @@
 """Four steps train, build and score a server of images, and only what has changed runs again."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from .row import FEATURES
 from .settings import Settings
 
 settings = Settings()
+# Whoever waits holds only the bytes of the request; what those become takes many times as much.
+predictions = asyncio.Semaphore(settings.max_predictions_at_once)
 
 
 @asynccontextmanager
@@ -40,17 +43,19 @@ def model_of(request: Request) -> Model:
 @app.post("/predict", response_model=Probabilities, responses=REFUSALS, openapi_extra=REQUEST_BODY)
 async def predict(request: Request) -> Response:
     """Predicts the probabilities of every row."""
-    rows = await rows_of(request)
-    # A network takes milliseconds, in which the event loop would answer nobody else.
-    probabilities = await run_in_threadpool(model_of(request).predict, rows)
+    async with predictions:
+        rows = await rows_of(request)
+        # A network takes milliseconds, in which the event loop would answer nobody else.
+        probabilities = await run_in_threadpool(model_of(request).predict, rows)
     return answer(Probabilities(prediction=probabilities.tolist()))
 
 
 @app.post("/predict/label", response_model=Labels, responses=REFUSALS, openapi_extra=REQUEST_BODY)
 async def predict_label(request: Request) -> Response:
     """Predicts the label of every row."""
-    rows = await rows_of(request)
-    labels = await run_in_threadpool(model_of(request).predict_labels, rows)
+    async with predictions:
+        rows = await rows_of(request)
+        labels = await run_in_threadpool(model_of(request).predict_labels, rows)
     return answer(Labels(prediction=labels))
 
 

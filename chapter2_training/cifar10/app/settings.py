@@ -16,6 +16,8 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=100, gt=0)
     # Each request at once may hold a body of the size below.
     max_requests_at_once: int = Field(default=32, gt=0)
+    # One keeps a core busy; each more takes the memory of all that a network computes on the way.
+    max_predictions_at_once: int = Field(default=1, gt=0)
     # So many images, each number with its comma in 13 bytes at most.
     max_body_bytes: int = Field(default=4_194_304, gt=0)
     body_deadline_seconds: float = Field(default=5.0, gt=0)

@@ -1,11 +1,8 @@
 """Four steps train, build and score a server of images, and only what has changed runs again."""
 
 import json
-import signal
 import subprocess
 import sys
-from types import FrameType
-from typing import NoReturn
 
 import mlflow
 
@@ -18,6 +15,7 @@ from .step import (
     StepError,
     console,
     directory_of,
+    end_in_order,
     finished,
     lock,
     say_done,
@@ -28,17 +26,12 @@ from .tracking import TrackingError, tracked
 
 def main() -> None:
     parameters = parse("train", __doc__)
-    # As Ctrl-C does it: the step is ended as well, and the run is recorded as failed.
-    signal.signal(signal.SIGTERM, end)
+    end_in_order()
     try:
         with lock(parameters.steps / "lock"), tracked(EXPERIMENT, f"{parameters.net} pipeline"):
             pipeline(parameters)
     except (StepError, TrackingError) as error:
         sys.exit(f"error: {error}")
-
-
-def end(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def pipeline(parameters: Parameters) -> None:

@@ -100,7 +100,9 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes] | None, log: Pat
     deadline = time.monotonic() + READY_SECONDS
     while True:
         if process and process.poll() is not None:
-            raise StepError(f"the server ended: {log.read_bytes()[-LAST_LOG_BYTES:].decode()}")
+            # The cut may be inside a character.
+            last = log.read_bytes()[-LAST_LOG_BYTES:].decode(errors="replace")
+            raise StepError(f"the server ended: {last}")
         try:
             answer = httpx.get(f"{url}/ready", timeout=2)
             if answer.status_code == 200:
@@ -119,7 +121,7 @@ def ask(url: str, images: np.ndarray, sha256: str) -> Iterator[tuple[list[float]
         served = exchange(client, "GET", "/metadata")["sha256"]
         if served != sha256:
             raise StepError(f"{url} serves the model {served[:12]}, not the one built")
-        for image in progress.track(images, description="asking the server"):
+        for image in progress.track(images, description="evaluate: asking the server"):
             body = json.dumps({"data": [image.tolist()]})
             began = time.perf_counter()
             answer = exchange(client, "POST", "/predict", body)

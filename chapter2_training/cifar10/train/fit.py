@@ -11,7 +11,7 @@ from .curves import draw_curves
 from .learning import batches, epochs, load, make_deterministic, predict, score
 from .nets import make_net
 from .parameters import Parameters
-from .step import Inputs, StepError, bar, console, run
+from .step import CHECKPOINT, Inputs, StepError, bar, console, run
 
 
 def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float]:
@@ -29,7 +29,7 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float
     train, test = load(data / "train.bin"), load(data / "test.bin")
     mlflow.log_param("device_used", device.type)
 
-    checkpoint = output / "checkpoint.pt"
+    checkpoint = output / CHECKPOINT
     if checkpoint.is_file():
         console.print(f"fit: goes on from {checkpoint}")
     settings = {
@@ -39,7 +39,7 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float
     history = []
     with bar() as progress:
         steps = len(batches(len(train[0]), parameters.batch_size))
-        task = progress.add_task(parameters.net, total=parameters.epochs * steps)
+        task = progress.add_task(f"fit: {parameters.net}", total=parameters.epochs * steps)
         passed = epochs(net, train, test, settings, checkpoint, lambda: progress.advance(task))
         for number, row in enumerate(passed, start=1):
             history.append(row)
@@ -56,7 +56,6 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float
     (output / "history.json").write_text(json.dumps(history))
     draw_curves(history, parameters.net).savefig(output / "curves.png")
     mlflow.log_artifact(str(output / "curves.png"))
-    checkpoint.unlink(missing_ok=True)
     return score(net, *test)
 
 

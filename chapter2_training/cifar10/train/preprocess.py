@@ -38,7 +38,7 @@ def preprocess(parameters: Parameters, _: Inputs, output: Path) -> dict[str, flo
         else:
             archive = parameters.steps / ARCHIVE
             with bar() as progress:
-                task = progress.add_task("downloading")
+                task = progress.add_task("preprocess: downloading")
                 fetch(
                     parameters.archive_url,
                     parameters.archive_md5,

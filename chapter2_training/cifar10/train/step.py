@@ -4,14 +4,17 @@ import ast
 import hashlib
 import json
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import mlflow
 from filelock import FileLock, Timeout
@@ -22,7 +25,10 @@ from .parameters import PATTERN, Parameters, parse
 from .tracking import TrackingError, tracked
 
 RESULT = "result.json"
+# What a step goes on from. It is no part of what the step makes, and stays until that is whole.
+CHECKPOINT = "checkpoint.pt"
 EXPERIMENT = "cifar10"
+LINE_SECONDS = 5
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -104,7 +110,7 @@ def finished(directory: Path) -> dict[str, Any] | None:
 
 def content_digest(directory: Path) -> str:
     """Returns the digest of the names and contents of the files that a step has made."""
-    files = sorted(path for path in directory.iterdir() if path.name != RESULT)
+    files = sorted(path for path in directory.iterdir() if path.name not in (RESULT, CHECKPOINT))
     return sha256(json.dumps([(path.name, file_digest(path)) for path in files]).encode())
 
 
@@ -154,6 +160,20 @@ def lock(path: Path) -> Iterator[None]:
         held.release()
 
 
+def end_in_order() -> None:
+    """Makes SIGTERM and Ctrl-C end what was started here as well, and the run a failed one."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def end(number: int, _: FrameType | None) -> NoReturn:
+    # A terminal sends Ctrl-C to a step as well, and then the pipeline sends it SIGTERM: the second
+    # signal does not interrupt what the first one has begun.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def run(name: str, description: str | None, work: Work, *, resumes: bool = False) -> None:
     """Is the program of a step: `work` fills a directory, which gets its name when it is whole.
 
@@ -161,6 +181,7 @@ def run(name: str, description: str | None, work: Work, *, resumes: bool = False
     an empty directory. `work` returns metrics, which go into the run of the step.
     """
     parameters = parse(f"train.{name}", description)
+    end_in_order()
     try:
         inputs = {before: directory_of(before, parameters) for before in STEPS[name].after}
         directory = directory_of(name, parameters)
@@ -193,6 +214,7 @@ def keep(partial: Path, directory: Path, result: dict[str, Any]) -> None:
     (partial / RESULT).write_text(json.dumps(result, indent=2))
     shutil.rmtree(directory, ignore_errors=True)
     partial.replace(directory)
+    (directory / CHECKPOINT).unlink(missing_ok=True)
 
 
 def shown(metrics: dict[str, float]) -> str:
@@ -203,7 +225,24 @@ def say_done(name: str, directory: Path) -> None:
     console.print(f"{name}: not run again, nothing has changed ({directory.name})")
 
 
-def bar() -> Progress:
-    """Returns a progress bar that is gone when all is done; without a terminal there is none."""
+@contextmanager
+def bar() -> Iterator[Progress]:
+    """Yields a progress bar that is gone when all is done; without a terminal it is a few lines."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    lines = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=lines) as progress:
+        ended = threading.Event()
+        if lines:
+            threading.Thread(target=print_lines, args=(progress, ended), daemon=True).start()
+        try:
+            yield progress
+        finally:
+            ended.set()
+
+
+def print_lines(progress: Progress, ended: threading.Event) -> None:
+    """Says every few seconds how far it is, by bytes where nobody knows how many there will be."""
+    while not ended.wait(LINE_SECONDS):
+        for task in progress.tasks:
+            far = f"{task.percentage:.0f} %" if task.total else f"{task.completed / 1e6:.0f} MB"
+            console.print(f"{task.description}: {far}")
