@@ -24,14 +24,14 @@ USER = "model_db"
 class Postgres:
     """A PostgreSQL server of our own, that can be killed and started again on its files."""
 
-    def __init__(self, directory: Path, options: list[str]) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = free_port()
         self.password = uuid4().hex
         program = str(find("postgres:17"))
         # The same program that runs it where there is no Docker.
         self.command = [sys.executable, postgres.__file__, os.devnull, program]
-        self.command += ["-p", str(self.port), *options]
+        self.command += ["-p", str(self.port)]
         self.start()
 
     def start(self) -> None:
@@ -65,6 +65,11 @@ class Postgres:
         finally:
             client.close()
 
+    def change(self, database: dict[str, str], *statements: str) -> None:
+        """Runs statements in the database of an API."""
+        for statement in statements:
+            self.execute(statement, database["DATABASE_URL"].rpartition("/")[2])
+
     def kill(self) -> None:
         """Ends the server and its sessions at once, whatever they are in the middle of."""
         sessions = family_of(self.process.pid)
@@ -83,27 +88,29 @@ class Postgres:
 
 
 @contextmanager
-def run_postgres(*options: str) -> Iterator[Postgres]:
-    """Runs a PostgreSQL server with options such as `-c`, `fsync=off`, on new files."""
+def run_postgres() -> Iterator[Postgres]:
+    """Runs a PostgreSQL server on new files."""
     with tempfile.TemporaryDirectory(prefix="model-db-", ignore_cleanup_errors=True) as name:
         # PostgreSQL never runs as root, and as nobody it has to get here.
         Path(name).chmod(0o711)
-        server = Postgres(Path(name), list(options))
+        server = Postgres(Path(name))
         try:
             yield server
         finally:
             server.kill()
 
 
-def migrate(database: dict[str, str]) -> None:
-    """Makes the tables, as the service `migrate` does."""
-    subprocess.run(
+def migrate(database: dict[str, str]) -> str:
+    """Makes the tables, as the service `migrate` does, and returns its log."""
+    run = subprocess.run(
         [sys.executable, "-m", f"{PACKAGE}.app.migrate"],
         cwd=ROOT,
         env={**os.environ, **database},
         check=True,
         capture_output=True,
+        text=True,
     )
+    return run.stderr
 
 
 @contextmanager

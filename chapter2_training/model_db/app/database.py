@@ -79,7 +79,7 @@ def begin_sqlite(connection: Connection) -> None:
     """Takes the lock before the first read of a transaction that writes.
 
     SQLite has no SELECT ... FOR UPDATE. With the lock taken so early nobody writes between what is
-    read and what is written.
+    read and what is written; taken later, it is refused if another process has written meanwhile.
     """
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

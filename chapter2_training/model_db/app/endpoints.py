@@ -1,9 +1,11 @@
 """Answers for projects, models and experiments, each request in a transaction of its own."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from sqlalchemy import ColumnElement, Engine, select
 from sqlalchemy.orm import Session
 
@@ -29,6 +31,10 @@ from .tables import Experiment, Model, Project, Table
 
 api = APIRouter(prefix="/v0.1/api", responses=INVALID)
 
+# So few, because each may hold what body.py allows, and slow readers keep 64 lists in memory.
+MOST_ROWS = 25
+LIST_WAIT_SECONDS = 2.0
+
 Found = TypeVar("Found", bound=Row)
 
 
@@ -39,8 +45,31 @@ class Part(NamedTuple):
     offset: int
 
 
+async def one_of_few(request: Request) -> AsyncIterator[None]:
+    """Waits until few other lists are being put together, which is what takes memory.
+
+    Raises:
+        HTTPException: it takes too long, as it does while the database does not answer.
+    """
+    lists: asyncio.Semaphore = request.app.state.lists
+    try:
+        async with asyncio.timeout(LIST_WAIT_SECONDS):
+            await lists.acquire()
+    except TimeoutError:
+        raise HTTPException(503, "too many lists at once", {"retry-after": "1"}) from None
+    try:
+        yield
+    finally:
+        lists.release()
+
+
+# Until the answer is complete and not until it is sent, which a slow reader would draw out.
+OneOfFew = Depends(one_of_few, scope="function")
+
+
 def part_of(
-    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    _: Annotated[None, OneOfFew],
+    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = MOST_ROWS,
     offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
 ) -> Part:
     """Reads which part of a list is asked for."""

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, inspect, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, defer
 
 from .body import small
 from .tables import Experiment, Model, Project, Table
@@ -54,7 +54,8 @@ def part_of(
 ) -> tuple[int, Sequence[Stored]]:
     """Returns how many rows meet the conditions, and some of them, the oldest first.
 
-    Nothing is ever deleted, so a row stays where it is and new ones come after it.
+    The time of a row is from before it was stored, so one that is stored late moves those after
+    it: who reads part by part while others write may meet a row twice, and miss the late one.
     """
     total = session.scalar(select(func.count()).select_from(table).where(*conditions))
     keys = inspect(table).primary_key
@@ -242,6 +243,8 @@ def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Ov
         select(experiment)
         .where((ranked.c.rank <= newest) | (experiment.stage == "champion"))
         .order_by(ranked.c.rank)
+        # A page holds more experiments than a list, and shows neither of the two.
+        .options(defer(experiment.parameters), defer(experiment.artifact_file_paths))
     ).all()
     return [
         Overview(project, model, [found for found in shown if found.model_id == model.model_id])

@@ -12,9 +12,9 @@ class Settings(BaseSettings):
     database_url: str = f"sqlite:///{Path(__file__).parents[1] / 'model_db.sqlite'}"
     # Apart from the URL, so that it comes from a Secret as it is, whatever characters it has.
     database_password: SecretStr = SecretStr("")
-    # As many threads work, each with a connection; all replicas together must not have more than
-    # PostgreSQL's max_connections, which is 100 unless it is told otherwise.
-    database_connections: int = Field(default=16, gt=0)
+    # As many threads work, each with a connection; all pods together, those that are ending too,
+    # must not have more than PostgreSQL's max_connections, 100 unless it is told otherwise.
+    database_connections: int = Field(default=8, gt=0)
     # A statement that takes longer is given up, and so is waiting for a connection.
     database_deadline_seconds: float = Field(default=2.0, gt=0)
 
