@@ -89,7 +89,7 @@ logs: ## Show the logs: make logs ARGS=--follow
 else
 
 .PHONY: build
-build: models/metadata.json # Without Docker there is nothing to build but the model.
+build: $(or $(MODEL),models/metadata.json) # Without Docker there is nothing to build but the model.
 
 .PHONY: up
 up: $(MODEL)

@@ -11,8 +11,12 @@ ASK = """
 import json, sys
 from urllib.request import urlopen
 for line in sys.stdin:
-    with urlopen("http://127.0.0.1:8000/predict", line.encode(), timeout=5) as answer:
-        print(json.dumps(json.load(answer)["prediction"][0]))
+    # Whatever went wrong, this row has no answer, and the next one is asked for.
+    try:
+        with urlopen("http://127.0.0.1:8000/predict", line.encode(), timeout=5) as answer:
+            print(json.dumps(json.load(answer)["prediction"][0]))
+    except Exception:
+        print("null")
 """
 
 
@@ -43,14 +47,17 @@ def engine() -> str | None:
         return None
 
 
-def ask(container: str, rows: list[list[float]]) -> list[list[float]]:
+def ask(container: str, rows: list[list[float]]) -> list[list[float] | None]:
     """Returns the probabilities that the server in a container gives rows, one request each.
 
-    Raises:
-        DockerError: there was no answer to one of them.
+    A row without an answer has None.
     """
     lines = "".join(json.dumps({"data": [row]}) + "\n" for row in rows)
-    answers = docker("exec", "--interactive", container, "python", "-c", ASK, text=lines)
+    try:
+        answers = docker("exec", "--interactive", container, "python", "-c", ASK, text=lines)
+    except DockerError:
+        # There is no process any more that could be asked.
+        return [None] * len(rows)
     return [json.loads(line) for line in answers.splitlines()]
 
 
@@ -60,14 +67,8 @@ def wait_until_answered(container: str, row: list[float]) -> None:
     Raises:
         TimeoutError: there is none within the deadline; it says what the container wrote.
     """
-
-    def is_answered() -> bool:
-        try:
-            return bool(ask(container, [row]))
-        except DockerError:
-            return False
-
+    what = f"an answer of {container[:12]}"
     try:
-        wait_until(is_answered, f"an answer of {container[:12]}", READY_DEADLINE_SECONDS)
+        wait_until(lambda: ask(container, [row]) != [None], what, READY_DEADLINE_SECONDS)
     except TimeoutError as error:
         raise TimeoutError(f"{error}: {docker('logs', container)}") from error

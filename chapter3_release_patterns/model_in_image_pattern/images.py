@@ -3,15 +3,18 @@
 import gzip
 import json
 import shutil
-import subprocess
 import tarfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, NamedTuple
+
+import numpy as np
+
+from tools.docker import docker
 
 HERE = Path(__file__).parent
 COPIED = (
@@ -23,6 +26,7 @@ COPIED = (
     "requirements-train.txt",
 )
 # What a first Dockerfile looks like: the model comes in with the code, and the packages after it.
+# The packages come from the same cache as ours, so that their layer holds no cache of its own.
 PLAIN = """
 FROM python:3.11-slim
 WORKDIR /service
@@ -30,17 +34,10 @@ ARG MODEL_VERSION
 COPY models/$MODEL_VERSION models/$MODEL_VERSION
 COPY app app
 COPY requirements.txt .
-RUN pip install --require-hashes -r requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r requirements.txt
 """
-READY_DEADLINE_SECONDS = 30
-# Runs inside of the container, because from outside there is no way to it.
-ASK = """
-import json, sys
-from urllib.request import urlopen
-for line in sys.stdin:
-    with urlopen("http://127.0.0.1:8000/predict", line.encode(), timeout=5) as answer:
-        print(json.dumps(json.load(answer)["prediction"][0]))
-"""
+# The place of the model's layer: the last one of ours, and below three others in the plain one.
+MODEL_LAYER, PLAIN_MODEL_LAYER = -1, -4
 
 
 class Image(NamedTuple):
@@ -51,26 +48,13 @@ class Image(NamedTuple):
     layers: tuple[str, ...]
 
 
-def docker(*arguments: str, text: str | None = None) -> str:
-    """Runs a command of Docker and returns what it printed.
+class Builds(NamedTuple):
+    """A version, the same built by somebody else, and the next version built on top of that."""
 
-    Raises:
-        RuntimeError: it failed.
-    """
-    run = subprocess.run(
-        ["docker", *arguments], input=text, capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        raise RuntimeError(f"docker {arguments[0]} failed: {run.stderr.strip()}")
-    return run.stdout.strip()
-
-
-def engine() -> str | None:
-    """Returns the version of the engine, None where none answers."""
-    try:
-        return docker("version", "--format", "{{.Server.Version}}")
-    except (OSError, RuntimeError):
-        return None
+    first: Image
+    again: Image
+    update: Image
+    update_seconds: float
 
 
 @contextmanager
@@ -105,10 +89,36 @@ def built(
         docker("image", "rm", tag)
 
 
-def bytes_to_push(new: Image, old: Image) -> int:
-    """Returns what a push sends of an image to a registry that has another one.
+@contextmanager
+def three_builds(models: Path, *, plain: bool = False) -> Iterator[Builds]:
+    """Builds the first of two versions, again without a cache, and then the second one with it."""
+    first, second = sorted(path.name for path in models.iterdir())
+    sha256 = {
+        version: json.loads((models / version / "metadata.json").read_bytes())["sha256"]
+        for version in (first, second)
+    }
+    with context(models) as here, context(models) as there, ExitStack() as stack:
 
-    That is its configuration, and the layers that the other does not have, compressed.
+        def build(directory: Path, version: str, cached: bool) -> Image:
+            image = built(directory, version, sha256[version], plain=plain, cached=cached)
+            return stack.enter_context(image)
+
+        # On another machine there is no cache, and the files have other rights and another time.
+        for path in filter(Path.is_file, there.rglob("*")):
+            path.chmod(0o600)
+            path.touch()
+        images = build(here, first, True), build(there, first, False)
+        # The model is new, and the server is not.
+        began = time.perf_counter()
+        update = build(there, second, True)
+        yield Builds(*images, update, time.perf_counter() - began)
+
+
+def bytes_to_push(new: Image, old: Image) -> int:
+    """Computes what a push would send of an image to a registry that has another one.
+
+    That is its configuration, and the layers that the other does not have, each compressed by
+    gzip. It is without the manifest, which lists them, and nothing is pushed.
     """
     with TemporaryDirectory() as directory:
         saved = Path(directory) / "image.tar"
@@ -136,7 +146,7 @@ def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def compressed_bytes(layer: bytes) -> int:
-    """Returns the bytes of a layer as it is pushed; some engines keep it like that already."""
+    """Returns the bytes of a layer with gzip; some engines keep it like that already."""
     return len(layer if layer.startswith(b"\x1f\x8b") else gzip.compress(layer, 6))
 
 
@@ -151,20 +161,9 @@ def running(image: Image) -> Iterator[str]:
         docker("rm", "--force", "--volumes", container)
 
 
-def ask(container: str, rows: list[list[float]]) -> list[list[float]]:
-    """Returns the probabilities of rows, one request each, or raises a RuntimeError."""
-    lines = "".join(json.dumps({"data": [row]}) + "\n" for row in rows)
-    answers = docker("exec", "--interactive", container, "python", "-c", ASK, text=lines)
-    return [json.loads(line) for line in answers.splitlines()]
-
-
-def wait_until_ready(container: str, row: list[float]) -> None:
-    """Asks until there is an answer, or raises a TimeoutError with what the container wrote."""
-    deadline = time.monotonic() + READY_DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            ask(container, [row])
-        except RuntimeError:
-            continue
-        return
-    raise TimeoutError(docker("logs", container))
+def count_wrong_or_missing(answers: Sequence[list[float] | None], expected: np.ndarray) -> int:
+    """Returns how many rows have no answer, or another one than is expected."""
+    return sum(
+        answer is None or not np.allclose(answer, row, rtol=0, atol=1e-5)
+        for answer, row in zip(answers, expected, strict=True)
+    )

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -16,21 +17,23 @@ import pytest
 from sklearn.datasets import load_iris
 
 from chapter3_release_patterns.model_in_image_pattern.images import (
+    Builds,
     Image,
-    ask,
     built,
     bytes_to_push,
     context,
-    docker,
+    count_wrong_or_missing,
     running,
-    wait_until_ready,
+    three_builds,
 )
+from chapter3_release_patterns.model_in_image_pattern.measure import measure_images
 from chapter3_release_patterns.model_in_image_pattern.train.iris import load
 from chapter3_release_patterns.model_in_image_pattern.train.model import fit, train
 from chapter3_release_patterns.model_in_image_pattern.train.release import (
     ReleaseError,
     write_once,
 )
+from tools.docker import ask, docker, wait_until_answered
 from tools.results import load as load_results
 from tools.server import Server, ServerError, free_port, serve
 
@@ -230,6 +233,15 @@ def test_what_is_no_version_or_no_penalty_is_refused(
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("output", ["file", "file/models"])
+def test_where_nothing_can_be_written_it_is_said_in_a_line(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    training = run_training("--output", str(tmp_path / output))
+    assert training.returncode == 1
+    assert training.stderr.startswith(f"error: cannot write into {tmp_path / output}: ")
+    assert training.stderr.count("\n") == 1
+
+
 def damage(directory: Path) -> None:
     path = directory / "model.onnx"
     path.chmod(0o644)
@@ -257,6 +269,17 @@ def test_a_model_that_was_damaged_is_neither_rolled_out_nor_served(
         pass
     with pytest.raises(ReleaseError, match=r"2\.0\.0 is there already"):
         write_once(tmp_path / "models/2.0.0", *train(penalty=PENALTIES["2.0.0"], version="2.0.0"))
+
+
+def test_metadata_of_another_version_than_the_directory_are_refused(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "1.0.0", tmp_path / "2.0.0")
+    refusal = check(tmp_path / "2.0.0")
+    assert refusal.returncode == 1
+    assert refusal.stderr == (
+        f"error: {tmp_path}/2.0.0: metadata.json says version 1.0.0, and not 2.0.0\n"
+    )
 
 
 def test_a_version_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -297,6 +320,36 @@ def test_the_verbs_keep_a_version_what_it_was(checkout: Path) -> None:
     assert list((checkout / "models").iterdir()) == []
 
 
+def test_training_takes_the_version_and_building_leaves_it(checkout: Path) -> None:
+    trained = make(checkout, "local", "train", "VERSION=2.0.0", "ARGS=--penalty 10")
+    assert "iris_svc version 2.0.0" in trained.stdout, trained.stderr
+    metadata = json.loads((checkout / "models/2.0.0/metadata.json").read_text())
+    assert metadata["parameters"]["penalty"] == 10
+    built = make(checkout, "local", "build", "VERSION=2.0.0")
+    assert built.returncode == 0, built.stderr
+    assert list((checkout / "models").iterdir()) == [checkout / "models/2.0.0"]
+
+
+def test_the_version_that_runs_is_not_withdrawn_and_one_that_begins_like_it_is(
+    checkout: Path,
+) -> None:
+    compose = checkout / "docker-compose.yml"
+    compose.write_text(compose.read_text().replace("8000", str(free_port())))
+    for version in ("2.0.1", "2.0.10"):
+        assert make(checkout, "local", "train", f"VERSION={version}").returncode == 0
+    try:
+        started = make(checkout, "local", "up", "VERSION=2.0.10")
+        assert started.returncode == 0, started.stdout + started.stderr
+        withdrawn = make(checkout, "local", "withdraw", "VERSION=2.0.1")
+        assert withdrawn.returncode == 0, withdrawn.stderr
+        refused = make(checkout, "local", "withdraw", "VERSION=2.0.10")
+    finally:
+        make(checkout, "local", "down")
+    assert refused.returncode == 2
+    assert "error: 2.0.10 runs: roll another one out first" in refused.stderr
+    assert list((checkout / "models").iterdir()) == [checkout / "models/2.0.10"]
+
+
 @pytest.mark.parametrize("verb", ["release", "rollout", "withdraw", "up"])
 @pytest.mark.parametrize("version", ["", "..", "latest", "1.0", "1.0.0 2.0.0", "1.0.0/.."])
 def test_a_verb_takes_nothing_but_a_version(checkout: Path, verb: str, version: str) -> None:
@@ -306,51 +359,83 @@ def test_a_verb_takes_nothing_but_a_version(checkout: Path, verb: str, version: 
     assert not (checkout / "models").exists()
 
 
-def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
-    module = "chapter3_release_patterns.model_in_image_pattern.measure"
-    command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+def measure(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "chapter3_release_patterns.model_in_image_pattern.measure"]
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_what_needs_no_image_is_measured_without_docker(tmp_path: Path) -> None:
+    measured = measure("--quick", "--output", str(tmp_path / PATTERN.name))
+    assert measured.returncode == 0, measured.stderr
+    assert "no image is built" in measured.stderr
     results = load_results(tmp_path / PATTERN.name)
+    # It claims nothing of an image.
+    assert "image" not in results.claim
     assert results.counts == {"rows_that_differ_after_rollback": 0, "versions_replaced": 0}
     assert results.control == {"rows_that_differ_after_rollback": 150, "versions_replaced": 2}
 
 
+def test_without_docker_nothing_is_measured_of_images_nor_written(tmp_path: Path) -> None:
+    nobody = f"unix://{tmp_path}/nobody"
+    refused = measure("--output", str(tmp_path / "results"), DOCKER_HOST=nobody)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: no Docker engine answers")
+    assert "start Docker, or measure what needs no image with --quick" in refused.stderr
+    assert refused.stdout == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_row_that_is_wrong_or_missing_is_counted() -> None:
+    expected = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    assert count_wrong_or_missing(expected.tolist(), expected) == 0
+    assert count_wrong_or_missing([[0.1, 0.9], [0.20002, 0.8], None], expected) == 2
+
+
 @pytest.fixture(scope="module")
-def images(models: Path) -> Iterator[dict[str, Image]]:
-    with ExitStack() as stack:
-        directory = stack.enter_context(context(models))
-        yield {
-            version: stack.enter_context(built(directory, version, sha256_of(models, version)))
-            for version in PENALTIES
-        }
+def ours(models: Path) -> Iterator[Builds]:
+    with three_builds(models) as builds:
+        yield builds
+
+
+@pytest.fixture
+def images(ours: Builds) -> dict[str, Image]:
+    return {"1.0.0": ours.first, "2.0.0": ours.update}
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
-def test_the_same_files_make_the_same_image_without_a_cache(
-    models: Path, images: dict[str, Image]
+def test_the_images_are_as_claimed_and_those_of_the_control_are_not(
+    models: Path, ours: Builds
 ) -> None:
-    with context(models) as directory:
-        for path in (directory / "app").iterdir():
-            path.chmod(0o600)
-        # Other rights, another second, another directory and no cache: only the tag differs.
-        with built(directory, "1.0.0", sha256_of(models, "1.0.0"), cached=False) as again:
-            assert again.tag != images["1.0.0"].tag
-            assert again.digest == images["1.0.0"].digest
-            assert again.layers == images["1.0.0"].layers
-
-
-@pytest.mark.docker
-@pytest.mark.timeout(900)
-def test_another_model_is_another_last_layer_and_nothing_else_is_pushed(
-    images: dict[str, Image],
-) -> None:
-    first, second = images.values()
-    assert first.digest != second.digest
-    assert first.layers[:-1] == second.layers[:-1]
-    assert first.layers[-1] != second.layers[-1]
-    assert bytes_to_push(second, first) < 10_000
-    assert bytes_to_push(second, second) < bytes_to_push(second, first)
+    counts: dict[str, int] = {}
+    control: dict[str, int] = {}
+    figures: dict[str, float] = {}
+    with three_builds(models, plain=True) as plain:
+        measure_images(models, ours, plain, counts, control, figures)
+    assert counts == {
+        "images_of_two_models_in_three_builds": 2,
+        "model_layers_of_two_models_in_three_builds": 2,
+        "layers_pushed_for_a_model_update": 1,
+        "rows_wrong_or_missing_offline": 0,
+    }
+    assert control == {
+        "images_of_two_models_in_three_builds": 3,
+        "model_layers_of_two_models_in_three_builds": 3,
+        "layers_pushed_for_a_model_update": 4,
+    }
+    # Two builds of the same files differ in their tag and in nothing else.
+    assert ours.again == ours.first._replace(tag=ours.again.tag)
+    assert ours.update.layers[:-1] == ours.first.layers[:-1]
+    assert figures["bytes_pushed_for_a_model_update"] < 10_000
+    assert bytes_to_push(ours.update, ours.update) < figures["bytes_pushed_for_a_model_update"]
+    assert figures["bytes_pushed_with_the_model_first"] > 1_000_000
 
 
 @pytest.mark.docker
@@ -398,16 +483,31 @@ def test_a_build_of_another_model_than_was_named_fails(models: Path, tmp_path: P
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
+def test_a_build_of_another_version_than_the_metadata_say_fails(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "1.0.0", tmp_path / "models/2.0.0")
+    refused = pytest.raises(RuntimeError, match="grep")
+    sha256 = sha256_of(models, "1.0.0")
+    with context(tmp_path / "models") as directory, refused, built(directory, "2.0.0", sha256):
+        pass
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
 def test_an_image_predicts_without_network_volume_and_right_to_write(
     models: Path, images: dict[str, Image]
 ) -> None:
     answers = []
     for version in ("1.0.0", "2.0.0", "1.0.0"):
         with running(images[version]) as container:
-            wait_until_ready(container, ROWS[0])
+            wait_until_answered(container, ROWS[0])
             answers.append(ask(container, ROWS))
-        expected = predictions(models / version)
-        np.testing.assert_allclose(answers[-1], expected, rtol=0, atol=1e-5)
+            expected = np.array(predictions(models / version))
+            assert count_wrong_or_missing(answers[-1], expected) == 0
+            # Who is no more answers nothing, and that is counted.
+            docker("kill", container)
+            assert count_wrong_or_missing(ask(container, ROWS), expected) == len(ROWS)
     # Rolled out and back, to the bit.
     assert answers[0] == answers[2]
     assert answers[0] != answers[1]
@@ -415,9 +515,19 @@ def test_an_image_predicts_without_network_volume_and_right_to_write(
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
-def test_with_docker_a_version_is_released_once(checkout: Path) -> None:
+def test_with_docker_a_version_is_released_once(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = f"VERSION={UNUSED}"
     tag = f"{IMAGE}:{UNUSED}"
+    # A Docker after whose build the shell that has called it is killed.
+    deadly = tmp_path / "deadly/docker"
+    deadly.parent.mkdir()
+    deadly.write_text(
+        f'#!/bin/sh\n"{shutil.which("docker")}" "$@" || exit\n'
+        '[ "$1" != compose ] || kill -9 $PPID\n'
+    )
+    deadly.chmod(0o755)
     try:
         assert make(checkout, "docker", "release", version).returncode == 0
         digest = docker("image", "inspect", "-f", "{{.Id}}", tag)
@@ -433,6 +543,23 @@ def test_with_docker_a_version_is_released_once(checkout: Path) -> None:
         assert refused.returncode == 2
         assert f"error: {tag} is there already, with other contents" in refused.stderr
         assert docker("image", "inspect", "-f", "{{.Id}}", tag) == digest
+        # Who is killed in between has moved no tag, and the next release takes away what is left.
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(deadly.parent), prepend=os.pathsep)
+            assert make(checkout, "docker", "release", version).returncode == 2
+        assert docker("image", "ls", "-q", f"{tag}-candidate") != ""
+        assert docker("image", "inspect", "-f", "{{.Id}}", tag) == digest
+        code.write_text((PATTERN / "app/row.py").read_text())
+        # What changes no file makes another image too.
+        dockerfile = checkout / "Dockerfile"
+        for line, other in {"USER 10001:10001": "USER 10002:10002", "EXPOSE 8000": ""}.items():
+            dockerfile.write_text((PATTERN / "Dockerfile").read_text().replace(line, other))
+            refused = make(checkout, "docker", "release", version)
+            assert f"error: {tag} is there already, with other contents" in refused.stderr
+        dockerfile.write_text((PATTERN / "Dockerfile").read_text())
+        assert make(checkout, "docker", "release", version).returncode == 0
+        assert docker("image", "inspect", "-f", "{{.Id}}", tag) == digest
+        assert docker("image", "ls", "-q", f"{tag}-candidate") == ""
         # What happens to the files on this machine does not happen to the image.
         damage(checkout / "models" / UNUSED)
         docker("run", "--rm", "--network", "none", tag, "python", "-m", "app.check")

@@ -8,10 +8,15 @@ from .settings import Settings
 
 
 def main() -> None:
+    directory = Settings().model_directory
     try:
-        model = Model(Settings().model_directory, FEATURES)
+        model = Model(directory, FEATURES)
     except ModelError as error:
         sys.exit(f"error: {error}")
+    # The name of the directory is the tag, and /metadata has to say the same.
+    version, name = model.metadata.get("version"), directory.absolute().name
+    if version != name:
+        sys.exit(f"error: {directory}: metadata.json says version {version}, and not {name}")
     model.predict(model.sample)
 
 

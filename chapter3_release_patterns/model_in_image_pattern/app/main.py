@@ -1,3 +1,4 @@
+# Copied from chapter4_serving_patterns/web_single_pattern/app/main.py with One server holds interface->The model is inside the image, checks and model: the shortest way from a model to an endpoint->so one tag says which server and which model run, web_single_pattern->model_in_image_pattern
 """The model is inside the image, so one tag says which server and which model run."""
 
 from collections.abc import AsyncIterator
@@ -24,9 +25,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-app = FastAPI(
-    title="model_in_image_pattern", description=__doc__, version="0.1.0", lifespan=lifespan
-)
+app = FastAPI(title="model_in_image_pattern", description=__doc__, version="0.1.0", lifespan=lifespan)
 app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 

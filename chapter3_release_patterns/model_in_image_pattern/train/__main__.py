@@ -43,11 +43,13 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     directory: Path = arguments.output / arguments.version
+    model, metadata = train(penalty=arguments.penalty, version=arguments.version)
     try:
-        model, metadata = train(penalty=arguments.penalty, version=arguments.version)
         written = write_once(directory, model, metadata)
     except ReleaseError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: cannot write into {arguments.output}: {error}")
     Console(soft_wrap=True, highlight=False).print(summary(written, directory))
 
 
