@@ -12,6 +12,8 @@ from tools.patterns import ROOT, patterns
 from tools.readme import matches, parse
 
 NAMES = [str(pattern.relative_to(ROOT)) for pattern in patterns()]
+RELEASE = ROOT / "chapter3_release_patterns"
+REGISTRY = ROOT / "chapter2_training/model_db"
 
 
 def play(name: str, run: str) -> None:
@@ -45,15 +47,39 @@ def test_contributing_leads_from_make_new_to_green_tests(tmp_path: Path) -> None
     # The environment is the same; what differs is the repository.
     (clone / ".venv").symlink_to(ROOT / ".venv")
     subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
-    environment = {key: value for key, value in os.environ.items() if key != "RUN"}
+    play_commands(clone / "CONTRIBUTING.md")
+
+
+def follow_a_model(run: str) -> None:
+    try:
+        play_commands(RELEASE / "README.md", RUN=run)
+    finally:
+        for pattern in (REGISTRY, RELEASE / "model_load_pattern"):
+            subprocess.run(["make", "-C", str(pattern), "down", f"RUN={run}"], check=True)
+
+
+@pytest.mark.timeout(900)
+def test_a_model_goes_from_training_through_the_registry_to_a_server_without_docker() -> None:
+    follow_a_model("local")
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_a_model_goes_from_training_through_the_registry_to_a_server_with_docker() -> None:
+    follow_a_model("docker")
+
+
+def play_commands(path: Path, **environment: str) -> None:
+    """Runs all commands of a file in one shell, and holds what it prints to what is shown."""
+    inherited = {key: value for key, value in os.environ.items() if key != "RUN"}
     script, shown = [], []
-    for step in parse((clone / "CONTRIBUTING.md").read_text("utf-8")):
+    for step in parse(path.read_text("utf-8")):
         script.append(step.command)
         shown += step.expected or ["..."]
     played = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", "\n".join(script)],
-        cwd=clone,
-        env=environment | {"MAKEFLAGS": "--no-print-directory"},
+        cwd=path.parent,
+        env=inherited | {"MAKEFLAGS": "--no-print-directory"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
