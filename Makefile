@@ -59,7 +59,7 @@ measure: ## Measure a pattern's claim: both arms, counts, then times
 	@directory=$$($(MAKE) -s directory) && $(MAKE) -C "$$directory" measure
 
 .PHONY: results
-results: environment ## Measure every pattern and collect RESULTS.md
+results: environment ## Measure every pattern, its images with Docker, and collect RESULTS.md
 	@for makefile in chapter*/*/Makefile; do $(MAKE) -C "$${makefile%/Makefile}" measure ARGS=; done
 	@$(MAKE) fix
 
