@@ -35,10 +35,12 @@ def main() -> int:
     # The pipeline finds the server by its name, so it needs no port of this machine.
     pipeline, server = (f"cifar10-{role}-{os.getpid()}" for role in ("pipeline", "server"))
     options = ["--rm", "--no-deps", "-T", "--name", pipeline]
+    # Docker brings output and errors on two ways, on which one can overtake the other.
+    in_order = ["sh", "-c", 'exec "$@" 2>&1', "sh"]
     train = ["python", "-m", "train", "--output", "/data/models", f"--server=http://{server}:8000"]
     image = ""
     with subprocess.Popen(
-        [*COMPOSE, "run", *options, "train", *train, *sys.argv[1:]],
+        [*COMPOSE, "run", *options, "train", *in_order, *train, *sys.argv[1:]],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
