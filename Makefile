@@ -20,6 +20,10 @@ ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
 PATTERN ?= web_single_pattern
 CHAPTER ?=
 ARGS ?=
+PROCESSES ?= 2
+# The tests of a file stay together and in their order: test_readmes.py alone uses the ports of the
+# patterns, and the servers that a file's tests share are started once.
+SIDE_BY_SIDE = --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 # The categories that `environment` installs.
 CATEGORIES ?= $(ALL_CATEGORIES)
 
@@ -51,7 +55,7 @@ directory: # Prints the directory of PATTERN.
 test: environment ## Run the tests; RUN=docker builds and runs every image and README with Docker
 	@[ -z "$(CHAPTER)" ] || [ -d "tests/$(CHAPTER)" ] || { \
 	  echo "error: there is no chapter $(CHAPTER); there are:" chapter*/ >&2; exit 2; }
-	@$(BIN)/python -m pytest -m "$(if $(filter docker,$(RUN)),,not )docker" \
+	@$(BIN)/python -m pytest -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
 	  $(if $(CHAPTER),-k "$(CHAPTER)") $(ARGS)
 
 .PHONY: measure

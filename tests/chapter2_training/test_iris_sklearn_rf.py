@@ -13,6 +13,7 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 
 from chapter2_training.iris_sklearn_rf.reproduce import rows_equal
+from chapter2_training.iris_sklearn_rf.train.__main__ import main
 from chapter2_training.iris_sklearn_rf.train.iris import load
 from chapter2_training.iris_sklearn_rf.train.model import TREES, fit
 from tools.patterns import ROOT
@@ -105,11 +106,16 @@ def test_the_metadata_say_what_was_trained(models: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "many"])
-def test_a_seed_that_is_none_is_refused_with_the_reason(seed: str, models: Path) -> None:
-    trained = train(models.with_name("none"), f"--seed={seed}")
-    assert trained.returncode == 2
-    assert "--seed" in trained.stderr
-    assert not models.with_name("none").exists()
+def test_a_seed_that_is_none_is_refused_with_the_reason(
+    seed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process: each of its own would import MLflow for seconds.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(sys, "argv", ["train", f"--output={tmp_path}/models", f"--seed={seed}"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--seed" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
 
 
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from sklearn.datasets import load_iris
 
 from chapter2_training.iris_sklearn_svc.reproduce import rows_equal
+from chapter2_training.iris_sklearn_svc.train.__main__ import main
 from chapter2_training.iris_sklearn_svc.train.iris import LABELS, evaluate, load
 from chapter2_training.iris_sklearn_svc.train.model import fit
 from tools.compose import load as load_compose
@@ -337,12 +338,15 @@ def test_the_page_answers_by_the_name_of_its_service_and_by_no_strangers(trackin
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "one", "1.5", ""])
 def test_a_seed_that_is_none_is_refused_with_the_reason(
-    seed: str, workplace: Path, embedded: str
+    seed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = train(workplace / "none", embedded, f"--seed={seed}")
-    assert trained.returncode == 2
-    assert "--seed" in trained.stderr
-    assert not (workplace / "none").exists()
+    # In this process: each of its own would import MLflow for seconds.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(sys, "argv", ["train", f"--output={tmp_path}/models", f"--seed={seed}"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--seed" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.fixture(scope="module")
