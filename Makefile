@@ -55,7 +55,7 @@ directory: # Prints the directory of PATTERN.
 test: environment ## Run the tests; RUN=docker builds and runs every image and README with Docker
 	@[ -z "$(CHAPTER)" ] || [ -d "tests/$(CHAPTER)" ] || { \
 	  echo "error: there is no chapter $(CHAPTER); there are:" chapter*/ >&2; exit 2; }
-	@$(BIN)/python -m pytest -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
+	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; $(BIN)/python -m pytest -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
 	  $(if $(CHAPTER),-k "$(CHAPTER)") $(ARGS)
 
 .PHONY: measure

@@ -124,7 +124,8 @@ measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 .PHONY: test
 test: ## Run the tests of this pattern
 	@$(MAKE) -C "$(ROOT)" environment
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest tests/$(CHAPTER)/test_$(PATTERN).py $(ARGS)
+	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; \
+	cd "$(ROOT)" && "$(BIN)/python" -m pytest tests/$(CHAPTER)/test_$(PATTERN).py $(ARGS)
 
 .PHONY: deploy
 deploy: ## Apply the manifests to the cluster of the current kubectl context

@@ -326,7 +326,8 @@ def test_a_killed_replica_costs_no_caller_an_error(pair: list[Server]) -> None:
     with under_load(pair[0], 4) as (running, other, load):
         other.kill()
         assert load.result().statuses == {200: 400}
-        assert running.stat(f"{CLUSTER}.outlier_detection.ejections_enforced_consecutive_5xx") == 1
+        # More than one where the load lasts longer than an ejection does.
+        assert running.stat(f"{CLUSTER}.outlier_detection.ejections_enforced_consecutive_5xx") >= 1
 
 
 def test_a_replica_that_is_asked_to_stop_under_load_loses_no_request(pair: list[Server]) -> None:

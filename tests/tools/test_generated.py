@@ -20,7 +20,9 @@ TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
 def root(tmp_path: Path) -> Path:
     """A repository that holds one pattern."""
     shutil.copytree(
-        ROOT / ORIGINAL, tmp_path / ORIGINAL, ignore=shutil.ignore_patterns("models", ".local")
+        ROOT / ORIGINAL,
+        tmp_path / ORIGINAL,
+        ignore=shutil.ignore_patterns("models", ".local", "__pycache__"),
     )
     (tmp_path / TEST).parent.mkdir(parents=True)
     for name in (TEST, ".gitignore", "Pipfile.lock", "README.md"):
@@ -100,7 +102,7 @@ def test_the_command_names_every_wrong_mark_and_writes_nothing(root: Path) -> No
 
 def test_manifests_that_cannot_be_translated_are_named_with_their_pattern(root: Path) -> None:
     mesh = "chapter6_operation_management/circuit_breaker_pattern"
-    ignored = shutil.ignore_patterns("models", ".local")
+    ignored = shutil.ignore_patterns("models", ".local", "__pycache__")
     # With the pattern from which it has copies.
     for name in (mesh, "chapter4_serving_patterns/asynchronous_pattern"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
@@ -233,6 +235,17 @@ def test_a_name_that_is_no_free_place_for_a_pattern_is_refused(
 def make(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = ["make", "-C", str(directory), "--no-print-directory", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_make_test_is_told_does_not_reach_the_makes_that_the_tests_start(
+    tmp_path: Path,
+) -> None:
+    probe = tmp_path / "test_probe.py"
+    told = "{'ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS'} & set(os.environ)"
+    probe.write_text(f"import os\n\ndef test_told() -> None:\n    assert not {told}\n")
+    probed = make("test", "PROCESSES=0", f"ARGS={probe}")
+    assert probed.returncode == 0, probed.stdout
+    assert "1 passed" in probed.stdout
 
 
 def test_make_alone_shows_what_there_is() -> None:

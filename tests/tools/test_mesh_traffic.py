@@ -491,7 +491,7 @@ def test_a_filter_that_an_envoy_filter_inserts_sees_the_requests(bench: Bench) -
 
 
 def detection(**fields: object) -> str:
-    every = {"consecutive5xxErrors": 3, "interval": "100ms", "baseEjectionTime": "3s"} | fields
+    every = {"consecutive5xxErrors": 3, "interval": "100ms", "baseEjectionTime": "6s"} | fields
     return json.dumps({"loadBalancer": {"simple": "ROUND_ROBIN"}, "outlierDetection": every})
 
 
