@@ -1,6 +1,7 @@
 """What a real Envoy does with translated manifests, in front of real HTTP servers."""
 
 import json
+import socket
 import subprocess
 import threading
 from collections import Counter
@@ -385,16 +386,18 @@ def test_a_status_code_in_retry_on_is_retried(bench: Bench) -> None:
 
 
 def test_the_default_retries_hide_a_process_that_is_gone_but_not_an_answer(bench: Bench) -> None:
-    with served("gone") as gone:
-        bench.v2.port = gone.port
-    with bench.proxy(TO_BOTH) as proxy:
-        assert set(proxy.statuses(20)) == {200}
-        bench.v1.status = 503
-        assert 503 in proxy.statuses(20)
-    bench.v1.status = 200
-    with bench.proxy(f"{TO_BOTH}, {NO_RETRIES}") as proxy:
-        assert set(proxy.statuses(20)) == {200, 503}
-        wait_until(lambda: " 503 UF " in proxy.log.read_text(), "a line in the log")
+    # Bound, but nobody listens: connections are refused, and no other process gets the port.
+    with socket.socket() as gone:
+        gone.bind(("127.0.0.1", 0))
+        bench.v2.port = gone.getsockname()[1]
+        with bench.proxy(TO_BOTH) as proxy:
+            assert set(proxy.statuses(20)) == {200}
+            bench.v1.status = 503
+            assert 503 in proxy.statuses(20)
+        bench.v1.status = 200
+        with bench.proxy(f"{TO_BOTH}, {NO_RETRIES}") as proxy:
+            assert set(proxy.statuses(20)) == {200, 503}
+            wait_until(lambda: " 503 UF " in proxy.log.read_text(), "a line in the log")
 
 
 LIMITED = "{connectionPool: {tcp: {maxConnections: 2}, http: {http1MaxPendingRequests: 2}}}"
