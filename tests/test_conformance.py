@@ -1,9 +1,9 @@
-"""The repository keeps every rule of `tools/conformance.py`."""
+"""The repository keeps every rule of `tools/check/conformance.py`."""
 
 import pytest
 
-from tools.conformance import RULES, Rule, findings
-from tools.patterns import ROOT
+from tools.check.conformance import RULES, Rule, findings
+from tools.read.patterns import ROOT
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

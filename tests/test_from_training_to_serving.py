@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tools.patterns import ROOT
-from tools.server import Server, ServerError, free_port, serve
+from tools.measure.server import Server, ServerError, free_port, serve
+from tools.read.patterns import ROOT
 
 TRAINERS = ROOT / "chapter2_training"
 MODEL_LOAD = ROOT / "chapter3_release_patterns/model_load_pattern"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tools.compose import Service, load
-from tools.docker import docker
-from tools.patterns import ROOT, patterns
+from tools.measure.docker import docker
+from tools.read.compose import Service, load
+from tools.read.patterns import ROOT, patterns
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 

@@ -1,10 +1,10 @@
-"""Every pattern's Kubernetes and Istio manifests keep the rules of `tools/manifests.py`."""
+"""Every pattern's Kubernetes and Istio manifests keep the rules of `tools/check/manifests.py`."""
 
 from pathlib import Path
 
 import pytest
 
-from tools.manifests import (
+from tools.check.manifests import (
     ISTIO_CRDS,
     ISTIO_GROUPS,
     ROOT,

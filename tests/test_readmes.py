@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.patterns import ROOT, patterns
-from tools.readme import matches, parse
+from tools.play.readme import matches, parse
+from tools.read.patterns import ROOT, patterns
 
 NAMES = [str(pattern.relative_to(ROOT)) for pattern in patterns()]
 RELEASE = ROOT / "chapter3_release_patterns"
@@ -17,7 +17,7 @@ REGISTRY = ROOT / "chapter2_training/model_db"
 
 
 def play(name: str, run: str) -> None:
-    command = [sys.executable, "-m", "tools.readme", str(ROOT / name), "--run", run]
+    command = [sys.executable, "-m", "tools.play.readme", str(ROOT / name), "--run", run]
     played = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert played.returncode == 0, played.stdout + played.stderr
 

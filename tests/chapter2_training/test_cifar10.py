@@ -42,8 +42,8 @@ from chapter2_training.cifar10.train.nets import Standardise, make_net
 from chapter2_training.cifar10.train.onnx_graph import export
 from chapter2_training.cifar10.train.parameters import parse
 from chapter2_training.cifar10.train.shapes import SHAPES, draw, write_archive
-from tools.results import load as load_results
-from tools.server import Server, ServerError, free_port, serve
+from tools.measure.results import load as load_results
+from tools.measure.server import Server, ServerError, free_port, serve
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

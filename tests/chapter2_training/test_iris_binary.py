@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 from sklearn.datasets import load_iris
 
-from chapter2_training.iris_binary.reproduce import rows_equal
+from chapter2_training.iris_binary.measure.reproduce import rows_equal
 from chapter2_training.iris_binary.train.__main__ import main
 from chapter2_training.iris_binary.train.iris import LABELS, load
 from chapter2_training.iris_binary.train.model import fit, load_one_against_rest
-from tools.patterns import ROOT
-from tools.results import load as load_results
+from tools.measure.results import load as load_results
+from tools.read.patterns import ROOT
 
 PATTERN = ROOT / "chapter2_training/iris_binary"
 

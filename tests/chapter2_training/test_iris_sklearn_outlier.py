@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from chapter2_training.iris_sklearn_outlier.reproduce import rows_equal
+from chapter2_training.iris_sklearn_outlier.measure.reproduce import rows_equal
 from chapter2_training.iris_sklearn_outlier.train.__main__ import main
 from chapter2_training.iris_sklearn_outlier.train.model import (
     draw_noise,
@@ -21,8 +21,8 @@ from chapter2_training.iris_sklearn_outlier.train.model import (
     outlier_share,
     score,
 )
-from tools.patterns import ROOT
-from tools.results import load as load_results
+from tools.measure.results import load as load_results
+from tools.read.patterns import ROOT
 
 PATTERN = ROOT / "chapter2_training/iris_sklearn_outlier"
 

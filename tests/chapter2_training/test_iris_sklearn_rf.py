@@ -12,12 +12,12 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 
-from chapter2_training.iris_sklearn_rf.reproduce import rows_equal
+from chapter2_training.iris_sklearn_rf.measure.reproduce import rows_equal
 from chapter2_training.iris_sklearn_rf.train.__main__ import main
 from chapter2_training.iris_sklearn_rf.train.iris import load
 from chapter2_training.iris_sklearn_rf.train.model import TREES, fit
-from tools.patterns import ROOT
-from tools.results import load as load_results
+from tools.measure.results import load as load_results
+from tools.read.patterns import ROOT
 
 PATTERN = ROOT / "chapter2_training/iris_sklearn_rf"
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_iris
 
-from chapter2_training.iris_sklearn_svc.reproduce import rows_equal
+from chapter2_training.iris_sklearn_svc.measure.reproduce import rows_equal
 from chapter2_training.iris_sklearn_svc.train.__main__ import main
 from chapter2_training.iris_sklearn_svc.train.iris import LABELS, evaluate, load
 from chapter2_training.iris_sklearn_svc.train.model import fit
-from tools.compose import load as load_compose
-from tools.patterns import ROOT
-from tools.results import load as load_results
-from tools.server import Server, free_port, serve
+from tools.measure.results import load as load_results
+from tools.measure.server import Server, free_port, serve
+from tools.read.compose import load as load_compose
+from tools.read.patterns import ROOT
 
 PATTERN = ROOT / "chapter2_training/iris_sklearn_svc"
 WEB_SINGLE = ROOT / "chapter4_serving_patterns/web_single_pattern"

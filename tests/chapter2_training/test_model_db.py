@@ -24,12 +24,12 @@ import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from chapter2_training.model_db import measure
 from chapter2_training.model_db.app.body import MOST_BYTES
 from chapter2_training.model_db.app.database import connect
 from chapter2_training.model_db.app.settings import Settings
 from chapter2_training.model_db.app.tables import Table
-from chapter2_training.model_db.processes import (
+from chapter2_training.model_db.measure import __main__ as measure
+from chapter2_training.model_db.measure.processes import (
     PACKAGE,
     ROOT,
     USER,
@@ -38,7 +38,7 @@ from chapter2_training.model_db.processes import (
     run_api,
     run_postgres,
 )
-from tools.server import Server, wait_until
+from tools.measure.server import Server, wait_until
 
 API = "/v0.1/api"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -478,7 +478,7 @@ def careless(postgres: Postgres) -> Iterator[tuple[httpx.Client, httpx.Client]]:
     postgres.change(database, *measure.CONSTRAINTS)
     with ExitStack() as stack:
         ours = stack.enter_context(run_api(database))
-        control = stack.enter_context(run_api(database, "arms:careless", "/health"))
+        control = stack.enter_context(run_api(database, "measure.baselines:careless", "/health"))
         clients = [
             httpx.Client(base_url=server.url + API, timeout=20) for server in (ours, control)
         ]

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_iris
 
-from chapter3_release_patterns.model_in_image_pattern.images import (
+from chapter3_release_patterns.model_in_image_pattern.measure.__main__ import measure_images
+from chapter3_release_patterns.model_in_image_pattern.measure.images import (
     Builds,
     Image,
     built,
@@ -26,16 +27,15 @@ from chapter3_release_patterns.model_in_image_pattern.images import (
     running,
     three_builds,
 )
-from chapter3_release_patterns.model_in_image_pattern.measure import measure_images
 from chapter3_release_patterns.model_in_image_pattern.train.iris import load
 from chapter3_release_patterns.model_in_image_pattern.train.model import fit, train
 from chapter3_release_patterns.model_in_image_pattern.train.release import (
     ReleaseError,
     write_once,
 )
-from tools.docker import ask, docker, wait_until_answered
-from tools.results import load as load_results
-from tools.server import Server, ServerError, free_port, serve
+from tools.measure.docker import ask, docker, wait_until_answered
+from tools.measure.results import load as load_results
+from tools.measure.server import Server, ServerError, free_port, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 PATTERN = ROOT / "chapter3_release_patterns/model_in_image_pattern"

@@ -23,14 +23,14 @@ import onnxruntime
 import pytest
 from sklearn.datasets import load_iris
 
-from chapter3_release_patterns.model_load_pattern.failures import Failure, failures, release
-from chapter3_release_patterns.model_load_pattern.images import (
+from chapter3_release_patterns.model_load_pattern.measure.failures import Failure, failures, release
+from chapter3_release_patterns.model_load_pattern.measure.images import (
     digest_with_the_model,
     image_of,
     network_with_store,
     serving,
 )
-from chapter3_release_patterns.model_load_pattern.processes import (
+from chapter3_release_patterns.model_load_pattern.measure.processes import (
     INIT_STEP,
     ROOT,
     replica,
@@ -38,9 +38,9 @@ from chapter3_release_patterns.model_load_pattern.processes import (
     run_store,
 )
 from chapter3_release_patterns.model_load_pattern.train.artifact import write_artifact
-from tools.docker import ask
-from tools.results import load as load_results
-from tools.server import Server, ServerError, answer_of, free_port, wait_until
+from tools.measure.docker import ask
+from tools.measure.results import load as load_results
+from tools.measure.server import Server, ServerError, answer_of, free_port, wait_until
 
 PATTERN = ROOT / "chapter3_release_patterns/model_load_pattern"
 MODELS = ("iris_svc", "iris_logistic", "iris_discriminant")

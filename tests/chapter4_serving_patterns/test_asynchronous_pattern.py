@@ -21,14 +21,14 @@ import pytest
 from redis import ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
-from chapter4_serving_patterns.asynchronous_pattern import measure
 from chapter4_serving_patterns.asynchronous_pattern.app import jobs
 from chapter4_serving_patterns.asynchronous_pattern.app.model import Model
 from chapter4_serving_patterns.asynchronous_pattern.app.row import FEATURES
 from chapter4_serving_patterns.asynchronous_pattern.app.settings import Settings
 from chapter4_serving_patterns.asynchronous_pattern.app.worker import Worker
-from chapter4_serving_patterns.asynchronous_pattern.arms import POISON
-from chapter4_serving_patterns.asynchronous_pattern.processes import (
+from chapter4_serving_patterns.asynchronous_pattern.measure import __main__ as measure
+from chapter4_serving_patterns.asynchronous_pattern.measure.baselines import POISON
+from chapter4_serving_patterns.asynchronous_pattern.measure.processes import (
     PACKAGE,
     ROOT,
     Child,
@@ -39,10 +39,10 @@ from chapter4_serving_patterns.asynchronous_pattern.processes import (
 )
 from chapter4_serving_patterns.asynchronous_pattern.train import model as trainer
 from chapter4_serving_patterns.asynchronous_pattern.train.artifact import write_artifact
-from tools.server import wait_until
+from tools.measure.server import wait_until
 
 LEASE_SECONDS = 0.5
-FRAGILE = (f"{PACKAGE}.arms",)
+FRAGILE = (f"{PACKAGE}.measure.baselines",)
 HEAVY_COPIES = 20_000
 
 
@@ -668,7 +668,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("measure")
     command = [sys.executable, "-m", f"{PACKAGE}.measure", "--quick", "--output", str(directory)]
     subprocess.run(command, check=True, cwd=ROOT, timeout=200)
-    assert (directory / "measure.png").stat().st_size > 10_000
+    assert (directory / "plot.png").stat().st_size > 10_000
     found: dict[str, Any] = json.loads((directory / "results.json").read_text())
     return found
 

@@ -24,8 +24,8 @@ from sklearn.datasets import load_iris
 
 from chapter4_serving_patterns.web_single_pattern.train.iris import load
 from chapter4_serving_patterns.web_single_pattern.train.model import fit
-from tools.results import load as load_results
-from tools.server import Server, ServerError, free_port, serve
+from tools.measure.results import load as load_results
+from tools.measure.server import Server, ServerError, free_port, serve
 
 PATTERN = Path(__file__).resolve().parents[2] / "chapter4_serving_patterns/web_single_pattern"
 SAMPLE = [5.1, 3.5, 1.4, 0.2]

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from chapter6_operation_management.circuit_breaker_pattern.measure import (
+from chapter6_operation_management.circuit_breaker_pattern.measure.__main__ import (
     ERRORS,
     HERE,
     LIMIT,
@@ -30,10 +30,10 @@ from chapter6_operation_management.circuit_breaker_pattern.measure import (
     proxy,
     replica,
 )
-from tools import mesh
-from tools.load import Run, closed_loop
-from tools.proxy import Proxy, fetch, shipped, without
-from tools.server import Server, wait_until
+from tools.measure.load import Run, closed_loop
+from tools.measure.server import Server, wait_until
+from tools.mesh import translate as mesh
+from tools.mesh.proxy import Proxy, fetch, shipped, without
 
 CLUSTER = "cluster.outbound|8000||predictor"
 DEADLINE_SECONDS = 30.0
@@ -339,7 +339,7 @@ def test_a_replica_that_is_asked_to_stop_under_load_loses_no_request(pair: list[
 
 def test_without_any_replica_the_answer_says_so_or_is_the_fallback(pair: list[Server]) -> None:
     with ExitStack() as stack:
-        gone = [stack.enter_context(replica("arms:failing")) for _ in range(2)]
+        gone = [stack.enter_context(replica("measure.baselines:failing")) for _ in range(2)]
         running = stack.enter_context(proxy(shipped(HERE), *gone))
         for each in gone:
             each.kill()
@@ -381,4 +381,4 @@ def test_the_measurement_holds(tmp_path: Path) -> None:
     assert results["control"]["model_calls_for_nobody"] > 0
     assert results["control"]["errors_until_ejection"] > ERRORS
     assert results["control"]["client_errors_while_ejected"] > 0
-    assert (tmp_path / "measure.png").stat().st_size > 0
+    assert (tmp_path / "plot.png").stat().st_size > 0

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tools import local
-from tools.binaries import MissingServerError, find
-from tools.compose import ComposeError, Service, load, repository
-from tools.rewrite import host_paths, rewriter, rewritten_arguments, rewritten_config
+from tools.read.compose import ComposeError, Service, load, repository
+from tools.run import local
+from tools.run.binaries import MissingServerError, find
+from tools.run.rewrite import host_paths, rewriter, rewritten_arguments, rewritten_config
 
 GOOD: dict[str, Any] = {
     "name": "good",

@@ -1,4 +1,4 @@
-"""Each rule of `tools/conformance.py` rejects at least one mutant of a small repository."""
+"""Each rule of `tools/check/conformance.py` rejects at least one mutant of a small repository."""
 
 import inspect
 import json
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tools import conformance as rules
-from tools.conformance import RULES, Rule, findings
-from tools.copies import tracked
-from tools.patterns import ROOT
+from tools.check import conformance as rules
+from tools.check.conformance import RULES, Rule, findings
+from tools.generate.copies import tracked
+from tools.read.patterns import ROOT
 
 PATTERN = "chapter4_serving_patterns/web_single_pattern"
 TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
@@ -143,14 +143,14 @@ MUTANTS = [
     python(
         rules.no_pattern_imports_another,
         "an absolute import of another pattern",
-        "measure.py",
+        "measure/__main__.py",
         "from chapter4_serving_patterns.batch_pattern import train\n",
     ),
     python(
         rules.no_pattern_imports_another,
         "a relative import of another pattern",
-        "arms.py",
-        "from ..batch_pattern.app.main import app as other\n",
+        "measure/baselines.py",
+        "from ...batch_pattern.app.main import app as other\n",
     ),
     python(
         rules.no_pattern_imports_another,
@@ -161,14 +161,14 @@ MUTANTS = [
     python(
         rules.no_pattern_imports_another,
         "an import of a pattern whose name begins alike",
-        "arms.py",
+        "measure/baselines.py",
         "import chapter4_serving_patterns.web_single_pattern_2\n",
     ),
     python(
         rules.what_an_image_runs_imports_neither_tools_nor_tests,
         "tools in app/",
         "app/main.py",
-        "from tools.load import Request as Sent\n",
+        "from tools.measure.load import Request as Sent\n",
     ),
     python(
         rules.what_an_image_runs_imports_neither_tools_nor_tests,
@@ -544,7 +544,7 @@ MUTANTS = [
         new(
             rules.results_are_measured_and_hold,
             name,
-            f"{PATTERN}/results.json",
+            f"{PATTERN}/measure/results.json",
             json.dumps(changed),
         )
         for name, changed in (
@@ -583,7 +583,7 @@ MUTANTS = [
         python(
             rules.no_pattern_silences_a_whole_checker,
             comment,
-            "arms.py",
+            "measure/baselines.py",
             f"x = 1  # {comment}\n",
         )
         for comment in ("type: ignore", "noqa", "noqa : all", "ruff: noqa", "mypy: ignore-errors")
@@ -604,7 +604,9 @@ MUTANTS = [
         write(f"{PATTERN}/models/model.onnx", "\0"),
         lambda root: git(root, "add", "--force", f"{PATTERN}/models/model.onnx"),
     ),
-    python(rules.no_path_is_of_one_machine, "a home", "arms.py", f'HERE = "{HOME}/data"\n'),
+    python(
+        rules.no_path_is_of_one_machine, "a home", "measure/baselines.py", f'HERE = "{HOME}/data"\n'
+    ),
     mutant(
         rules.no_path_is_of_one_machine,
         "a home in a README",

@@ -1,4 +1,4 @@
-"""Holds tools/copies.py to its rules in real git repositories."""
+"""Holds tools/generate/copies.py to its rules in real git repositories."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import copies
+from tools.generate import copies
 
 PROJECT = Path(__file__).resolve().parents[2]
 GUARD = '"""Guards the one_pattern."""\n\nLIMIT_BYTES = 1000\n'

@@ -1,4 +1,4 @@
-"""Runs tools/curl.py and the real curl side by side against a real server."""
+"""Runs tools/play/curl.py and the real curl side by side against a real server."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-OURS = [sys.executable, "-P", str(Path(__file__).resolve().parents[2] / "tools" / "curl.py")]
+OURS = [sys.executable, "-P", str(Path(__file__).resolve().parents[2] / "tools/play/curl.py")]
 THEIRS = shutil.which("curl")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.docker import DockerError, ask, docker, engine, wait_until_answered
+from tools.measure.docker import DockerError, ask, docker, engine, wait_until_answered
 
 pytestmark = pytest.mark.docker
 
@@ -33,7 +33,7 @@ def test_there_is_no_engine_where_none_answers(
 
 
 def test_a_container_without_a_server_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.docker.READY_DEADLINE_SECONDS", 1)
+    monkeypatch.setattr("tools.measure.docker.READY_DEADLINE_SECONDS", 1)
     program = ["python", "-c", "import time; print('not a server', flush=True); time.sleep(60)"]
     container = docker("run", "--detach", "--network", "none", "python:3.11-slim", *program)
     try:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tools import generated, index, istio, new, requirements
-from tools.patterns import ROOT, patterns
+from tools.generate import generated, index, new, requirements
+from tools.mesh import istio
+from tools.read.patterns import ROOT, patterns
 
 ORIGINAL = "chapter4_serving_patterns/web_single_pattern"
 TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
@@ -55,7 +56,7 @@ def test_a_generated_file_that_was_changed_by_hand_is_named(root: Path, name: st
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as make check and make fix do, on another repository."""
-    command = [sys.executable, "-W", "error", "-m", "tools.generated", *options, str(root)]
+    command = [sys.executable, "-W", "error", "-m", "tools.generate.generated", *options, str(root)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -136,7 +137,7 @@ def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
     text = (root / "README.md").read_text()
     assert f"[web_single_pattern]({ORIGINAL})" in text
     assert index.tagline(root / ORIGINAL) in text
-    (root / ORIGINAL / "results.json").unlink()
+    (root / ORIGINAL / "measure/results.json").unlink()
     assert "not measured yet" in index.index(root)
 
 
@@ -207,7 +208,7 @@ def test_a_new_pattern_is_a_marked_copy_under_its_own_name(root: Path) -> None:
     assert "name: hello-pattern" in compose
     assert "web-single" not in compose.split("\n", 1)[1]
     assert (root / "tests/chapter4_serving_patterns/test_hello_pattern.py").is_file()
-    assert not (root / name / "results.json").exists()
+    assert not (root / name / "measure/results.json").exists()
     assert f"[hello_pattern]({name})" in (root / "README.md").read_text()
     # A copy that was changed is seen.
     (root / name / "app/guard.py").write_text(guard.replace("503", "500"))

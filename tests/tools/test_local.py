@@ -22,10 +22,10 @@ import pytest
 import redis
 import yaml
 
-from tools import local
-from tools.compose import load
-from tools.processes import all_of
-from tools.rewrite import state_dir
+from tools.read.compose import load
+from tools.run import local
+from tools.run.processes import all_of
+from tools.run.rewrite import state_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 20
@@ -433,7 +433,7 @@ def test_an_interrupted_up_leaves_nothing_running(pattern: Path, number: signal.
     )
     write(pattern, {"api": server(port), "ill": ill})
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.local", "up", str(pattern)],
+        [sys.executable, "-m", "tools.run.local", "up", str(pattern)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -454,7 +454,7 @@ def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
 ) -> None:
     write(pattern, {"ill": server(free_port(), "ill", name="ill")})
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.local", "up", str(pattern)],
+        [sys.executable, "-m", "tools.run.local", "up", str(pattern)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -562,7 +562,7 @@ def test_logs_can_be_followed_until_the_pattern_is_down(pattern: Path) -> None:
     port = free_port()
     up(pattern, {"api": server(port)})
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.local", "logs", str(pattern), "--follow", "--tail", "0"],
+        [sys.executable, "-m", "tools.run.local", "logs", str(pattern), "--follow", "--tail", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.manifests import (
+from tools.check.manifests import (
     CONTENT_RULES,
     ISTIO_CRDS,
     ROOT,
@@ -1131,7 +1131,7 @@ def test_an_expression_selects_pods(
 
 
 def run_manifests(*arguments: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tools.manifests", *map(str, arguments)]
+    command = [sys.executable, "-m", "tools.check.manifests", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

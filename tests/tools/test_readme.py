@@ -1,4 +1,4 @@
-"""Holds tools/readme.py to its rules: real bash, real make, real servers in the background."""
+"""Holds tools/play/readme.py to its rules: real bash, real make, real servers in the background."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tools import readme
+from tools.play import readme
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +61,7 @@ def wait_for(path: Path) -> None:
 
 def command_line(directory: Path, *options: str) -> list[str]:
     """Gives the command line that make uses."""
-    return [sys.executable, "-m", "tools.readme", str(directory), *options]
+    return [sys.executable, "-m", "tools.play.readme", str(directory), *options]
 
 
 def run(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools.results import Arguments, Results, ResultsError, load, quick_argument, render
+from tools.measure.results import Arguments, Results, ResultsError, load, quick_argument, render
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,10 +30,10 @@ def results_of(pattern: str, /, **changes: Any) -> Results:
 
 def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     written = results_of("queue_pattern")
-    written.write(tmp_path)
+    written.write(tmp_path / "measure")
     assert load(tmp_path) == written
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-    content = json.loads((tmp_path / "results.json").read_text())
+    assert [path.name for path in (tmp_path / "measure").iterdir()] == ["results.json"]
+    content = json.loads((tmp_path / "measure/results.json").read_text())
     assert list(content)[:6] == ["pattern", "claim", "counts", "figures", "control", "holds"]
     assert list(content["counts"]) == ["lost", "done"]
     # Four significant digits of a figure, and every digit of a count.
@@ -90,13 +90,15 @@ def test_wrong_results_are_refused_by_the_name_of_the_field(
     with pytest.raises(ResultsError, match=message):
         results_of("queue_pattern", **{"targets": {}, name: value})
     content = {**asdict(results_of("queue_pattern", targets={})), name: value}
-    (tmp_path / "results.json").write_text(json.dumps(content))
+    (tmp_path / "measure").mkdir()
+    (tmp_path / "measure/results.json").write_text(json.dumps(content))
     with pytest.raises(ResultsError, match=rf"/results\.json: {message}"):
         load(tmp_path)
 
 
 def test_a_file_that_lacks_a_field_or_has_one_too_many_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
+    path = tmp_path / "measure/results.json"
+    path.parent.mkdir()
     with pytest.raises(ResultsError, match=r"results\.json is missing: run make measure"):
         load(tmp_path)
     for text, message in (("{", "Expecting"), ("[]", "it has to be an object")):
@@ -134,7 +136,7 @@ def test_show_prints_counts_beside_their_control_and_figures_beside_their_target
 @pytest.mark.parametrize(
     ("argv", "written_to"),
     [
-        ([], "pattern"),
+        ([], "pattern/measure"),
         (["--quick"], None),
         (["--quick", "--output", "elsewhere"], "elsewhere"),
         (["--output", "elsewhere"], "elsewhere"),
@@ -147,7 +149,7 @@ def test_a_quick_run_leaves_the_results_of_a_pattern_alone(
     arguments = quick_argument("Measures the claim.", argv)
     assert arguments.quick == ("--quick" in argv)
     assert results_of("queue_pattern").finish(arguments, tmp_path / "pattern") == 0
-    written = [path.parent.name for path in tmp_path.glob("*/results.json")]
+    written = [str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json")]
     assert written == ([written_to] if written_to else [])
 
 
@@ -163,13 +165,13 @@ def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_firs
     queue, cache = (
         tmp_path / "chapter4_serving" / name for name in ("queue_pattern", "cache_pattern")
     )
-    results_of("queue_pattern").write(queue)
+    results_of("queue_pattern").write(queue / "measure")
     missed = results_of("cache_pattern", holds=False, targets={"start_seconds": ("<=", 0.5)})
-    missed.write(cache)
-    (queue / "measure.png").touch()
+    missed.write(cache / "measure")
+    (queue / "measure/plot.png").touch()
     unmeasured = tmp_path / "chapter5_operations" / "log_pattern"
-    unmeasured.mkdir(parents=True)
-    (unmeasured / "measure.py").touch()
+    (unmeasured / "measure").mkdir(parents=True)
+    (unmeasured / "measure/__main__.py").touch()
     text = render(tmp_path)
     head, cache_section, queue_section = text.split("\n## [")
     assert (
@@ -180,22 +182,22 @@ def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_firs
     ) in head
     assert "| `start_seconds` | 1 |  | <= 0.5 | **missed** |" in cache_section
     assert "**The claim does not hold**" in cache_section
-    assert "measure.png" not in cache_section
+    assert "plot.png" not in cache_section
     assert queue_section.startswith("queue_pattern](chapter4_serving/queue_pattern)\n\nNo job is")
     assert "The claim holds; measured on 2025-01-31: cpu " in queue_section
     assert "| `lost` | 0 | 56 | == 0 | met |" in queue_section
     assert "| `done` | 19,998 |  |  |  |" in queue_section
-    assert "(chapter4_serving/queue_pattern/measure.png)" in queue_section
+    assert "(chapter4_serving/queue_pattern/measure/plot.png)" in queue_section
 
 
 def test_nothing_missed_is_said_as_well(tmp_path: Path) -> None:
-    results_of("queue_pattern").write(tmp_path / "chapter4" / "queue_pattern")
+    results_of("queue_pattern").write(tmp_path / "chapter4/queue_pattern/measure")
     assert "Nothing: every claim holds" in render(tmp_path)
 
 
 def test_nothing_to_collect_and_foreign_results_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=r"no chapter\*/\*/results\.json found"):
+    with pytest.raises(ResultsError, match=r"no chapter\*/\*/measure/results\.json found"):
         render(tmp_path)
-    results_of("queue_pattern").write(tmp_path / "chapter4" / "cache_pattern")
+    results_of("queue_pattern").write(tmp_path / "chapter4/cache_pattern/measure")
     with pytest.raises(ResultsError, match="cache_pattern: pattern is 'queue_pattern'"):
         render(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tools.server import (
+from tools.measure.server import (
     Server,
     ServerError,
     free_port,

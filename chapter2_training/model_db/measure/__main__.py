@@ -1,0 +1,359 @@
+"""Measures the claim: what many writers store at once is kept, and there is one champion."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from tools.measure.load import Request, Run, closed_loop
+from tools.measure.results import Results, quick_argument
+from tools.measure.server import Server, interleave, median_and_spread, wait_until
+
+from .processes import Postgres, migrate, run_api, run_postgres
+
+HERE = Path(__file__).parents[1]
+CLAIM = "What many writers store at once is kept, through a kill too, and a model has one champion."
+WRITERS = 50
+RIVALS = 10
+# What the database itself refuses, whatever a program does; the control goes without.
+CONSTRAINTS = (
+    "ALTER TABLE projects DROP CONSTRAINT uq_projects_project_name",
+    "DROP INDEX one_champion_a_model",
+)
+# What is in this table is in no log, and gone after a kill, however lucky its moment.
+UNLOGGED = "ALTER TABLE experiments SET UNLOGGED"
+API = "/v0.1/api"
+# The counts that have to be 0, and that are above 0 in the controls.
+NONE = (
+    "evaluations_lost",
+    "second_champions",
+    "duplicate_projects",
+    "sqlite_evaluations_missing",
+    "sqlite_requests_refused",
+    "rows_lost",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    shared: int
+    models: int
+    projects: int
+    kills: int
+    rows_a_kill: int
+    experiments: int
+    rounds: int
+    requests: int
+
+
+FULL = Size(20, 50, 50, 5, 500, 10_000, 5, 1_000)
+QUICK = Size(4, 5, 5, 1, 100, 500, 1, 100)
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def post(url: str, path: str, **body: Any) -> Request:
+    return Request(f"{url}{API}{path}", json.dumps(body).encode())
+
+
+def send(requests: list[Request], connections: int, *, must: int | None = None) -> Run:
+    """Sends each request once, so many at the same time; any other status than `must` ends it."""
+    load = closed_loop(
+        requests,
+        connections=connections,
+        count=len(requests),
+        deadline_seconds=30,
+        keep_bodies=True,
+    )
+    run = asyncio.run(load)
+    if must is not None and run.statuses[must] != len(requests):
+        raise SystemExit(f"error: not every request got {must}: {run.statuses} {run.errors}")
+    return run
+
+
+def answers(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(body) for body in run.bodies or []]
+
+
+def rows_of(url: str, path: str) -> Iterator[dict[str, Any]]:
+    """Gives all rows of a list, page by page."""
+    offset, total = 0, 1
+    while offset < total:
+        address = f"{url}{API}{path}?limit=25&offset={offset}"
+        page = httpx.get(address, timeout=30).raise_for_status().json()
+        yield from page["rows"]
+        offset, total = offset + 25, page["total"]
+
+
+def add_models(url: str, count: int) -> list[str]:
+    """Adds so many models to a new project, and returns their ids."""
+    (project,) = answers(send([post(url, "/projects", project_name=uuid4().hex)], 1, must=201))
+    project_id = project["project_id"]
+    requests = [
+        post(url, "/models", project_id=project_id, model_name=f"model {number}")
+        for number in range(count)
+    ]
+    return [model["model_id"] for model in answers(send(requests, 8, must=201))]
+
+
+def new_experiment(url: str, model_id: str) -> Request:
+    evaluations = {"accuracy": 0.9556, "log_loss": 0.1402, "precision_macro": 0.9608}
+    version = uuid4().hex
+    return post(
+        url, "/experiments", model_id=model_id, model_version_id=version, evaluations=evaluations
+    )
+
+
+def add_experiments(url: str, model_ids: list[str]) -> list[str]:
+    """Adds an experiment to each of these models, and returns their ids."""
+    run = send([new_experiment(url, model_id) for model_id in model_ids], 16, must=201)
+    return [experiment["experiment_id"] for experiment in answers(run)]
+
+
+# --- writers at the same moment -------------------------------------------------------------------
+
+
+def add_evaluations(
+    url: str, targets: list[str], size: Size, *, must: int | None = None
+) -> tuple[Run, int]:
+    """Has all writers add to the same experiments; returns how many evaluations are there."""
+    (model_id,) = add_models(url, 1)
+    merges = [
+        post(target, f"/experiments/evaluations/{shared}", evaluations={f"writer {number}": 1})
+        for shared in add_experiments(url, [model_id] * size.shared)
+        for number, target in zip(range(WRITERS), cycle(targets), strict=False)
+    ]
+    run = send(merges, WRITERS, must=must)
+    rows = rows_of(url, f"/experiments/model-id/{model_id}")
+    return run, sum(key.startswith("writer") for row in rows for key in row["evaluations"])
+
+
+def promote_rivals(url: str, targets: list[str], size: Size) -> tuple[Run, int]:
+    """Has rivals promoted, each in place of nobody; returns the champions beyond one a model."""
+    model_ids = add_models(url, size.models)
+    rivals = add_experiments(url, [model_id for model_id in model_ids for _ in range(RIVALS)])
+    promotions = [
+        post(target, f"/experiments/promote/{rival}", expected_champion=None)
+        for rival, target in zip(rivals, cycle(targets), strict=False)
+    ]
+    run = send(promotions, RIVALS)
+    found = [
+        row for model_id in model_ids for row in rows_of(url, f"/experiments/model-id/{model_id}")
+    ]
+    champions = [row for row in found if row["stage"] == "champion"]
+    return run, len(champions) - size.models
+
+
+def add_projects(url: str, targets: list[str], size: Size) -> tuple[Run, int]:
+    """Has all writers add the same projects; returns the rows beyond one a project."""
+    names = [uuid4().hex for _ in range(size.projects)]
+    same = [
+        post(target, "/projects", project_name=name)
+        for name in names
+        for _, target in zip(range(WRITERS), cycle(targets), strict=False)
+    ]
+    run = send(same, WRITERS)
+    rows = [row for row in rows_of(url, "/projects/all") if row["project_name"] in set(names)]
+    return run, len(rows) - size.projects
+
+
+def count_conflicts(url: str, target: str, size: Size) -> dict[str, int]:
+    """Lets writers meet at `target`, and looks at `url` for what has become of it."""
+    evaluations, stored = add_evaluations(url, [target], size, must=200)
+    _, second_champions = promote_rivals(url, [target], size)
+    _, duplicate_projects = add_projects(url, [target], size)
+    return {
+        "evaluations_lost": evaluations.statuses[200] - stored,
+        "second_champions": second_champions,
+        "duplicate_projects": duplicate_projects,
+    }
+
+
+def count_refusals(urls: list[str], size: Size) -> dict[str, int]:
+    """Lets writers meet in a file of SQLite; counts what one process was denied for another's sake.
+
+    What comes late is refused there and not lost, so a caller that does not try again loses it.
+    """
+    evaluations, stored = add_evaluations(urls[0], urls, size)
+    promotions, _ = promote_rivals(urls[0], urls, size)
+    projects, _ = add_projects(urls[0], urls, size)
+    return {
+        "sqlite_evaluations_missing": evaluations.sent - stored,
+        "sqlite_requests_refused": sum(
+            run.statuses[503] for run in (evaluations, promotions, projects)
+        ),
+    }
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+def write_through_kills(
+    postgres: Postgres, database: dict[str, str], model_id: str, rows: int
+) -> list[str]:
+    """Kills PostgreSQL, then the API, while writers write; returns what was acknowledged."""
+    ids: list[str] = []
+    stopping = Event()
+
+    def write(url: str) -> None:
+        with httpx.Client(timeout=10) as client:
+            while not stopping.is_set():
+                request = new_experiment(url, model_id)
+                with suppress(httpx.TransportError):
+                    answer = client.post(request.url, content=request.body)
+                    if answer.status_code == 201:
+                        ids.append(answer.json()["experiment_id"])
+
+    with run_api(database) as api, ThreadPoolExecutor() as threads:
+        for _ in range(8):
+            threads.submit(write, api.url)
+        try:
+            wait_until(lambda: len(ids) >= rows, "rows before the kill")
+            postgres.kill()
+            before = len(ids)
+            postgres.start()
+            wait_until(lambda: len(ids) >= before + rows, "rows after the kill")
+            api.kill()
+        finally:
+            stopping.set()
+    return ids
+
+
+def count_lost_rows(size: Size, *changes: str) -> tuple[int, int]:
+    """Returns how many rows were acknowledged around kills, and how many of them are lost."""
+    with run_postgres() as postgres:
+        database = postgres.new_database()
+        migrate(database)
+        postgres.change(database, *changes)
+        with run_api(database) as api:
+            (model_id,) = add_models(api.url, 1)
+        ids: set[str] = set()
+        for _ in range(size.kills):
+            ids.update(write_through_kills(postgres, database, model_id, size.rows_a_kill))
+        with run_api(database) as api:
+            stored = {row["experiment_id"] for row in rows_of(api.url, "/experiments/all")}
+    return len(ids), len(ids - stored)
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def writes_per_second(url: str, model_id: str, count: int) -> float:
+    """Returns how many experiments a second 16 writers add."""
+    return send([new_experiment(url, model_id) for _ in range(count)], 16, must=201).per_second
+
+
+def merge_p99_ms(url: str, experiment_id: str, count: int) -> float:
+    """Returns how long one of 16 writers to the same experiment waits."""
+    path = f"/experiments/evaluations/{experiment_id}"
+    merge = [post(url, path, evaluations={f"metric {n % 20}": n}) for n in range(count)]
+    return send(merge, 16, must=200).p99_ms
+
+
+def read_p99_ms(url: str, path: str, count: int) -> float:
+    """Returns how long a reader waits for a page, with nobody else there."""
+    return send([Request(f"{url}{path}")] * (count // 10), 1, must=200).p99_ms
+
+
+@contextmanager
+def embedded(app: str = "app.main:app") -> Iterator[list[str]]:
+    """Runs two processes of the API on one file of SQLite."""
+    with TemporaryDirectory() as name:
+        database = {"DATABASE_URL": f"sqlite:///{name}/model_db.sqlite"}
+        with run_api(database, app) as one, run_api(database, app) as another:
+            yield [one.url, another.url]
+
+
+def measure_times(api: Server, sqlite_url: str, size: Size) -> dict[str, float]:
+    """Measures writes and reads in a registry of many experiments."""
+    model_ids = add_models(api.url, 100)
+    (sqlite_model_id,) = add_models(sqlite_url, 1)
+    experiment_ids = add_experiments(api.url, model_ids * (size.experiments // 100))
+    listed = f"{API}/experiments/model-id/{model_ids[0]}?limit=25"
+    measured = interleave(
+        {
+            "writes_per_second": partial(writes_per_second, api.url, model_ids[0], size.requests),
+            "sqlite_writes_per_second": partial(
+                writes_per_second, sqlite_url, sqlite_model_id, size.requests
+            ),
+            "merge_p99_ms": partial(merge_p99_ms, api.url, experiment_ids[0], size.requests),
+            "page_p99_ms": partial(read_p99_ms, api.url, "/", size.requests),
+            "list_p99_ms": partial(read_p99_ms, api.url, listed, size.requests),
+        },
+        size.rounds,
+    )
+    return {name: median_and_spread(values).median for name, values in measured.items()}
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def claim_holds(counts: dict[str, int]) -> bool:
+    """Nothing is lost or denied, and nothing is there twice."""
+    return not any(counts[name] for name in NONE)
+
+
+def main() -> int:
+    arguments = quick_argument(__doc__)
+    size = QUICK if arguments.quick else FULL
+    with ExitStack() as stack:
+        postgres = stack.enter_context(run_postgres())
+        database, defenceless = postgres.new_database(), postgres.new_database()
+        for each in (database, defenceless):
+            migrate(each)
+        postgres.change(defenceless, *CONSTRAINTS)
+        api = stack.enter_context(run_api(database))
+        sqlite, late = (
+            stack.enter_context(embedded(app)) for app in ("app.main:app", "measure.baselines:late")
+        )
+        looking = stack.enter_context(run_api(defenceless))
+        careless = stack.enter_context(
+            run_api(defenceless, "measure.baselines:careless", "/health")
+        )
+
+        counts = count_conflicts(api.url, api.url, size)
+        counts |= count_refusals(sqlite, size)
+        control = count_conflicts(looking.url, careless.url, size) | count_refusals(late, size)
+        figures = measure_times(api, sqlite[0], size)
+        figures |= {"start_seconds": api.start_seconds, "memory_mb": api.memory_mb()}
+
+    counts["rows_acknowledged"], counts["rows_lost"] = count_lost_rows(size)
+    counts["kills"] = 2 * size.kills
+    _, control["rows_lost"] = count_lost_rows(size, UNLOGGED)
+    results = Results(
+        pattern=HERE.name,
+        claim=CLAIM,
+        counts=counts,
+        figures=figures,
+        control=control,
+        holds=claim_holds(counts) and all(control.values()),
+        targets={
+            **dict.fromkeys(NONE, ("==", 0)),
+            "writes_per_second": (">=", 200),
+            "merge_p99_ms": ("<=", 200),
+            "page_p99_ms": ("<=", 100),
+            "list_p99_ms": ("<=", 100),
+            "start_seconds": ("<=", 2),
+            "memory_mb": ("<=", 128),
+        },
+    )
+    return results.finish(arguments, HERE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Starts the store, and replicas as a pod does, on free ports."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tools.measure.server import Server, free_port, serve
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGE = "chapter3_release_patterns.model_load_pattern"
+INIT_STEP = [sys.executable, "-m", f"{PACKAGE}.app.load"]
+
+
+def uvicorn(app: str, port: int) -> list[str]:
+    options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--port", str(port)]
+    return [sys.executable, "-m", "uvicorn", f"{PACKAGE}.{app}", *options]
+
+
+@contextmanager
+def run_store(directory: Path, app: str = "app.store:app") -> Iterator[str]:
+    """Gives out a directory over HTTP, and gives its URL."""
+    port = free_port()
+    with serve(
+        uvicorn(app, port),
+        cwd=ROOT,
+        ready_url=f"http://127.0.0.1:{port}/ready",
+        port=port,
+        env={"STORE_DIRECTORY": str(directory)},
+    ) as server:
+        yield server.url
+
+
+def run_load(
+    environment: Mapping[str, str], deadline_seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the init step alone, to its end; that it takes longer than the deadline is an error."""
+    return subprocess.run(
+        INIT_STEP,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=deadline_seconds,
+    )
+
+
+@contextmanager
+def replica(
+    environment: Mapping[str, str], app: str = "app.main:app", *, init_step: bool = True
+) -> Iterator[Server]:
+    """Runs the init step and, if it has succeeded, the server: what a pod does.
+
+    Raises:
+        ServerError: it ended before it was ready; the message holds the end of its log.
+    """
+    port = int(environment.get("PORT", free_port()))
+    steps = ([INIT_STEP] if init_step else []) + [["exec", *uvicorn(app, port)]]
+    with serve(
+        ["sh", "-c", " && ".join(map(shlex.join, steps))],
+        cwd=ROOT,
+        ready_url=f"http://127.0.0.1:{port}/ready",
+        port=port,
+        env=environment,
+    ) as server:
+        yield server

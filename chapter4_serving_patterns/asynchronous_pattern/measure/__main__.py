@@ -1,0 +1,460 @@
+"""Measures the claim: a slower model does not delay the answer, and no accepted job is lost."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+
+import matplotlib.pyplot as plt
+import numpy as np
+from redis import ResponseError
+from redis.asyncio import Redis
+
+from tools.measure.load import Request, closed_loop, open_loop
+from tools.measure.results import Results, quick_argument
+from tools.measure.server import free_port, interleave, median_and_spread, serve, wait_until
+
+from ..app import jobs
+from ..app.model import Model
+from ..app.row import FEATURES
+from ..train.artifact import write_artifact
+from ..train.model import COPIES, train
+from .baselines import POISON, POPPED_LIST
+from .processes import PACKAGE, ROOT, Child, RedisChild, run_api, run_redis, run_workers
+
+HERE = Path(__file__).parents[1]
+CLAIM = "A request is accepted as fast with a slow model, and no accepted job is lost to a kill."
+SLOWER = 50
+RATE_PER_SECOND = 50
+FRAGILE = (f"{PACKAGE}.measure.baselines",)
+SEED = 0
+# The API, Redis and the load have one core to themselves and the workers the other, where there
+# are two: in real life these are different machines.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+FRONT, BACK = {CORES[0]}, {CORES[-1]}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    round_seconds: float
+    jobs: int
+    worker_kills: int
+    redis_kills: int
+    drained: int
+    drains: int
+
+
+FULL = Size(7, 4, 20_000, 12, 3, 20_000, 3)
+QUICK = Size(1, 2, 1_000, 3, 1, 2_000, 1)
+
+
+def row_ms(directory: Path) -> float:
+    """Returns how long the model takes for one row."""
+    model = Model(directory, FEATURES)
+    model.predict(model.sample)
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        model.predict(model.sample)
+        times.append((time.perf_counter() - began) * 1000)
+    return median_and_spread(times).median
+
+
+def sample_body(directory: Path) -> bytes:
+    sample = json.loads((directory / "metadata.json").read_bytes())["sample"]
+    return json.dumps({"data": sample}).encode()
+
+
+# --- how fast a request is accepted ---------------------------------------------------------------
+
+
+@contextmanager
+def queue_arm(model: Path, directory: Path, seconds: float) -> Iterator[Callable[[], float]]:
+    """Runs the pattern with a model; gives what measures the p99 of its answers to `/predict`."""
+    directory.mkdir()
+    env = {"MODEL_DIRECTORY": str(model)}
+    with (
+        run_redis(directory, cpus=FRONT) as redis,
+        run_api(redis.url, directory, cpus=FRONT, env=env) as api,
+        run_workers(2, redis.url, directory, cpus=BACK, env=env) as workers,
+    ):
+        request = Request(f"{api.url}/predict", sample_body(model))
+
+        def ack_p99_ms() -> float:
+            # The workers of the other arm are suspended meanwhile, with the jobs that they have.
+            signal_all(workers, signal.SIGCONT)
+            run = asyncio.run(
+                open_loop(
+                    request, rate_per_second=RATE_PER_SECOND, seconds=seconds, deadline_seconds=5
+                )
+            )
+            signal_all(workers, signal.SIGSTOP)
+            expect(run.statuses[202] == run.sent, f"{run.statuses} {run.errors}")
+            return run.p99_ms
+
+        ack_p99_ms()
+        yield ack_p99_ms
+
+
+@contextmanager
+def synchronous_arm(model: Path, count: int) -> Iterator[Callable[[], float]]:
+    """Runs a server that lets its only caller wait for the model; gives what measures its p99."""
+    port = free_port()
+    with serve(
+        [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            f"{PACKAGE}.measure.baselines:synchronous",
+            "--port",
+            str(port),
+        ],
+        cwd=ROOT,
+        ready_url=f"http://127.0.0.1:{port}/ready",
+        port=port,
+        env={"MODEL_DIRECTORY": str(model)},
+        cpus=BACK,
+    ) as server:
+        request = Request(f"{server.url}/predict", sample_body(model))
+
+        def sync_p99_ms() -> float:
+            load = closed_loop(request, connections=1, count=count, deadline_seconds=60)
+            return asyncio.run(load).p99_ms
+
+        yield sync_p99_ms
+
+
+def signal_all(children: list[Child], number: signal.Signals) -> None:
+    for child in children:
+        child.process.send_signal(number)
+
+
+def expect(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise SystemExit(f"error: {otherwise}")
+
+
+# --- what is lost when processes are killed -------------------------------------------------------
+
+
+def job_bodies(model: Path, count: int) -> list[bytes]:
+    """Returns the bodies of so many requests of one row, two of which kill their worker."""
+    row = json.loads((model / "metadata.json").read_bytes())["sample"][0]
+    bodies = [json.dumps({"data": [row]}).encode()] * count
+    for place in (count // 3, 2 * count // 3):
+        bodies[place] = json.dumps({"data": [[POISON, *row[1:]]]}).encode()
+    return bodies
+
+
+def submit(url: str, bodies: dict[str, bytes]) -> list[str]:
+    """Has requests accepted under their keys, and returns the job ids; what fails is sent again."""
+    ids: dict[str, str] = {}
+    while keys := [key for key in bodies if key not in ids]:
+        requests = [
+            Request(f"{url}/predict", bodies[key], {"idempotency-key": key}) for key in keys
+        ]
+        load = closed_loop(
+            requests, connections=8, count=len(keys), deadline_seconds=5, keep_bodies=True
+        )
+        run = asyncio.run(load)
+        for key, status, body in zip(keys, run.status_of, run.bodies or [], strict=True):
+            if status == 202:
+                ids[key] = json.loads(body)["job_id"]
+    return list(ids.values())
+
+
+def states_of(url: str, ids: list[str]) -> Counter[str]:
+    """Asks for every job and counts the states; one that is not known is `lost`."""
+    requests = [Request(f"{url}/job/{job_id}") for job_id in ids]
+    load = closed_loop(
+        requests, connections=8, count=len(ids), deadline_seconds=5, keep_bodies=True
+    )
+    run = asyncio.run(load)
+    return Counter(
+        json.loads(body)["status"] if status == 200 else "lost"
+        for status, body in zip(run.status_of, run.bodies or [], strict=True)
+    )
+
+
+def restart_dead(workers: list[Child], stopping: Event) -> None:
+    """Starts workers again that have died, as Docker and Kubernetes do."""
+    while not stopping.wait(0.05):
+        for worker in workers:
+            if not worker.is_alive():
+                worker.start()
+
+
+def kill_in_a_batch(redis: RedisChild, workers: list[Child]) -> None:
+    """Kills the first worker that is found to have jobs."""
+    wait_until(lambda: any(dies_with_jobs(redis, worker) for worker in workers), "a batch", 60)
+
+
+def dies_with_jobs(redis: RedisChild, worker: Child) -> bool:
+    """Kills a worker if it has jobs; it is suspended while that is found out."""
+    process = worker.process
+    mark = f"-{process.pid}-".encode()
+    process.send_signal(signal.SIGSTOP)
+    # Before the first worker has come there is no group.
+    with suppress(ResponseError):
+        consumers = redis.client.xinfo_consumers(jobs.STREAM, jobs.GROUP)
+        if any(mark in consumer["name"] and consumer["pending"] for consumer in consumers):
+            process.kill()
+            process.wait()
+            return True
+    process.send_signal(signal.SIGCONT)
+    return False
+
+
+def kill_redis(redis: RedisChild) -> None:
+    """Kills Redis, and starts it again on its file."""
+    redis.kill()
+    redis.start()
+
+
+def count_lost(model: Path, directory: Path, size: Size) -> dict[str, int]:
+    """Counts what becomes of jobs while workers and Redis are killed and two jobs kill workers."""
+    env = {
+        "MODEL_DIRECTORY": str(model),
+        "LEASE_SECONDS": "1",
+        "MAX_PENDING_JOBS": str(size.jobs),
+    }
+    chance = np.random.default_rng(SEED)
+    kills = ["worker"] * size.worker_kills + ["redis"] * size.redis_kills
+    chance.shuffle(kills)
+    bodies = {f"measure-{n}": body for n, body in enumerate(job_bodies(model, size.jobs))}
+    keys = np.array_split(np.array(list(bodies)), len(kills))
+    ids: list[str] = []
+    stopping = Event()
+    with (
+        run_redis(directory) as redis,
+        run_api(redis.url, directory, env=env) as api,
+        run_workers(2, redis.url, directory, FRAGILE, env=env) as workers,
+        ThreadPoolExecutor() as threads,
+    ):
+        threads.submit(restart_dead, workers, stopping)
+        try:
+            # A kill in the middle of each part of the jobs.
+            for victim, part in zip(kills, keys, strict=True):
+                time.sleep(chance.uniform(0, 0.2))
+                kill = partial(kill_redis, redis)
+                if victim == "worker":
+                    kill = partial(kill_in_a_batch, redis, workers)
+                killed = threads.submit(kill)
+                ids += submit(api.url, {str(key): bodies[str(key)] for key in part})
+                killed.result()
+            wait_until(lambda: redis.client.xlen(jobs.STREAM) == 0, "every job to be finished", 90)
+        finally:
+            stopping.set()
+        states = states_of(api.url, ids)
+        letters = [fields for _, fields in redis.client.xrange(jobs.DEAD)]
+        counts = asyncio.run(counts_of(redis.url))
+    return {
+        "jobs": len(set(ids)),
+        "lost": states["lost"],
+        "done": states["done"],
+        "failed": states["failed"],
+        "poison_dead_lettered": sum(letter[b"deliveries"] == b"3" for letter in letters),
+        "unaccounted": counts["accepted"] - counts["done"] - counts["failed"] - counts["pending"],
+        "accepted_twice": counts["accepted"] - len(ids),
+        "worker_kills": size.worker_kills,
+        "redis_kills": size.redis_kills,
+    }
+
+
+async def counts_of(redis_url: str) -> dict[str, int]:
+    async with Redis.from_url(redis_url) as redis:
+        return await jobs.count(redis)
+
+
+def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
+    """Counts the jobs that are lost when workers that pop from a list are killed as often."""
+    chance = np.random.default_rng(SEED)
+    bodies = [json.loads(body)["data"][0] for body in job_bodies(model, size.jobs)]
+    texts = [json.dumps({"id": number, "row": row}) for number, row in enumerate(bodies)]
+    parts = [texts[part :: size.worker_kills] for part in range(size.worker_kills)]
+    stopping = Event()
+    with (
+        run_redis(directory) as redis,
+        run_workers(
+            2, redis.url, directory, (*FRAGILE, "pop"), env={"MODEL_DIRECTORY": str(model)}
+        ) as workers,
+        ThreadPoolExecutor() as threads,
+    ):
+        threads.submit(restart_dead, workers, stopping)
+        try:
+            for part in parts:
+                redis.client.rpush(POPPED_LIST, *part)
+                half = len(part) // 2
+                wait_until(partial(is_shorter, redis, half), "half of the list to be popped", 60)
+                wait_until(partial(kill_one, workers, chance), "a worker to kill", 60)
+            wait_until(partial(is_shorter, redis, 1), "an empty list", 60)
+            done = partial(redis.client.dbsize)
+            wait_until_steady(done)
+        finally:
+            stopping.set()
+        return size.jobs - int(done())
+
+
+def kill_one(workers: list[Child], chance: np.random.Generator) -> bool:
+    """Kills a worker, unless all have just died of a job that kills its worker."""
+    alive = [worker for worker in workers if worker.is_alive()]
+    if alive:
+        alive[chance.integers(len(alive))].process.kill()
+    return bool(alive)
+
+
+def is_shorter(redis: RedisChild, length: int) -> bool:
+    return bool(redis.client.llen(POPPED_LIST) < length)
+
+
+def wait_until_steady(value: Callable[[], int]) -> None:
+    """Waits until a value has not changed for a second."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < 1:
+        time.sleep(0.05)
+        if value() != last:
+            last, since = value(), time.monotonic()
+
+
+# --- how fast a queue is drained ------------------------------------------------------------------
+
+
+def jobs_per_second(model: Path, parent: Path, batch_jobs: int, count: int) -> float:
+    """Returns how many jobs a second two workers finish that were all queued before."""
+    with TemporaryDirectory(dir=parent) as name:
+        directory = Path(name)
+        env = {
+            "MODEL_DIRECTORY": str(model),
+            "LEASE_SECONDS": "60",
+            "BATCH_JOBS": str(batch_jobs),
+        }
+        with (
+            run_redis(directory) as redis,
+            run_workers(2, redis.url, directory, env=env) as workers,
+        ):
+            signal_all(workers, signal.SIGSTOP)
+            row = json.loads((model / "metadata.json").read_bytes())["sample"]
+            asyncio.run(fill(redis.url, row, count))
+            began = time.perf_counter()
+            signal_all(workers, signal.SIGCONT)
+            wait_until(lambda: redis.client.xlen(jobs.STREAM) == 0, "an empty queue", 120)
+            return count / (time.perf_counter() - began)
+
+
+async def fill(redis_url: str, rows: list[list[float]], count: int) -> None:
+    """Has so many jobs accepted."""
+    async with Redis.from_url(redis_url) as redis:
+        for _ in range(count // 100):
+            await asyncio.gather(
+                *(jobs.enqueue(redis, "probabilities", rows, None, count) for _ in range(100))
+            )
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def claim_holds(counts: dict[str, int]) -> bool:
+    """Nothing is lost or unaccounted for, and exactly what kills its worker is given up."""
+    return (
+        counts["lost"] == counts["unaccounted"] == counts["accepted_twice"] == 0
+        and counts["failed"] == counts["poison_dead_lettered"] == 2
+        and counts["done"] == counts["jobs"] - 2
+    )
+
+
+def draw(path: Path, figures: dict[str, float]) -> None:
+    """Draws how long a caller waits against how long the model takes."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    model_ms = [figures["model_ms"], figures["slow_model_ms"]]
+    for label, name in (("synchronous endpoint", "sync_p99"), ("this pattern", "ack_p99")):
+        axes.plot(model_ms, [figures[f"{name}_ms"], figures[f"{name}_slow_ms"]], "o-", label=label)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="model, ms a row",
+        ylabel="answer to POST /predict, p99 ms",
+    )
+    axes.set_xticks(model_ms, [f"{milliseconds:.0f}" for milliseconds in model_ms])
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    arguments = quick_argument(__doc__)
+    size = QUICK if arguments.quick else FULL
+    with TemporaryDirectory() as name, ExitStack() as stack:
+        parent = Path(name)
+        light, heavy, slow = (parent / name for name in ("light", "heavy", "slower"))
+        for model, copies in ((light, 1), (heavy, COPIES), (slow, SLOWER * COPIES)):
+            write_artifact(model, *train(copies))
+        seconds = size.round_seconds
+        arms = {
+            "ack_p99_ms": stack.enter_context(queue_arm(heavy, parent / "queue", seconds)),
+            "ack_p99_slow_ms": stack.enter_context(queue_arm(slow, parent / "slow", seconds)),
+            "sync_p99_ms": stack.enter_context(synchronous_arm(heavy, 10)),
+            "sync_p99_slow_ms": stack.enter_context(synchronous_arm(slow, 2)),
+        }
+        answers = interleave(arms, size.rounds)
+        stack.close()
+        figures = {name: median_and_spread(values).median for name, values in answers.items()}
+        figures |= {"model_ms": row_ms(heavy), "slow_model_ms": row_ms(slow)}
+        for kind in ("ack", "sync"):
+            slower, faster = figures[f"{kind}_p99_slow_ms"], figures[f"{kind}_p99_ms"]
+            figures[f"{kind}_p99_ratio"] = slower / faster
+
+        counts = count_lost(light, parent / "killed", size)
+        control = {"lost": count_lost_by_popping(light, parent / "popped", size)}
+
+        drained = interleave(
+            {
+                "jobs_per_second": partial(jobs_per_second, light, parent, 32, size.drained),
+                "single_jobs_per_second": partial(
+                    jobs_per_second, light, parent, 1, size.drained // 4
+                ),
+            },
+            size.drains,
+        )
+    figures |= {name: median_and_spread(values).median for name, values in drained.items()}
+    figures["batched_ratio"] = figures["jobs_per_second"] / figures["single_jobs_per_second"]
+
+    results = Results(
+        pattern=HERE.name,
+        claim=CLAIM,
+        counts=counts,
+        figures=figures,
+        control=control,
+        # A wide margin: the same model 50 times slower makes a synchronous answer 50 times slower.
+        # The one round of a quick run is too short to judge a time by.
+        holds=claim_holds(counts)
+        and control["lost"] > 0
+        and (arguments.quick or figures["ack_p99_ratio"] < 5),
+        targets={
+            "lost": ("==", 0),
+            "poison_dead_lettered": ("==", 2),
+            "unaccounted": ("==", 0),
+            "ack_p99_ratio": ("<=", 1.5),
+            "jobs_per_second": (">=", 3_000),
+        },
+    )
+    if directory := arguments.directory(HERE):
+        draw(directory / "plot.png", figures)
+    return results.finish(arguments, HERE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Measures the claim: what the replicas can do is answered in time, however much is asked."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+import tools.mesh.proxy
+from tools.measure.load import Request, Run, closed_loop, open_loop
+from tools.measure.results import Results, quick_argument
+from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
+from tools.mesh.proxy import Proxy, fetch, shipped, without
+
+HERE = Path(__file__).parents[1]
+ROOT = HERE.parents[1]
+CLAIM = (
+    "At three times what the replicas can do, they do as much as ever and the rest is refused at "
+    "once; a replica that fails five times in a row gets no requests until it may return."
+)
+SERVICES = yaml.safe_load((HERE / "docker-compose.yml").read_text("utf-8"))["services"]
+RULE = yaml.safe_load((HERE / "manifests/destination_rule.yml").read_text("utf-8"))
+POLICY = RULE["spec"]["trafficPolicy"]
+LIMIT: int = POLICY["connectionPool"]["http"]["http2MaxRequests"]
+ERRORS: int = POLICY["outlierDetection"]["consecutive5xxErrors"]
+OVERLOAD = 3
+DEADLINE_MS = 1_000
+# Both replicas share a core, and the proxy and the load the other, where there are two.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+REPLICA_CPUS, PROXY_CPUS = {CORES[0]}, {CORES[-1]}
+
+
+@contextmanager
+def replica(app: str = "measure.baselines:counting") -> Iterator[Server]:
+    """Starts a replica, or the server that fails, as compose does, on the core of the replicas."""
+    port = free_port()
+    changes = {
+        "app.main:app": ".".join([*HERE.relative_to(ROOT).parts, app]),
+        "0.0.0.0": "127.0.0.1",  # noqa: S104
+        "8001": str(port),
+    }
+    command = [changes.get(word, word) for word in SERVICES["predictor-a"]["command"]]
+    with serve(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        ready_url=f"http://127.0.0.1:{port}/ready",
+        port=port,
+        cpus=REPLICA_CPUS,
+    ) as running:
+        yield running
+
+
+@contextmanager
+def proxy(config: Any, *replicas: Server) -> Iterator[Proxy]:
+    """Starts Envoy in front of replicas, on the core that they do not use."""
+    names = [name for name in SERVICES if name.startswith("predictor-")]
+    with tools.mesh.proxy.proxy(
+        HERE, config, dict(zip(names, replicas, strict=True)), PROXY_CPUS
+    ) as running:
+        yield running
+
+
+def model_calls(replicas: list[Server]) -> int:
+    """Returns how often the models of all replicas have been asked."""
+    return sum(int(fetch(f"{running.url}/calls")) for running in replicas)
+
+
+def prediction(url: str) -> Request:
+    """Asks for the prediction of one row."""
+    metadata = json.loads((HERE / "models/metadata.json").read_bytes())
+    return Request(f"{url}/predict", json.dumps({"data": metadata["sample"]}).encode())
+
+
+def capacity(replicas: list[Server], count: int) -> dict[str, float]:
+    """Measures what the replicas can do: as many callers as the limit lets in, never more."""
+    with proxy(shipped(HERE), *replicas) as running:
+        run = asyncio.run(
+            closed_loop(prediction(running.url), connections=LIMIT, count=count, deadline_seconds=5)
+        )
+    return {"per_second": run.statuses[200] / run.seconds, "refused": count - run.statuses[200]}
+
+
+def load(config: Any, replicas: list[Server], rate: float, seconds: float) -> dict[str, float]:
+    """Sends requests on a schedule, whatever the replicas do, and counts what became of them."""
+    calls = model_calls(replicas)
+    with proxy(config, *replicas) as running:
+        run = asyncio.run(
+            open_loop(
+                prediction(running.url),
+                rate_per_second=rate,
+                seconds=seconds,
+                deadline_seconds=2 * DEADLINE_MS / 1000,
+            )
+        )
+    began = time.monotonic()
+    for each in replicas:
+        # One at a time and in order: an answer of this one says that all before it are done.
+        fetch(f"{each.url}/predict/test")
+        calls += 1
+    answered, refused = run.answered_within(DEADLINE_MS), run.statuses[503]
+    in_time = (run.status_of == 200) & (run.latencies_ms <= DEADLINE_MS)
+    answered_at_seconds = np.arange(run.sent) / rate + run.latencies_ms / 1000
+    return {
+        "sent": run.sent,
+        "answered": answered,
+        "refused": refused,
+        "lost": run.sent - answered - refused,
+        "model_calls_for_nobody": model_calls(replicas) - calls - answered,
+        # What is answered after the last request was sent belongs to no second of the load.
+        "goodput_per_second": np.count_nonzero(in_time & (answered_at_seconds <= seconds))
+        / seconds,
+        "answered_p99_ms": run.percentile_ms(99, 200),
+        "refused_p99_ms": run.percentile_ms(99, 503) if refused else 0.0,
+        # From the last request sent until the replicas have nothing left to do.
+        "recovery_seconds": run.seconds - seconds + time.monotonic() - began,
+        "lag_p99_ms": run.lag_p99_ms,
+    }
+
+
+def ejection(config: Any, healthy: Server, watch_seconds: float = 0) -> dict[str, float]:
+    """Sends requests one by one while one replica of two fails, and on while it is back."""
+    with replica("measure.baselines:failing") as broken, proxy(config, healthy, broken) as running:
+        # Envoy gathers changes of a cluster's health for a second before it acts on them, and the
+        # start of the cluster is such a change. Its age is rounded, by up to a second too much.
+        while watch_seconds and running.uptime_seconds() < 3:
+            time.sleep(0.1)
+        request = prediction(running.url)
+        runs: list[Run] = [
+            asyncio.run(closed_loop(request, connections=1, count=60, deadline_seconds=5))
+        ]
+        fetch(f"{broken.url}/repair", "POST")
+        if watch_seconds:
+            watch = open_loop(
+                request, rate_per_second=20, seconds=watch_seconds, deadline_seconds=5
+            )
+            runs.append(asyncio.run(watch))
+        seen = fetch(f"{broken.url}/seen")
+    failed = [at for at, status in seen if status == 500]
+    returned = [at for at, status in seen if status == 200]
+    return {
+        "errors_until_ejection": len(failed),
+        "client_errors_while_ejected": sum(run.sent - run.statuses[200] for run in runs),
+        "returned_after_seconds": returned[0] - failed[-1] if returned else 0.0,
+    }
+
+
+def measure_at(
+    offered: float, replicas: list[Server], count: int, seconds: float, rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """Measures the capacity, then sends so many times as much with the limit and without it."""
+    rates: list[float] = []
+    unlimited = without(HERE, "connectionPool")
+
+    def measure_capacity() -> dict[str, float]:
+        found = capacity(replicas, count)
+        rates.append(offered * found["per_second"])
+        return found
+
+    return interleave(
+        {
+            "capacity": measure_capacity,
+            "limited": lambda: load(shipped(HERE), replicas, rates[-1], seconds),
+            "unlimited": lambda: load(unlimited, replicas, rates[-1], seconds),
+        },
+        rounds,
+    )
+
+
+def median_ratio(
+    numerators: list[dict[str, float]], denominators: list[dict[str, float]], name: str
+) -> float:
+    """The median over the rounds, so that a noisy moment spoils one ratio and not all."""
+    pairs = zip(numerators, denominators, strict=True)
+    # An arm that answers nothing at all counts as one that answers once a second.
+    ratios = [mine["goodput_per_second"] / max(theirs[name], 1) for mine, theirs in pairs]
+    return median_and_spread(ratios).median
+
+
+def draw(measured: dict[float, dict[str, list[dict[str, float]]]], path: Path) -> None:
+    """Draws how much is answered in time over how much is asked, both in capacities."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for arm, label in {"limited": "with the limit", "unlimited": "without"}.items():
+        ratios = [
+            median_ratio(runs[arm], runs["capacity"], "per_second") for runs in measured.values()
+        ]
+        axes.plot(list(measured), ratios, marker="o", label=label)
+    axes.set(xlabel="requests sent, 1 = capacity", ylabel="answered within 1 s, 1 = capacity")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    arguments = quick_argument(__doc__)
+    rounds, seconds, count = (1, 6, 200) if arguments.quick else (3, 12, 300)
+    others = [] if arguments.quick else [0.5, 1.0, 2.0]
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, PROXY_CPUS)
+    with ExitStack() as stack:
+        pair = [stack.enter_context(replica()) for _ in range(2)]
+        by_load = {offered: measure_at(offered, pair, count, 5, 1) for offered in others}
+        measured = by_load[OVERLOAD] = measure_at(OVERLOAD, pair, count, seconds, rounds)
+        base_seconds = int(POLICY["outlierDetection"]["baseEjectionTime"].removesuffix("s"))
+        ejected = ejection(shipped(HERE), pair[0], watch_seconds=base_seconds + 2)
+        undetected = ejection(without(HERE, "outlierDetection"), pair[0])
+        unprotected = ejection(without(HERE, "outlierDetection", "retries"), pair[0])
+
+    def total(arm: str, name: str) -> int:
+        return int(sum(values[name] for values in measured[arm]))
+
+    def median(arm: str, name: str) -> float:
+        return median_and_spread([values[name] for values in measured[arm]]).median
+
+    counted = ("sent", "answered", "refused", "lost", "model_calls_for_nobody")
+    counts = {name: total("limited", name) for name in counted} | {
+        "refused_at_the_limit": total("capacity", "refused"),
+        "errors_until_ejection": int(ejected["errors_until_ejection"]),
+        "client_errors_while_ejected": int(ejected["client_errors_while_ejected"]),
+    }
+    expected = {
+        "lost": 0,
+        "model_calls_for_nobody": 0,
+        "refused_at_the_limit": 0,
+        "errors_until_ejection": ERRORS,
+        "client_errors_while_ejected": 0,
+    }
+    results = Results(
+        pattern=HERE.name,
+        claim=CLAIM,
+        counts=counts,
+        control={name: total("unlimited", name) for name in counted}
+        | {
+            "errors_until_ejection": int(undetected["errors_until_ejection"]),
+            "client_errors_while_ejected": int(unprotected["client_errors_while_ejected"]),
+        },
+        figures={
+            "capacity_per_second": median("capacity", "per_second"),
+            "goodput_per_second": median("limited", "goodput_per_second"),
+            "unlimited_goodput_per_second": median("unlimited", "goodput_per_second"),
+            "goodput_ratio_to_capacity": median_ratio(
+                measured["limited"], measured["capacity"], "per_second"
+            ),
+            "goodput_ratio_to_unlimited": median_ratio(
+                measured["limited"], measured["unlimited"], "goodput_per_second"
+            ),
+            "answered_p99_ms": median("limited", "answered_p99_ms"),
+            "refused_p99_ms": median("limited", "refused_p99_ms"),
+            "recovery_seconds": median("limited", "recovery_seconds"),
+            "unlimited_recovery_seconds": median("unlimited", "recovery_seconds"),
+            "returned_after_seconds": ejected["returned_after_seconds"],
+            "generator_lag_p99_ms": median("limited", "lag_p99_ms"),
+        },
+        targets={name: ("==", count) for name, count in expected.items()}
+        | {
+            "goodput_ratio_to_capacity": (">=", 0.9),
+            "goodput_ratio_to_unlimited": (">=", 5),
+            "refused_p99_ms": ("<=", 20),
+        },
+        holds={name: counts[name] for name in expected} == expected and counts["refused"] > 0,
+    )
+    exit_code = results.finish(arguments, HERE)
+    if directory := arguments.directory(HERE):
+        draw(by_load, directory / "plot.png")
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The servers that the measurement sends load to: a replica that counts, and one that fails."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+from fastapi import FastAPI, Response
+from numpy.typing import NDArray
+
+from ..app import main
+from ..app.model import Model
+from ..app.row import FEATURES
+
+
+class CountingModel(Model):
+    """The shipped model, which also counts how often it has been asked."""
+
+    calls = 0
+
+    def predict(self, rows: list[list[float]]) -> NDArray[np.float32]:
+        """Counts, and predicts as the shipped model does."""
+        self.calls += 1
+        return super().predict(rows)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Puts the counting model in the place of the shipped one."""
+    async with main.lifespan(app):
+        app.state.model = CountingModel(main.settings.model_directory, FEATURES)
+        yield
+
+
+counting = main.app
+counting.router.lifespan_context = lifespan
+
+
+@counting.get("/calls")
+async def calls() -> int:
+    """How often the model has been asked."""
+    model: CountingModel = counting.state.model
+    return model.calls
+
+
+failing = FastAPI()
+failing.state.status = 500
+failing.state.seen = []
+
+
+@failing.post("/predict")
+async def fail_or_answer() -> Response:
+    """Answers 500 until it is repaired, and notes when."""
+    status: int = failing.state.status
+    failing.state.seen.append((time.monotonic(), status))
+    return Response('{"prediction":[]}', status, media_type="application/json")
+
+
+@failing.post("/repair")
+async def repair() -> None:
+    """Answers 200 from now on."""
+    failing.state.status = 200
+
+
+@failing.get("/seen")
+async def seen() -> list[tuple[float, int]]:
+    """When each request came, in seconds, and the status that it got."""
+    answered: list[tuple[float, int]] = failing.state.seen
+    return answered
+
+
+@failing.get("/ready")
+async def ready() -> dict[str, str]:
+    """The process answers, as a replica does whose model is broken."""
+    return {"status": "ready"}

@@ -1,0 +1,102 @@
+"""Exports each pattern's requirements from the lock, and keeps the lock free of this machine."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tools.read.patterns import ROOT, patterns
+
+HEADER = "# Exported from Pipfile.lock by make lock: "
+# A build of PyTorch for the CPU carries a label and a digest of its own. Without both, the pin
+# takes the build that the reader's pip is pointed at.
+UNLABELLED = "torch"
+
+
+class RequirementsError(Exception):
+    """A requirements file cannot be exported."""
+
+
+def make_portable(lock: dict[str, Any]) -> None:
+    """Takes out of the lock what holds on one machine only: index addresses and CPU labels."""
+    lock["_meta"]["sources"] = []
+    for category, packages in lock.items():
+        if category != "_meta":
+            for name, package in packages.items():
+                package.pop("index", None)
+                if name == UNLABELLED:
+                    package["version"] = package["version"].partition("+")[0]
+                    package.pop("hashes", None)
+
+
+def categories(text: str) -> list[str]:
+    """Returns the categories that the first line of a requirements file names."""
+    first, _, _ = text.partition("\n")
+    if not first.startswith(HEADER):
+        raise RequirementsError(f'the first line is not "{HEADER}<categories>"')
+    return first.removeprefix(HEADER).split()
+
+
+def packages_of(lock: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the packages of some categories of the lock by their names, sorted."""
+    locked: dict[str, dict[str, Any]] = {}
+    for name in names:
+        key = {"packages": "default", "dev-packages": "develop"}.get(name, name)
+        if key not in lock or key == "_meta":
+            known = ", ".join(key for key in lock if key != "_meta")
+            raise RequirementsError(f"the lock has no category {name}; it has: {known}")
+        locked |= lock[key]
+    return dict(sorted(locked.items()))
+
+
+def render(lock: dict[str, Any], names: list[str]) -> str:
+    """Returns the text of a requirements file: the pinned packages with their digests."""
+    lines = [HEADER + " ".join(names)]
+    for name, package in packages_of(lock, names).items():
+        extras = f"[{','.join(package['extras'])}]" if "extras" in package else ""
+        marker = f" ; {package['markers']}" if "markers" in package else ""
+        digests = "".join(f" \\\n    --hash={digest}" for digest in package.get("hashes", []))
+        lines.append(f"{name}{extras}{package['version']}{marker}{digests}")
+    return "\n".join(lines) + "\n"
+
+
+def exported(root: Path = ROOT) -> dict[Path, str]:
+    """Returns what each pattern's requirements files should hold.
+
+    Raises:
+        RequirementsError: a file does not name its categories, or names one that is not locked.
+    """
+    lock = json.loads((root / "Pipfile.lock").read_text())
+    texts = {}
+    for pattern in patterns(root):
+        for path in sorted(pattern.glob("requirements*.txt")):
+            try:
+                texts[path] = render(lock, categories(path.read_text()))
+            except RequirementsError as error:
+                raise RequirementsError(f"{path.relative_to(root)}: {error}") from error
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--portable",
+        action="store_true",
+        help="take index addresses and CPU labels out of the lock",
+    )
+    arguments = parser.parse_args()
+    path = ROOT / "Pipfile.lock"
+    if arguments.portable:
+        lock = json.loads(path.read_text())
+        make_portable(lock)
+        path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
+    try:
+        for requirements, text in exported().items():
+            requirements.write_text(text)
+    except RequirementsError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

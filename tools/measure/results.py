@@ -1,0 +1,276 @@
+"""Keeps what a measurement found in results.json, and collects all of it into RESULTS.md."""
+
+import argparse
+import json
+import math
+import operator
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+INTRODUCTION = """# Results
+
+What each pattern claims and what was measured for it, beside the same with its mechanism switched
+off. `make measure` in a pattern measures it, `make results` measures all of them. This file is
+written from the patterns' `measure/results.json`; do not edit it.
+"""
+# Both are in a pattern's directory.
+RESULTS_FILE = Path("measure/results.json")
+PLOT_FILE = Path("measure/plot.png")
+MEETS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+}
+
+
+class ResultsError(ValueError):
+    """Results that say too little, or what cannot be."""
+
+
+@dataclass
+class Results:
+    """What measuring one pattern found."""
+
+    pattern: str
+    # The claim of the pattern's tagline, in one sentence.
+    claim: str
+    counts: dict[str, int]
+    # Medians, with the unit in the name.
+    figures: dict[str, float]
+    # What the same counts were with the mechanism switched off.
+    control: dict[str, int]
+    holds: bool
+    # Bounds of figures or counts, as in {"ack_p99_ratio": ("<=", 1.5)}.
+    targets: dict[str, tuple[str, float]] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=lambda: this_machine())
+    measured_on: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+
+    def __post_init__(self) -> None:
+        self.check()
+        self.counts = dict(self.counts)
+        self.figures = {name: _rounded(value) for name, value in self.figures.items()}
+        self.targets = {name: (sign, bound) for name, (sign, bound) in self.targets.items()}
+
+    def check(self) -> None:
+        """Raises a ResultsError that names the first field that is wrong."""
+        for name in ("pattern", "claim", "measured_on"):
+            _require(_is_text(getattr(self, name)), f"{name} has to be a text that is not empty")
+        _require(isinstance(self.holds, bool), "holds has to be true or false")
+        for name in ("counts", "figures", "control", "targets", "machine"):
+            _require(isinstance(getattr(self, name), dict), f"{name} has to be an object")
+        for name in ("counts", "control"):
+            _require(bool(getattr(self, name)), f"{name} is empty: a claim is counted both ways")
+            for key, value in getattr(self, name).items():
+                _require(type(value) is int, f"{name}.{key} is {value!r}, not an int")
+        for key in self.control:
+            _require(key in self.counts, f"control.{key} has no count of that name beside it")
+        for key, value in self.figures.items():
+            _require(_is_finite(value), f"figures.{key} is {value!r}, not a finite number")
+            _require(key not in self.counts, f"{key} is a count and a figure")
+        for key, target in self.targets.items():
+            _require(key in self.measured, f"targets.{key} is neither a count nor a figure")
+            match target:
+                case [str(sign), int() | float() as bound] if sign in MEETS and _is_finite(bound):
+                    pass
+                case _:
+                    raise ResultsError(f"targets.{key} is {target!r}, not a sign and a number")
+        for key, value in self.machine.items():
+            _require(_is_text(value), f"machine.{key} has to be a text that is not empty")
+        try:
+            date.fromisoformat(self.measured_on)
+        except ValueError:
+            raise ResultsError(f"measured_on is {self.measured_on!r}, not a date") from None
+
+    @property
+    def measured(self) -> dict[str, float]:
+        return {**self.counts, **self.figures}
+
+    def verdict(self, name: str) -> str:
+        """Whether a count or figure meets its target; empty if it has none."""
+        if name not in self.targets:
+            return ""
+        sign, bound = self.targets[name]
+        return "met" if MEETS[sign](self.measured[name], bound) else "missed"
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """One row a count or figure: name, measured, without the mechanism, target, verdict."""
+        rows = []
+        for name, value in self.measured.items():
+            without = _shown(self.control[name]) if name in self.control else ""
+            sign, bound = self.targets.get(name, ("", math.nan))
+            target = f"{sign} {_shown(bound)}" if sign else ""
+            rows.append((name, _shown(value), without, target, self.verdict(name)))
+        return rows
+
+    def show(self) -> None:
+        """Prints the claim and a table of what was measured."""
+        table = Table("", title=Text(f"{self.pattern}: {self.claim}"), title_justify="left")
+        for column in ("measured", "without", "target"):
+            table.add_column(column, justify="right")
+        table.add_column("")
+        for *cells, verdict in self.rows():
+            style = {"met": "green", "missed": "bold red"}.get(verdict, "")
+            table.add_row(*cells, verdict, style=style)
+        console = Console()
+        console.print(table)
+        console.print("The claim holds." if self.holds else "[bold red]The claim does not hold.")
+
+    def write(self, directory: Path) -> None:
+        """Writes results.json as a whole, so that nobody reads half of one."""
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / "results.json.partial"
+        partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", "utf-8")
+        partial.replace(directory / RESULTS_FILE.name)
+
+    def finish(self, arguments: "Arguments", pattern_dir: Path) -> int:
+        """Shows the results, writes them where they belong, and returns the exit code."""
+        self.show()
+        if directory := arguments.directory(pattern_dir):
+            self.write(directory)
+        return 0 if self.holds else 1
+
+
+class Arguments(NamedTuple):
+    """The command line that every measurement has."""
+
+    quick: bool
+    output: Path | None
+
+    def directory(self, pattern_dir: Path) -> Path | None:
+        """Where results and plots go; None for a quick run, which is only shown."""
+        return self.output or (None if self.quick else pattern_dir / RESULTS_FILE.parent)
+
+
+def quick_argument(description: str, argv: Sequence[str] | None = None) -> Arguments:
+    """Reads the command line of a measurement."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="seconds instead of minutes; leaves results.json as it is",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write results.json there and not here"
+    )
+    arguments = parser.parse_args(argv)
+    return Arguments(arguments.quick, arguments.output)
+
+
+def load(pattern_dir: Path) -> Results:
+    """Reads and checks a pattern's measure/results.json."""
+    path = pattern_dir / RESULTS_FILE
+    name = f"{pattern_dir.name}/{path.name}"
+    try:
+        content: Any = json.loads(path.read_text("utf-8"))
+        _require(isinstance(content, dict), "it has to be an object")
+        for known in (f.name for f in fields(Results)):
+            _require(known in content, f"{known} is missing")
+        for key in content:
+            _require(key in Results.__dataclass_fields__, f"{key} is not a known field")
+        return Results(**content)
+    except FileNotFoundError:
+        raise ResultsError(f"{name} is missing: run make measure in the pattern") from None
+    except ValueError as error:
+        raise ResultsError(f"{name}: {error}") from None
+
+
+def this_machine() -> dict[str, str]:
+    """The machine in a reader's words, without its name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    try:
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        system = f"{platform.system()} {platform.release()}"
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 1024**3:.0f} GiB",
+        "os": system,
+        "python": platform.python_version(),
+    }
+
+
+def render(root: Path) -> str:
+    """RESULTS.md from every pattern's measure/results.json under the root."""
+    found = {
+        path.parents[1]: load(path.parents[1])
+        for path in sorted(root.glob(f"chapter*/*/{RESULTS_FILE}"))
+    }
+    for path, results in found.items():
+        _require(results.pattern == path.name, f"{path.name}: pattern is {results.pattern!r}")
+    _require(bool(found), f"no chapter*/*/{RESULTS_FILE} found: run make measure in a pattern")
+    unmeasured = [
+        path.parents[1]
+        for path in sorted(root.glob("chapter*/*/measure/__main__.py"))
+        if path.parents[1] not in found
+    ]
+    failures = [f"- {_link(path, root)}: not measured yet" for path in unmeasured]
+    for path, results in found.items():
+        if not results.holds:
+            failures.append(f"- {_link(path, root)}: **the claim does not hold**")
+        failures += [
+            f"- {_link(path, root)}: `{name}` is {measured}, target {target}"
+            for name, measured, _, target, verdict in results.rows()
+            if verdict == "missed"
+        ]
+    missed = ["## Missed\n", *(failures or ["Nothing: every claim holds, every target is met."])]
+    sections = [_section(path, root, results) for path, results in found.items()]
+    return "\n".join([INTRODUCTION, *missed, *sections])
+
+
+def _section(path: Path, root: Path, results: Results) -> str:
+    """One pattern: claim, verdict, table, plot, and what it was measured on."""
+    verdict = "The claim holds" if results.holds else "**The claim does not hold**"
+    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
+    lines = [
+        f"\n## {_link(path, root)}\n",
+        f"{results.claim}\n",
+        f"{verdict}; measured on {results.measured_on}: {machine}.\n",
+        "| | measured | without | target | |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, *cells, met in results.rows():
+        mark = "**missed**" if met == "missed" else met
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {mark} |")
+    plot = path / PLOT_FILE
+    if plot.exists():
+        lines.append(f"\n![What was measured of {path.name}]({plot.relative_to(root).as_posix()})")
+    return "\n".join(lines) + "\n"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ResultsError(message)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def _rounded(value: float) -> float:
+    """The number with four significant digits, which is more than a measurement is good for."""
+    return float(f"{value:.4g}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,}"
+
+
+def _link(path: Path, root: Path) -> str:
+    return f"[{path.name}]({path.relative_to(root).as_posix()})"

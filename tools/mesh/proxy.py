@@ -1,0 +1,125 @@
+"""Runs the mesh of a pattern: a real Envoy with what is shipped, or with parts left out."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import yaml
+
+from tools.measure.server import Server, free_port, serve
+from tools.mesh import translate as mesh
+from tools.read.compose import Service, load, repository
+from tools.run.binaries import find
+
+ANYWHERE = "0.0.0.0"  # noqa: S104
+
+
+@dataclass
+class Proxy:
+    """A running Envoy: where callers reach it, and where its admin page is."""
+
+    url: str
+    admin_url: str
+
+    def stat(self, name: str) -> int:
+        """Returns a counter or gauge by its full name, `cluster.outbound|8000||api.upstream_...`.
+
+        Raises:
+            KeyError: Envoy has no statistic of this name.
+        """
+        stats = fetch(f"{self.admin_url}/stats?format=json")["stats"]
+        return int({stat["name"]: stat["value"] for stat in stats if "name" in stat}[name])
+
+    def uptime_seconds(self) -> int:
+        """Returns how long ago it was started, in whole seconds."""
+        info = fetch(f"{self.admin_url}/server_info")
+        return int(info["uptime_current_epoch"].removesuffix("s"))
+
+
+def fetch(url: str, method: str = "GET") -> Any:
+    """Asks a server on this machine for JSON."""
+    with urlopen(Request(url, method=method), timeout=30) as response:  # noqa: S310
+        return json.load(response)
+
+
+def shipped(pattern: Path) -> Any:
+    """Returns the configuration that compose runs."""
+    return yaml.safe_load((pattern / "envoy.yaml").read_text("utf-8"))
+
+
+def without(pattern: Path, *parts: str) -> Any:
+    """Returns the configuration that the manifests would translate to without these parts.
+
+    A part is a field of a DestinationRule's `trafficPolicy` or of a VirtualService's `http`.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        shutil.copytree(pattern / "manifests", copy / "manifests")
+        shutil.copy(pattern / "docker-compose.yml", copy)
+        for path in (copy / "manifests").glob("*.yml"):
+            manifests = list(yaml.safe_load_all(path.read_text("utf-8")))
+            for manifest in manifests:
+                spec = manifest.get("spec", {})
+                for holder in (spec.get("trafficPolicy", {}), *spec.get("http", [])):
+                    for part in parts:
+                        holder.pop(part, None)
+            path.write_text(yaml.safe_dump_all(manifests), "utf-8")
+        return yaml.safe_load(mesh.translate(copy))
+
+
+def moved(config: Any, ports: Mapping[tuple[str, int], int]) -> Any:
+    """Returns the configuration with its addresses on this machine, at these ports."""
+    if isinstance(config, list):
+        return [moved(part, ports) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if "port_value" in config:
+        port = ports[config["address"], config["port_value"]]
+        return {"address": "127.0.0.1", "port_value": port}
+    return {name: moved(part, ports) for name, part in config.items()}
+
+
+def envoy_of(pattern: Path) -> Service:
+    """Returns the compose service that is Envoy."""
+    services = load(pattern).services.values()
+    return next(each for each in services if repository(each.image or "") == "envoyproxy/envoy")
+
+
+@contextmanager
+def proxy(
+    pattern: Path, config: Any, replicas: Mapping[str, Server], cpus: set[int] | None = None
+) -> Iterator[Proxy]:
+    """Starts Envoy in front of running servers, with the options that compose gives it.
+
+    Args:
+        pattern: the directory of the pattern.
+        config: what `shipped` or `without` has returned, or a changed copy of it.
+        replicas: the servers by the names of the compose services whose place they take.
+        cpus: the cores that Envoy may use.
+    """
+    envoy, services = envoy_of(pattern), load(pattern).services
+    listening = {port: free_port() for port in envoy.ports}
+    ports = {(ANYWHERE, port): moved_to for port, moved_to in listening.items()}
+    for name, running in replicas.items():
+        (port,) = services[name].ports
+        ports[name, port] = int(running.url.rpartition(":")[2])
+    (port,) = (port for port in envoy.ports if port != mesh.ADMIN_PORT)
+    admin_url = f"http://127.0.0.1:{listening[mesh.ADMIN_PORT]}"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "envoy.yaml"
+        path.write_text(yaml.safe_dump(moved(config, ports)), "utf-8")
+        options = [str(path) if word.startswith("/") else word for word in envoy.command]
+        with serve(
+            [str(find(envoy.image or "")), *options, "--disable-hot-restart"],
+            cwd=pattern,
+            ready_url=f"{admin_url}/ready",
+            port=listening[port],
+            cpus=cpus,
+        ):
+            yield Proxy(f"http://127.0.0.1:{listening[port]}", admin_url)

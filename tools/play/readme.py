@@ -1,0 +1,334 @@
+"""Plays the README.md of a pattern: runs every command in it and holds the output to what it shows.
+
+A ```console block is a session. `$ ` begins a command, `> ` continues it, and the rest is the
+output that a reader sees, in which `...` stands for anything: within a line for any characters,
+alone on a line for any lines. A command that shows no output must succeed, whatever it prints.
+A command is meant to fail only where the last line shown is make's own `make: *** ... Error N`;
+for any other failure the README shows the exit code: `$ curl -f ...; echo "exit code $?"`.
+All commands run in one bash with pipefail, so variables, `cd` and background jobs carry over.
+The first command is `make up`, the last one `make down`; that also runs when the README fails.
+"""
+
+import argparse
+import contextlib
+import difflib
+import itertools
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+
+Run = Literal["docker", "local"]
+
+FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[^`\s]*)[^`]*")
+# Colours, movements of the cursor and window titles are no part of what a program says.
+TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+SHELL_WORDS_BEFORE_COMMAND = {"!", "do", "elif", "else", "if", "then", "time", "until", "while"}
+CURL = Path(__file__).resolve().with_name("curl.py")
+CONSOLE = Console()
+
+
+class Step(NamedTuple):
+    """A command, the output that a reader sees (None: none is shown), and the command's line."""
+
+    command: str
+    expected: list[str] | None
+    line: int
+
+
+class ReadmeError(Exception):
+    """The README cannot be played."""
+
+
+class StepError(Exception):
+    """A command did something else than the README shows."""
+
+
+def parse(text: str) -> list[Step]:
+    """Gives the commands of all ```console blocks, in order."""
+    steps = []
+    for block in console_blocks(text):
+        starts = [at for at, (_, line) in enumerate(block) if line.startswith("$ ")]
+        for number, line in block[: starts[0] if starts else None]:
+            if line.strip():
+                raise ReadmeError(f"README.md:{number}: output without a command (`$ `) above it")
+        for start, end in itertools.pairwise([*starts, len(block)]):
+            command, *lines = [line for _, line in block[start:end]]
+            continued = list(itertools.takewhile(lambda line: re.match("> |>$", line), lines))
+            shown = clean(lines[len(continued) :])
+            command = "\n".join(line[2:] for line in [command, *continued])
+            steps.append(Step(command, shown or None, block[start][0]))
+    return steps
+
+
+def console_blocks(text: str) -> Iterator[list[tuple[int, str]]]:
+    """Yields the numbered lines of each ```console block, without the indentation of its fence."""
+    fence: re.Match[str] | None = None
+    opened = 0
+    block: list[tuple[int, str]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if fence is None:
+            fence, opened, block = FENCE.fullmatch(line), number, []
+            if fence is None and "```console" in line:
+                raise ReadmeError(f"README.md:{number}: ```console is not alone on its line")
+        elif set(line.strip()) == {fence["mark"][0]} and len(line.strip()) >= len(fence["mark"]):
+            if fence["language"] == "console":
+                yield block
+            fence = None
+        else:
+            block.append((number, line.removeprefix(fence["indent"]).rstrip()))
+    if fence is not None:
+        raise ReadmeError(f"README.md:{opened}: the block that begins here is never closed")
+
+
+def clean(lines: list[str]) -> list[str]:
+    """Gives the lines as they read on a terminal, without blank lines around them."""
+    plain = [TERMINAL_CODES.sub("", line).rstrip().rpartition("\r")[2] for line in lines]
+    return "\n".join(plain).strip("\n").split("\n") if any(plain) else []
+
+
+def matches(expected: list[str], actual: list[str]) -> bool:
+    """Tells whether the output is what is shown, in which `...` stands for anything."""
+    return difference(expected, actual) is None
+
+
+def difference(expected: list[str], actual: list[str]) -> tuple[int, int] | None:
+    """Gives the line shown and the line printed from which on the two differ, None if nowhere."""
+    # Every number of printed lines that the lines shown so far can account for.
+    reached = {0}
+    for at, line in enumerate(expected):
+        if line.strip() == "...":
+            reached = set(range(min(reached), len(actual) + 1))
+            continue
+        pattern = line_pattern(line)
+        fitting = {
+            end + 1 for end in reached if end < len(actual) and pattern.fullmatch(actual[end])
+        }
+        if not fitting:
+            return at, min(reached)
+        reached = fitting
+    return None if len(actual) in reached else (len(expected), max(reached))
+
+
+def line_pattern(line: str) -> re.Pattern[str]:
+    """Gives the pattern of a line that is shown."""
+    first, *others = [re.escape(part) for part in line.split("...")]
+    if not others:
+        return re.compile(first)
+    # The first place where a part fits is as good as any later one, hence the atomic groups: they
+    # keep a line with many elisions from taking exponential time.
+    return re.compile(first + "".join(f"(?>.*?{part})" for part in others[:-1]) + ".*" + others[-1])
+
+
+def read_steps(readme: Path, environment: dict[str, str]) -> list[Step]:
+    """Reads a README and makes sure that it can be played from the first command to the last."""
+    if not readme.is_file():
+        raise ReadmeError(f"{readme}: there is no such file: name the directory of a pattern")
+    steps = parse(readme.read_text(encoding="utf-8"))
+    if not steps:
+        raise ReadmeError(f"{readme}: no ```console block, so there is nothing to play")
+    if steps[0].command != "make up":
+        raise ReadmeError(f"README.md:{steps[0].line}: the first command must be `make up`")
+    if steps[-1].command != "make down":
+        raise ReadmeError(f"README.md:{steps[-1].line}: the last command must be `make down`")
+    if shutil.which("bash") is None:
+        raise ReadmeError("bash is not on PATH: install it")
+    words = {word for step in steps for word in command_words(step.command)}
+    missing = 'for word; do type -t "$word" >/dev/null || echo "$word"; done'
+    check = ["bash", "--noprofile", "-c", missing, "bash", *sorted(words)]
+    found = subprocess.run(check, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    if found.stdout:
+        names = ", ".join(found.stdout.split())
+        raise ReadmeError(f"{readme} needs what is not on PATH, install it first: {names}")
+    return steps
+
+
+def command_words(command: str) -> Iterator[str]:
+    """Yields the programs that a command plainly names; a word that might be none is left out."""
+    lexer = shlex.shlex(command.partition("<<")[0], posix=True, punctuation_chars=True)
+    lexer.commenters = ""
+    lexer.whitespace_split = True
+    begins = True
+    # An unbalanced quote is for bash to report.
+    with contextlib.suppress(ValueError):
+        for word in lexer:
+            if set(word) <= set("();|&<>"):
+                begins = word in {"(", "|", "||", "&", "&&", ";", "|&"}
+            elif begins and not re.match(r"\w+=", word) and word not in SHELL_WORDS_BEFORE_COMMAND:
+                if re.fullmatch(r"[A-Za-z][\w.-]*", word):
+                    yield word
+                begins = False
+
+
+def session_environment(run: Run | None, stand_ins: Path) -> dict[str, str]:
+    """Gives the environment of the commands; writes a stand-in for curl where there is none."""
+    # What an outer make and a terminal with colours pass on would change what the commands print.
+    outer = {"FORCE_COLOR", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"}
+    outer |= set(re.findall(r"(?:^| )(\w+)=", os.environ.get("MAKEFLAGS", ""))) - {"RUN"}
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), str(stand_ins)]
+    environment |= {"PATH": os.pathsep.join(path), "MAKEFLAGS": "--no-print-directory"}
+    # Unbuffered, so that output and errors keep their order; one width and language everywhere.
+    environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "LANGUAGE": "en"}
+    if run:
+        environment["RUN"] = run
+    if shutil.which("curl", path=environment["PATH"]) is None:
+        curl = stand_ins / "curl"
+        # -P keeps the neighbours of curl.py from being imported in place of installed packages.
+        curl.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-P", str(CURL)])} "$@"\n')
+        curl.chmod(0o755)
+    return environment
+
+
+@contextlib.contextmanager
+def session(directory: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a bash in a process group of its own, and ends all of it."""
+    with subprocess.Popen(
+        ["bash", "--noprofile", "--norc", "-o", "pipefail"],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        start_new_session=True,
+    ) as shell:
+        try:
+            yield shell
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGTERM)
+                deadline = time.monotonic() + 5
+                while time.monotonic() < deadline:
+                    shell.poll()
+                    os.killpg(shell.pid, 0)
+                    time.sleep(0.05)
+                os.killpg(shell.pid, signal.SIGKILL)
+
+
+def execute(
+    shell: subprocess.Popen[bytes], command: str, timeout_seconds: float
+) -> tuple[int, list[str]]:
+    """Runs a command in the session, showing its output as it comes; gives exit code and output."""
+    if shell.stdin is None or shell.stdout is None:
+        raise ValueError("the session has no pipes")
+    end = f"end of command {uuid.uuid4().hex}: "
+    script = f"eval {shlex.quote(command)} </dev/null\nprintf '%s%s\\n' {shlex.quote(end)} $?\n"
+    shell.stdin.write(script.encode())
+    deadline = time.monotonic() + timeout_seconds
+    output, unfinished = [], b""
+    while True:
+        # Waiting for the end of the stream would be wrong: a server in the background keeps it.
+        ready, _, _ = select.select([shell.stdout], [], [], 0.2)
+        chunk = shell.stdout.read(65536) if ready else b""
+        *finished, unfinished = (unfinished + chunk).split(b"\n")
+        for line in finished:
+            text, ended, code = line.decode(errors="replace").partition(end)
+            if text or not ended:
+                output.append(text)
+                CONSOLE.out(*clean([text]), highlight=False)
+            if ended:
+                return int(code), clean(output)
+        dead = not chunk and shell.poll() is not None
+        if dead or time.monotonic() > deadline:
+            CONSOLE.out(*clean([unfinished.decode(errors="replace")]), highlight=False)
+            late = f"it did not end within {timeout_seconds:g} s"
+            raise StepError("it ended the session" if dead else late)
+
+
+def play_step(shell: subprocess.Popen[bytes], step: Step, timeout_seconds: float) -> None:
+    """Runs a command and raises StepError where it does something else than is shown."""
+    CONSOLE.out("$ " + step.command.replace("\n", "\n> "), style="bold", highlight=False)
+    started = time.monotonic()
+    code, output = execute(shell, step.command, timeout_seconds)
+    may_fail = step.expected is not None and step.expected[-1].startswith("make: *** ")
+    if code != 0 and not may_fail:
+        raise StepError(f"it ended with exit code {code}")
+    if step.expected is not None and (parted := difference(step.expected, output)):
+        raise StepError(describe(step.expected, output, *parted))
+    CONSOLE.out(f"✓ {time.monotonic() - started:.1f} s\n", style="green", highlight=False)
+
+
+def describe(expected: list[str], output: list[str], shown: int, printed: int) -> str:
+    """Lays out a difference from the place on where the README and the output part."""
+    before = [f" {line}" for line in output[max(0, printed - 2) : printed]]
+    # The first two lines name the files; positions (@@) would count from the difference.
+    changes = list(difflib.unified_diff(expected[shown:], output[printed:], lineterm=""))[2:]
+    lines = before + [line for line in changes if not line.startswith("@@")]
+    rest = [f" (and {len(lines) - 40} lines more)"] if len(lines) > 40 else []
+    return "\n".join(["its output differs (- shown, + printed):", *lines[:40], *rest])
+
+
+def play(pattern_dir: Path, run: Run | None, timeout_seconds: float = 600.0) -> int:
+    """Plays the README of a pattern: 0 as shown, 1 differs, 2 not playable, 130 interrupted."""
+    with tempfile.TemporaryDirectory() as stand_ins:
+        environment = session_environment(run, Path(stand_ins))
+        try:
+            steps = read_steps(pattern_dir / "README.md", environment)
+        except ReadmeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        status = 1
+        step = steps[0]
+        try:
+            with session(pattern_dir, environment) as shell:
+                for step in steps:
+                    play_step(shell, step, timeout_seconds)
+            status = 0
+        except StepError as failure:
+            CONSOLE.out(f"✗ README.md:{step.line}: {failure}\n", style="red", highlight=False)
+        except KeyboardInterrupt:
+            CONSOLE.out("✗ interrupted\n", style="red", highlight=False)
+            status = 130
+        finally:
+            if status != 0:
+                leave_nothing_running(pattern_dir, environment, steps[-1], timeout_seconds)
+        return status
+
+
+def leave_nothing_running(
+    pattern_dir: Path, environment: dict[str, str], last: Step, timeout_seconds: float
+) -> None:
+    """Runs the last command of the README in a session of its own."""
+    try:
+        with session(pattern_dir, environment) as shell:
+            play_step(shell, last._replace(expected=None), timeout_seconds)
+    except StepError as failure:
+        warning = f"✗ `{last.command}` failed, something may still run: {failure}"
+        CONSOLE.out(warning, style="red", highlight=False)
+
+
+def main() -> int:
+    """Plays the README that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.play.readme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pattern_dir", type=Path, help="the directory of the pattern")
+    parser.add_argument("--run", choices=["docker", "local"], help="exported to make as RUN")
+    parser.add_argument("--timeout-seconds", type=float, default=600.0, help="of each command")
+    arguments = parser.parse_args()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return play(arguments.pattern_dir, arguments.run, arguments.timeout_seconds)
+    except KeyboardInterrupt:
+        # The second one, while the last command runs.
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Runs inside supervisord: takes a pattern down when a service dies, as Compose's user expects.
+
+supervisord loads it by its `[rpcinterface:pattern]` section, and it listens to supervisord's own
+events. supervisord starts, restarts and stops the processes; this decides what an end means.
+"""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+from supervisor import events
+from supervisor.states import ProcessStates, SupervisorStates
+
+from tools.run.processes import family_of, group_of, kill_all, marked
+
+# Working directory of supervisord is the state directory of the pattern.
+PLAN_FILE = Path("plan.json")
+DEATH_FILE = Path("death.json")
+LOG_FILE = Path("log/all")
+LOG_FILE_MAX_BYTES = 50_000_000
+# A service that dies sooner than this is started again only after a second.
+SHORT_LIFE_SECONDS = 1
+POLL_SECONDS = 0.1
+
+
+class Watch:
+    """The methods are the calls that supervisord answers under the name `pattern`."""
+
+    def __init__(self, supervisord: Any) -> None:
+        self.supervisord = supervisord
+        self.plan: dict[str, dict[str, Any]] = json.loads(PLAN_FILE.read_text(encoding="utf-8"))
+        self.half_lines: dict[str, bytes] = {}
+        look_more_often(supervisord.options.poller)
+        events.subscribe(events.ProcessLogEvent, self.on_log)
+        events.subscribe(events.ProcessStateExitedEvent, self.on_exit)
+        events.subscribe(events.ProcessStateStoppedEvent, self.on_stop)
+
+    def kill(self, service: str) -> bool:
+        """Sends SIGKILL to the processes of a service, which then stays down until started."""
+        for process in self.supervisord.process_groups[service].processes.values():
+            children = family_of(process.pid) if process.pid else []
+            process.kill(signal.SIGKILL)
+            kill_all(children)
+        return True
+
+    def on_stop(self, event: Any) -> None:
+        kill_rest(event.process)
+
+    def on_exit(self, event: Any) -> None:
+        process = event.process
+        kill_rest(process)
+        service = self.plan[process.group.config.name]
+        succeeded = process.exitstatus == 0
+        restarts = service["restart"] in ("always", "unless-stopped")
+        if restarts or (service["restart"] == "on-failure" and not succeeded):
+            # supervisord starts again what is in this state, after a second.
+            process.change_state(ProcessStates.BACKOFF)
+            if process.laststop - process.laststart > SHORT_LIFE_SECONDS:
+                process.delay = 0
+        elif not (service["one_shot"] and succeeded):
+            self.on_death(process)
+
+    def on_death(self, process: Any) -> None:
+        if self.supervisord.options.mood < SupervisorStates.RUNNING:
+            return
+        death = {
+            "service": process.group.config.name,
+            "process": process.config.name,
+            "status": process.exitstatus,
+        }
+        DEATH_FILE.write_text(json.dumps(death), encoding="utf-8")
+        self.supervisord.options.mood = SupervisorStates.SHUTDOWN
+
+    def on_log(self, event: Any) -> None:
+        """Appends whole lines to the log of all services, each with its process in front."""
+        name = event.process.config.name
+        *lines, rest = (self.half_lines.get(name, b"") + event.data).split(b"\n")
+        self.half_lines[name] = rest
+        if lines:
+            with LOG_FILE.open("ab") as file:
+                if file.tell() > LOG_FILE_MAX_BYTES:
+                    file.truncate(0)
+                file.writelines(b"%s\t%s\n" % (name.encode(), line) for line in lines)
+
+
+def kill_rest(process: Any) -> None:
+    """Ends what the main process of a service has left behind, as the end of a container does."""
+    name = process.config.name
+    kill_all([*group_of(process.pid), *marked(lambda mark: mark == f"{Path.cwd()}#{name}")])
+
+
+def look_more_often(poller: Any) -> None:
+    """supervisord may notice the end of a process a second late, which makes each stop slow."""
+    poll = poller.poll
+    poller.poll = lambda timeout_seconds: poll(min(timeout_seconds, POLL_SECONDS))
+
+
+def make_interface(supervisord: Any) -> Watch:
+    return Watch(supervisord)
