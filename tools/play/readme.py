@@ -21,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -36,7 +35,8 @@ FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[
 # Colours, movements of the cursor and window titles are no part of what a program says.
 TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 SHELL_WORDS_BEFORE_COMMAND = {"!", "do", "elif", "else", "if", "then", "time", "until", "while"}
-CURL = Path(__file__).resolve().with_name("curl.py")
+# How to install what few machines lack and many READMEs need.
+INSTALL = {"curl": "curl (apt install curl)"}
 CONSOLE = Console()
 
 
@@ -150,8 +150,8 @@ def read_steps(readme: Path, environment: dict[str, str]) -> list[Step]:
     check = ["bash", "--noprofile", "-c", missing, "bash", *sorted(words)]
     found = subprocess.run(check, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     if found.stdout:
-        names = ", ".join(found.stdout.split())
-        raise ReadmeError(f"{readme} needs what is not on PATH, install it first: {names}")
+        names = ", ".join(INSTALL.get(name, name) for name in found.stdout.split())
+        raise ReadmeError(f"{readme} needs programs that are not on PATH; install: {names}")
     return steps
 
 
@@ -172,23 +172,18 @@ def command_words(command: str) -> Iterator[str]:
                 begins = False
 
 
-def session_environment(run: Run | None, stand_ins: Path) -> dict[str, str]:
-    """Gives the environment of the commands; writes a stand-in for curl where there is none."""
+def session_environment(run: Run | None) -> dict[str, str]:
+    """Returns the environment in which the commands run."""
     # What an outer make and a terminal with colours pass on would change what the commands print.
     outer = {"FORCE_COLOR", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"}
     outer |= set(re.findall(r"(?:^| )(\w+)=", os.environ.get("MAKEFLAGS", ""))) - {"RUN"}
     environment = {name: value for name, value in os.environ.items() if name not in outer}
-    path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), str(stand_ins)]
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     environment |= {"PATH": os.pathsep.join(path), "MAKEFLAGS": "--no-print-directory"}
     # Unbuffered, so that output and errors keep their order; one width and language everywhere.
     environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "LANGUAGE": "en"}
     if run:
         environment["RUN"] = run
-    if shutil.which("curl", path=environment["PATH"]) is None:
-        curl = stand_ins / "curl"
-        # -P keeps the neighbours of curl.py from being imported in place of installed packages.
-        curl.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-P", str(CURL)])} "$@"\n')
-        curl.chmod(0o755)
     return environment
 
 
@@ -273,29 +268,28 @@ def describe(expected: list[str], output: list[str], shown: int, printed: int) -
 
 def play(pattern_dir: Path, run: Run | None, timeout_seconds: float = 600.0) -> int:
     """Plays the README of a pattern: 0 as shown, 1 differs, 2 not playable, 130 interrupted."""
-    with tempfile.TemporaryDirectory() as stand_ins:
-        environment = session_environment(run, Path(stand_ins))
-        try:
-            steps = read_steps(pattern_dir / "README.md", environment)
-        except ReadmeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        status = 1
-        step = steps[0]
-        try:
-            with session(pattern_dir, environment) as shell:
-                for step in steps:
-                    play_step(shell, step, timeout_seconds)
-            status = 0
-        except StepError as failure:
-            CONSOLE.out(f"✗ README.md:{step.line}: {failure}\n", style="red", highlight=False)
-        except KeyboardInterrupt:
-            CONSOLE.out("✗ interrupted\n", style="red", highlight=False)
-            status = 130
-        finally:
-            if status != 0:
-                leave_nothing_running(pattern_dir, environment, steps[-1], timeout_seconds)
-        return status
+    environment = session_environment(run)
+    try:
+        steps = read_steps(pattern_dir / "README.md", environment)
+    except ReadmeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    status = 1
+    step = steps[0]
+    try:
+        with session(pattern_dir, environment) as shell:
+            for step in steps:
+                play_step(shell, step, timeout_seconds)
+        status = 0
+    except StepError as failure:
+        CONSOLE.out(f"✗ README.md:{step.line}: {failure}\n", style="red", highlight=False)
+    except KeyboardInterrupt:
+        CONSOLE.out("✗ interrupted\n", style="red", highlight=False)
+        status = 130
+    finally:
+        if status != 0:
+            leave_nothing_running(pattern_dir, environment, steps[-1], timeout_seconds)
+    return status
 
 
 def leave_nothing_running(
