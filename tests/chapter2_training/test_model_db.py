@@ -39,6 +39,7 @@ from chapter2_training.model_db.measure.processes import (
     run_postgres,
 )
 from tools.measure.server import Server, wait_until
+from tools.read.compose import load as load_compose
 
 API = "/v0.1/api"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -755,8 +756,8 @@ def test_64_pages_and_lists_of_the_largest_experiments_fit_in_the_container(
     datasets = dict.fromkeys(
         ("training_dataset", "validation_dataset", "test_dataset"), "✿" * 1_000
     )
-    compose = yaml.safe_load((ROOT / "chapter2_training/model_db/docker-compose.yml").read_text())
-    limit = compose["services"]["api"]["mem_limit"]
+    compose = load_compose(ROOT / "chapter2_training/model_db")
+    limit_bytes = compose.service("api").memory_limit_bytes
     with run_api(database) as server, httpx.Client(base_url=server.url + API, timeout=60) as api:
         for model_id in [add_model(api) for _ in range(21)]:
             for _ in range(5):
@@ -779,7 +780,8 @@ def test_64_pages_and_lists_of_the_largest_experiments_fit_in_the_container(
     assert statuses(answers).keys() <= {200, 503}
     lists = [each.json() for each in answers[1::2] if each.status_code == 200]
     assert {len(each["rows"]) for each in lists} == {25}
-    assert 0 < peak < int(limit.removesuffix("m")) * 1024**2
+    assert limit_bytes
+    assert 0 < peak < limit_bytes
 
 
 def test_the_pods_of_a_rollout_fit_under_the_connections_of_postgresql() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.read.compose import ComposeError, Service, load, repository
+from tools.read.compose import ComposeError, Service, load
+from tools.read.images import repository
 from tools.run import local
 from tools.run.binaries import MissingServerError, find
 from tools.run.rewrite import host_paths, rewriter, rewritten_arguments, rewritten_config
@@ -104,6 +105,19 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     assert (api.published_ports, redis.published_ports, redis.ports) == ((8000,), (), (6379,))
     assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
     assert compose.one_shots() == {"migrate"}
+    # What limits a container is kept for those who check it.
+    assert (api.read_only, api.tmpfs, api.cap_drop) == (True, ("/cache",), ("ALL",))
+    assert (api.security_opt, api.user) == (("no-new-privileges:true",), "10001:10001")
+    assert (api.memory_limit_bytes, api.cpus, api.pids_limit) == (256 * 2**20, "1", 100)
+
+
+def test_an_exception_to_a_rule_stands_where_it_applies_with_its_reason(tmp_path: Path) -> None:
+    reason = "it keeps what others have trained"
+    document = changed("api", **{"x-without-ready": "it only says whether it lives"})
+    compose = load(write(tmp_path, document | {"x-without-training": reason}))
+    assert compose.without_training == reason
+    assert compose.services["api"].without_ready == "it only says whether it lives"
+    assert load(write(tmp_path, GOOD)).without_training is None
 
 
 def test_services_come_in_the_order_in_which_they_start(tmp_path: Path) -> None:
@@ -178,11 +192,14 @@ HEALTH = {"test": ["CMD", "true"]}
 # What is written into the service "api", and what the refusal says about it.
 REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "command as text": ({"command": "python x"}, "command: must be a list"),
-    "command with a number": ({"command": ["serve", 1]}, "command: must hold texts, not 1"),
+    "command with a number": (
+        {"command": ["serve", 1]},
+        "command: must be text, not 1; put it in quotes",
+    ),
     "no command": ({"command": []}, "needs a `command`"),
     "environment as list": ({"environment": ["A=1"]}, "environment: must be a mapping"),
-    "environment with a boolean": ({"environment": {"A": True}}, "environment: A: must be a text"),
-    "environment from outside": ({"environment": {"A": None}}, "environment: A: must be a text"),
+    "environment with a boolean": ({"environment": {"A": True}}, "environment: A: must be text"),
+    "environment from outside": ({"environment": {"A": None}}, "environment: A: must be text"),
     "port on every address": ({"ports": ["8000:8000"]}, 'ports: "8000:8000" is not supported'),
     "port that differs": ({"ports": ["127.0.0.1:80:8000"]}, 'write "127.0.0.1:PORT:PORT"'),
     "port range": ({"ports": ["127.0.0.1:1-2:1-2"]}, 'write "127.0.0.1:PORT:PORT"'),
@@ -194,11 +211,14 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "volume not declared": ({"volumes": ["other:/x"]}, '"other" is not declared'),
     "volume without target": ({"volumes": ["/x"]}, 'write "./directory:/path[:ro]"'),
     "volume with options": ({"volumes": ["./x:/x:z"]}, 'write "./directory:/path[:ro]"'),
-    "volume in long form": ({"volumes": [{"type": "bind"}]}, "volumes: must hold texts"),
+    "volume in long form": (
+        {"volumes": [{"type": "bind"}]},
+        "volumes: \"{'type': 'bind'}\": write",
+    ),
     "unknown dependency": ({"depends_on": ["rediss"]}, 'no service "rediss"; services: api'),
     "unknown condition": (
         {"depends_on": {"redis": {"condition": "service_ready"}}},
-        "'service_ready' is not one of service_started",
+        "'service_ready' is not one of 'service_started'",
     ),
     "restart of dependency": (
         {"depends_on": {"redis": {"restart": True}}},
@@ -213,7 +233,7 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "disabled health check": ({"healthcheck": {"disable": True}}, 'the key "disable"'),
     "interval without unit": ({"healthcheck": HEALTH | {"interval": 5}}, "must be a duration"),
     "retries of zero": ({"healthcheck": HEALTH | {"retries": 0}}, "must be a whole number"),
-    "restart policy": ({"restart": "sometimes"}, "'sometimes' is not one of no, on-failure"),
+    "restart policy": ({"restart": "sometimes"}, "'sometimes' is not one of 'no', 'on-failure'"),
     "stop signal": ({"stop_signal": "SIGNOTHING"}, '"SIGNOTHING" is not the name of a signal'),
     "grace period": ({"stop_grace_period": "soon"}, "must be a duration such as 10s"),
     "limits": ({"deploy": {"resources": {}}}, 'deploy: the key "resources"'),
@@ -224,6 +244,13 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "nested variable": ({"environment": {"A": "${A:-${B:-c}}"}}, "write ${NAME:-default}"),
     "required variable": ({"command": ["${A:?missing}"]}, "write ${NAME:-default}"),
     "port of another service": ({"expose": ["6379"]}, "both use port 6379"),
+    "quoted boolean": ({"read_only": "true"}, "read_only: must be true or false, not 'true'"),
+    "memory without unit": ({"mem_limit": 256}, "must be an amount of memory such as 256m"),
+    "exception that no rule has": ({"x-slow": "yes"}, 'the key "x-slow" is not supported'),
+    "exception without a reason": (
+        {"x-program-variables": {"A": ""}},
+        "x-program-variables: A: must not be empty",
+    ),
 }
 
 
@@ -248,7 +275,7 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
     "unknown top key": (GOOD | {"networks": {}}, 'the key "networks" is not supported'),
     "version": (GOOD | {"version": "3"}, 'the key "version" is not supported'),
     "volume with driver": (GOOD | {"volumes": {"data": {"driver": "x"}}}, "options are not"),
-    "service name": ({"services": {"a b": {"build": "."}}}, "a service name holds only"),
+    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name holds only"),
     "neither build nor image": ({"services": {"a": {"command": ["x"]}}}, "`build` or `image`"),
     "unknown image": (
         {"services": {"mail": {"image": "mailhog/mailhog:v1"}}},

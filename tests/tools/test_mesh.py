@@ -20,11 +20,15 @@ services:
   envoy:
     image: envoyproxy/envoy:v1.40.0
   predictor-v1:
+    build: .
+    command: [serve]
     labels:
       app: predictor
       version: v1
     expose: [8001]
   predictor-v2:
+    build: .
+    command: [serve]
     labels:
       app: predictor
       version: v2
@@ -786,17 +790,17 @@ MUTANTS = [
     (EF, "networking.istio.io/v1alpha3", "networking.istio.io/v1",
      f"{IN_EF} apiVersion should be networking.istio.io/v1alpha3, not 'networking.istio.io/v1'"),
     (COMPOSE_FILE, "expose: [8001]", "expose: [8001, 8003]",
-     "docker-compose.yml: services.predictor-v1.expose should be one port"),
+     'docker-compose.yml: service "predictor-v1": expose: must name the one port'),
     (COMPOSE_FILE, "    expose: [8001]\n", "",
-     "docker-compose.yml: services.predictor-v1.expose should be one port"),
+     'docker-compose.yml: service "predictor-v1": expose: must name the one port'),
     (COMPOSE_FILE, "      app: predictor\n      version: v1\n", "      - app=predictor\n",
-     "docker-compose.yml: services.predictor-v1.labels should be a mapping"),
+     'docker-compose.yml: service "predictor-v1": labels: must be a mapping'),
     (COMPOSE_FILE, "app: predictor", "app: other",
      f"{IN_DR} spec.host has no endpoint: docker-compose.yml has no service with app: predictor"),
-    (COMPOSE_FILE, COMPOSE, "", "docker-compose.yml should be a mapping"),
+    (COMPOSE_FILE, COMPOSE, "", "docker-compose.yml: must be a mapping"),
     (COMPOSE_FILE, "    image: envoyproxy/envoy:v1.40.0\n", "",
-     "docker-compose.yml: services.envoy should be a mapping"),
-    (COMPOSE_FILE, "v1.40.0", "v1.40.0\x07", "docker-compose.yml: is not YAML in UTF-8"),
+     'docker-compose.yml: service "envoy": must be a mapping'),
+    (COMPOSE_FILE, "v1.40.0", "v1.40.0\x07", "docker-compose.yml: not valid YAML"),
     ("manifests/service.yml", "port: 8000", "port: http",
      "manifests/service.yml: Service predictor: spec.ports[0].port should be a number, not 'http'"),
     ("manifests/service.yml", "  selector:\n    app: predictor\n", "",
@@ -825,5 +829,5 @@ def test_any_other_kind_of_istio_is_refused(pattern: Pattern, kind: str) -> None
 
 
 def test_a_pattern_without_a_compose_file_is_an_error(pattern: Pattern) -> None:
-    with pytest.raises(istio.MeshError, match=r"docker-compose\.yml: No such file"):
+    with pytest.raises(istio.MeshError, match=r"docker-compose\.yml does not exist"):
         mesh.translate(pattern({"docker-compose.yml": None}))

@@ -244,6 +244,8 @@ class Bench:
     ) -> Any:
         processes = {
             upstream.name: {
+                "build": ".",
+                "command": ["serve"],
                 "labels": {"app": "predictor", "version": upstream.name},
                 "expose": [upstream.port],
             }

@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-import yaml
-
 from tools.measure.results import PLOT_FILE, ResultsError, load
+from tools.read.compose import load as load_compose
 from tools.read.patterns import ROOT, patterns
 
 HEADER = """
@@ -34,11 +33,8 @@ def tagline(pattern: Path) -> str:
 
 def processes(pattern: Path) -> str:
     """Returns the services of a pattern, with how many of each there are."""
-    services = yaml.safe_load((pattern / "docker-compose.yml").read_text("utf-8"))["services"]
-    counts = {
-        name: (service.get("deploy") or {}).get("replicas", 1) for name, service in services.items()
-    }
-    return ", ".join(name if count == 1 else f"{count} {name}" for name, count in counts.items())
+    services = sorted(load_compose(pattern, variables={}).services.values(), key=lambda s: s.name)
+    return ", ".join(s.name if s.replicas == 1 else f"{s.replicas} {s.name}" for s in services)
 
 
 def measured(pattern: Path) -> tuple[str, str]:

@@ -14,7 +14,8 @@ import yaml
 
 from tools.measure.server import Server, free_port, serve
 from tools.mesh import translate as mesh
-from tools.read.compose import Service, load, repository
+from tools.read.compose import Service, load
+from tools.read.images import repository
 from tools.run.binaries import find
 
 ANYWHERE = "0.0.0.0"  # noqa: S104

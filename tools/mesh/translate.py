@@ -5,7 +5,7 @@ silently does nothing. What the manifests leave out gets Istio's default, not En
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tools.mesh.istio import (
     suggest,
     text,
 )
+from tools.read.compose import ComposeError, Service, load
 from tools.read.strict_yaml import documents_of
 
 FIRST_LINE = "# Generated from manifests/ by make fix: change those, not this.\n"
@@ -42,7 +43,7 @@ FAULT = "envoy.filters.http.fault"
 class Mesh:
     """What the files of a pattern say, and the clusters that its routes turned out to need."""
 
-    processes: Json
+    processes: Mapping[str, Service]
     # By kind and host: a spec, and the place that an error names.
     services: dict[str, Json] = field(default_factory=dict)
     rules: dict[str, Json] = field(default_factory=dict)
@@ -98,13 +99,10 @@ def is_mesh(pattern_dir: Path) -> bool:
 
 
 def read(pattern_dir: Path) -> Mesh:
-    shown = "docker-compose.yml"
-    compose = [*load_yaml(pattern_dir / shown, shown), None][0]
-    processes = mapping(mapping(compose, shown).get("services"), f"{shown}: services")
-    for name, process in processes.items():
-        mapping(process, f"{shown}: services.{name}")
-        mapping(process.get("labels", {}), f"{shown}: services.{name}.labels")
-    mesh = Mesh(processes)
+    try:
+        mesh = Mesh(load(pattern_dir, variables={}).services)
+    except ComposeError as error:
+        raise MeshError(str(error)) from None
     by_kind = {
         "Service": mesh.services,
         "DestinationRule": mesh.rules,
@@ -160,12 +158,11 @@ def endpoints(mesh: Mesh, host: str, labels: Json, at: str) -> list[tuple[str, i
     wanted = mesh.services[host]["selector"] | labels
     found = []
     for name, process in mesh.processes.items():
-        labels_of_process = {key: str(value) for key, value in process.get("labels", {}).items()}
-        if wanted.items() <= labels_of_process.items():
-            expose = [str(port) for port in process.get("expose") or []]
-            if len(expose) != 1 or not expose[0].isdecimal():
-                raise MeshError(f"docker-compose.yml: services.{name}.expose should be one port")
-            found.append((name, int(expose[0])))
+        if wanted.items() <= process.labels.items():
+            if len(process.exposed_ports) != 1:
+                reason = "expose: must name the one port to which the mesh sends"
+                raise MeshError(f'docker-compose.yml: service "{name}": {reason}')
+            found.append((name, process.exposed_ports[0]))
     if not found:
         shown = ", ".join(f"{key}: {value}" for key, value in wanted.items())
         raise MeshError(f"{at} has no endpoint: docker-compose.yml has no service with {shown}")

@@ -1,67 +1,37 @@
-"""Reads a pattern's `docker-compose.yml` and refuses what does not run the same without Docker.
+"""Reads a pattern's `docker-compose.yml`, and refuses what would run differently without Docker.
 
-`load` returns the services in the order in which they start. Whatever lies outside the supported
-subset of Compose is a `ComposeError` that names the file, the service and the key, so that a
-pattern never behaves differently on a laptop because a setting was skipped in silence.
+This is the only reader of compose files. `load` returns the services in the order in which they
+start. Whatever lies outside the supported subset of Compose is a `ComposeError` that names the
+file, the service and the key, so a setting is never skipped in silence.
+
+A key that begins with `x-` is an exception to a rule of the repository, with its reason.
 """
 
 import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
+from tools.read.images import IMAGES, repository
 from tools.read.strict_yaml import documents_of
 
 FILE_NAME = "docker-compose.yml"
-
-TOP_KEYS = ("name", "services", "volumes")
-# A container is isolated and limited by these; a process on a laptop has nothing they apply to.
-DOCKER_ONLY_KEYS = (
-    "read_only",
-    "tmpfs",
-    "cap_drop",
-    "security_opt",
-    "user",
-    "init",
-    "mem_limit",
-    "cpus",
-    "pids_limit",
-)
-SERVICE_KEYS = (
-    "build",
-    "image",
-    "command",
-    "environment",
-    "ports",
-    "expose",
-    "volumes",
-    "depends_on",
-    "healthcheck",
-    "restart",
-    "stop_signal",
-    "stop_grace_period",
-    "deploy",
-    "labels",
-    *DOCKER_ONLY_KEYS,
-)
-BUILD_KEYS = ("context", "dockerfile", "target", "args")
-HEALTH_KEYS = ("test", "interval", "timeout", "retries", "start_period", "start_interval")
-CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
-RESTARTS = ("no", "on-failure", "unless-stopped", "always")
-
-# The port on which the server of an image listens when its service states none.
-DEFAULT_PORTS: Mapping[str, int | None] = {
-    "redis": 6379,
-    "postgres": 5432,
-    "envoyproxy/envoy": None,
-    "prom/prometheus": 9090,
-}
 
 VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*):-([^${}]*)\}|\$")
 SERVICE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
@@ -69,27 +39,78 @@ PUBLISHED_PORT = re.compile(r"127\.0\.0\.1:(\d{1,5}):(\d{1,5})")
 DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:us|ms|s|m|h))+")
 DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
 SECONDS_OF_UNIT = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+MEMORY = re.compile(r"(\d+(?:\.\d+)?)([bkmg])b?")
+
+Condition = Literal["service_started", "service_healthy", "service_completed_successfully"]
 
 
 class ComposeError(Exception):
-    """Says what in a compose file does not run without Docker."""
+    """Says what in a compose file does not run without Docker, and what to write instead."""
 
 
-@dataclass(frozen=True)
-class Build:
-    context: str
-    dockerfile: str
-    target: str | None
-    args: Mapping[str, str]
+# --- values ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class HealthCheck:
-    test: tuple[str, ...]
-    interval_seconds: float
-    timeout_seconds: float
-    retries: int
-    start_period_seconds: float
+def as_list(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError('must be a list, as in ["one", "two"]')
+    return tuple(value)
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"must be text, not {value!r}; put it in quotes")
+    return str(value)
+
+
+def as_whole_number(value: Any) -> int:
+    # A variable that was filled in is text.
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"must be a whole number from 1, not {value!r}")
+    return value
+
+
+def as_seconds(value: Any) -> float:
+    if not isinstance(value, str) or not DURATION.fullmatch(value):
+        raise ValueError(f"must be a duration such as 10s or 1m30s, not {value!r}")
+    parts = DURATION_PART.findall(value)
+    return float(sum(float(number) * SECONDS_OF_UNIT[unit] for number, unit in parts))
+
+
+def as_bytes(value: Any) -> float:
+    found = MEMORY.fullmatch(str(value).lower())
+    if not found:
+        raise ValueError(f"must be an amount of memory such as 256m or 1g, not {value!r}")
+    # To Compose every unit is a power of 1024, whether it is written m, M or mb.
+    return float(float(found[1]) * 1024.0 ** "bkmg".index(found[2]))
+
+
+def as_published_port(value: Any) -> int:
+    match = PUBLISHED_PORT.fullmatch(str(value))
+    if not match or match[1] != match[2] or not 0 < int(match[1]) < 65536:
+        raise ValueError(f'"{value}" is not supported without Docker; write "127.0.0.1:PORT:PORT"')
+    return int(match[1])
+
+
+def as_port(value: Any) -> int:
+    if not str(value).isdecimal() or not 0 < int(value) < 65536:
+        raise ValueError(f"{value!r} is not a port")
+    return int(value)
+
+
+def as_signal(value: Any) -> str:
+    name = str(value) if str(value).startswith("SIG") else f"SIG{value}"
+    if name not in signal.Signals.__members__:
+        raise ValueError(f'"{value}" is not the name of a signal')
+    return name
+
+
+def as_health_command(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(value) < 2 or value[0] != "CMD":
+        raise ValueError('write it as ["CMD", "program", "argument"]')
+    return value[1:]
 
 
 @dataclass(frozen=True)
@@ -102,24 +123,164 @@ class Mount:
     read_only: bool
 
 
-@dataclass(frozen=True)
-class Service:
-    name: str
-    build: Build | None
-    image: str | None
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    published_ports: tuple[int, ...]
-    # Every port on which the service listens, as far as the file says so.
-    ports: tuple[int, ...]
-    mounts: tuple[Mount, ...]
-    depends_on: Mapping[str, str]
-    health: HealthCheck | None
-    restart: str
-    stop_signal: str
-    stop_grace_seconds: float
-    replicas: int
-    labels: Mapping[str, str]
+def as_mount(value: Any) -> Mount:
+    source, _, rest = str(value).partition(":")
+    target, _, mode = rest.partition(":")
+    if not target.startswith("/") or target == "/" or mode not in ("", "ro", "rw"):
+        raise ValueError(f'"{value}": write "./directory:/path[:ro]" or "name:/path[:ro]"')
+    named = SERVICE_NAME.fullmatch(source) is not None
+    if not named and (not source.startswith("./") or ".." in PurePosixPath(source).parts):
+        raise ValueError(f'"{source}" is outside the pattern; a source starts with "./"')
+    return Mount(source, str(PurePosixPath(target)), named, mode == "ro")
+
+
+Text = Annotated[str, BeforeValidator(as_text)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+WholeNumber = Annotated[int, BeforeValidator(as_whole_number)]
+Seconds = Annotated[float, BeforeValidator(as_seconds)]
+Reason = Annotated[str, Field(min_length=1)]
+
+
+# --- what a file may hold -------------------------------------------------------------------------
+
+
+class Strict(BaseModel):
+    """A mapping of the file, which has no keys but those that are known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def knows_every_key(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            raise ValueError("must be a mapping (`key: value`)")
+        known = [info.alias or name for name, info in cls.model_fields.items()]
+        for key in raw:
+            if key not in known:
+                raise ValueError(
+                    f'the key "{key}" is not supported without Docker; '
+                    f"supported keys: {', '.join(known)}"
+                )
+        return raw
+
+
+class Build(Strict):
+    context: str = "."
+    dockerfile: str = "Dockerfile"
+    target: str | None = None
+    args: dict[str, Text] = {}
+
+
+class HealthCheck(Strict):
+    test: Annotated[Texts, AfterValidator(as_health_command)]
+    interval_seconds: Seconds = Field(30.0, alias="interval")
+    timeout_seconds: Seconds = Field(30.0, alias="timeout")
+    retries: WholeNumber = 3
+    start_period_seconds: Seconds = Field(0.0, alias="start_period")
+    # Without Docker a service that starts is asked far more often than this says.
+    start_interval_seconds: Seconds = Field(5.0, alias="start_interval")
+
+
+class Dependency(Strict):
+    condition: Condition = "service_started"
+
+
+class Deploy(Strict):
+    replicas: WholeNumber = 1
+
+
+class ImageSize(Strict):
+    added_mb: WholeNumber
+    reason: Reason
+
+
+class Service(Strict):
+    build: Annotated[
+        Build | None,
+        BeforeValidator(lambda raw: {"context": raw} if isinstance(raw, str) else raw),
+    ] = None
+    image: str | None = None
+    command: Texts = ()
+    environment: dict[str, Text] = {}
+    published_ports: Annotated[
+        tuple[Annotated[int, BeforeValidator(as_published_port)], ...], BeforeValidator(as_list)
+    ] = Field((), alias="ports")
+    exposed_ports: Annotated[
+        tuple[Annotated[int, BeforeValidator(as_port)], ...], BeforeValidator(as_list)
+    ] = Field((), alias="expose")
+    mounts: Annotated[
+        tuple[Annotated[Mount, BeforeValidator(as_mount)], ...], BeforeValidator(as_list)
+    ] = Field((), alias="volumes")
+    depends_on: Annotated[
+        dict[str, Dependency],
+        BeforeValidator(lambda raw: {name: {} for name in raw} if isinstance(raw, list) else raw),
+    ] = {}
+    health: HealthCheck | None = Field(None, alias="healthcheck")
+    restart: Annotated[
+        Literal["no", "on-failure", "unless-stopped", "always"],
+        # An unquoted `no` is the boolean false in YAML 1.1.
+        BeforeValidator(lambda raw: "no" if raw is False else raw),
+    ] = "no"
+    stop_signal: Annotated[str, BeforeValidator(as_signal)] = "SIGTERM"
+    stop_grace_seconds: Seconds = Field(10.0, alias="stop_grace_period")
+    deploy: Deploy = Deploy()
+    labels: dict[str, Text] = {}
+    # A container is isolated and limited by these; a process on a laptop is not.
+    read_only: bool = False
+    tmpfs: Texts = ()
+    cap_drop: Texts = ()
+    security_opt: Texts = ()
+    user: Text | None = None
+    init: bool = False
+    memory_limit_bytes: Annotated[float, BeforeValidator(as_bytes)] | None = Field(
+        None, alias="mem_limit"
+    )
+    cpus: Text | None = None
+    pids_limit: WholeNumber | None = None
+    # Variables that a program in the image reads, and not the settings of the pattern.
+    program_variables: dict[str, Reason] = Field({}, alias="x-program-variables")
+    # Why the server has no /ready.
+    without_ready: Reason | None = Field(None, alias="x-without-ready")
+    # Why the image adds more to its base than others may.
+    image_size: ImageSize | None = Field(None, alias="x-image-size")
+
+    # Both depend on the rest of the file, which is read with them.
+    _name: str = PrivateAttr("")
+    _ports: tuple[int, ...] = PrivateAttr(())
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Every port on which the service listens, as far as the file says so."""
+        return self._ports
+
+    @property
+    def replicas(self) -> int:
+        return self.deploy.replicas
+
+    @model_validator(mode="after")
+    def runs_without_docker(self) -> Self:
+        if self.build is None and self.image is None:
+            raise ValueError("it needs `build` or `image`")
+        if self.build is not None and not self.command:
+            raise ValueError("a service that is built needs a `command` to run without Docker")
+        if self.build is None and repository(self.image or "") not in IMAGES:
+            known = ", ".join(IMAGES)
+            raise ValueError(
+                f'the image "{self.image}" is not known without Docker; known images: {known}'
+            )
+        return self
+
+
+class File(Strict):
+    name: Annotated[str, Field(min_length=1)] | None = None
+    services: dict[str, Service]
+    volumes: dict[str, None] = {}
+    # Why the pattern has no train/.
+    without_training: Reason | None = Field(None, alias="x-without-training")
 
 
 @dataclass(frozen=True)
@@ -129,6 +290,7 @@ class Compose:
     # In the order in which they start: a service comes after those that it depends on.
     services: Mapping[str, Service]
     volumes: tuple[str, ...]
+    without_training: str | None = field(default=None)
 
     @property
     def pattern_dir(self) -> Path:
@@ -143,15 +305,45 @@ class Compose:
     def one_shots(self) -> set[str]:
         """Names the services that end by design: another one waits until they have succeeded."""
         return {
-            dependency
+            name
             for service in self.services.values()
-            for dependency, condition in service.depends_on.items()
-            if condition == "service_completed_successfully"
+            for name, dependency in service.depends_on.items()
+            if dependency.condition == "service_completed_successfully"
         }
 
+    def built(self) -> list[Service]:
+        return [service for service in self.services.values() if service.build]
 
-def load(pattern_dir: Path) -> Compose:
+
+def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compose:
+    """Reads the compose file of a pattern; `variables` take the place of `${NAME:-default}`.
+
+    Raises:
+        ComposeError: the file is missing, or holds what does not run without Docker.
+    """
     path = pattern_dir.resolve() / FILE_NAME
+    document = interpolated(document_of(path), (), variables)
+    try:
+        file = File.model_validate(document)
+    except ValidationError as error:
+        raise ComposeError(message_of(error)) from None
+    if not file.services:
+        refuse(FILE_NAME, "there are no services")
+    for name, service in file.services.items():
+        service._name = name
+        refuse_unknown_names(service, file)
+    services = in_start_order(file.services)
+    state_ports(services)
+    return Compose(
+        path,
+        file.name or path.parent.name,
+        {service.name: service for service in services},
+        tuple(file.volumes),
+        file.without_training,
+    )
+
+
+def document_of(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -161,203 +353,105 @@ def load(pattern_dir: Path) -> Compose:
     try:
         documents = documents_of(text) or [None]
     except yaml.YAMLError as error:
-        raise ComposeError(f"{FILE_NAME}: not valid YAML: {one_line(error)}") from None
-
+        raise ComposeError(f"{FILE_NAME}: not valid YAML: {' '.join(str(error).split())}") from None
     if len(documents) > 1:
-        refuse(FILE_NAME, "there are several documents in it")
-    document = mapping(documents[0], FILE_NAME)
-    refuse_unknown_keys(document, TOP_KEYS, FILE_NAME)
-    volumes = tuple(mapping(document.get("volumes") or {}, f"{FILE_NAME}: volumes"))
-    for volume in volumes:
-        if document["volumes"][volume]:
-            refuse(f'{FILE_NAME}: volume "{volume}"', "options are not supported without Docker")
-    raw_services = mapping(document.get("services"), f"{FILE_NAME}: services")
-    if not raw_services:
-        refuse(FILE_NAME, "there are no services")
-
-    services = [read_service(name, raw, volumes) for name, raw in raw_services.items()]
-    services = with_stated_ports(in_start_order(services))
-    refuse_shared_ports(services)
-    name = path.parent.name
-    if "name" in document:
-        place = f"{FILE_NAME}: name"
-        name = string(interpolated(document["name"], place), place)
-    return Compose(path, name, {service.name: service for service in services}, volumes)
+        refuse(FILE_NAME, "it holds several documents; write one")
+    return documents[0]
 
 
-# --- one service ----------------------------------------------------------------------------------
+def interpolated(value: Any, keys: tuple[str, ...], variables: Mapping[str, str]) -> Any:
+    """Replaces `${NAME:-default}` and `$$` in every text below `value`, which is at `keys`."""
+    if isinstance(value, dict):
+        return {
+            key: interpolated(item, (*keys, str(key)), variables) for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [interpolated(item, keys, variables) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def substitute(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        if match[1] is None:
+            reason = f'the "$" in "{value}" is not supported; write ${{NAME:-default}} or $$'
+            refuse(place_of(*keys), reason)
+        return variables.get(match[1]) or match[2]
+
+    return VARIABLE.sub(substitute, value)
 
 
-def read_service(name: str, raw: Any, volumes: tuple[str, ...]) -> Service:
-    place = f'{FILE_NAME}: service "{name}"'
-    if not SERVICE_NAME.fullmatch(name):
-        refuse(place, "a service name holds only letters, digits, - and _")
-    raw = interpolated(mapping(raw, place), place)
-    refuse_unknown_keys(raw, SERVICE_KEYS, place)
-
-    build = read_build(raw["build"], f"{place}: build") if "build" in raw else None
-    image = string(raw["image"], f"{place}: image") if "image" in raw else None
-    command = strings(raw.get("command", []), f"{place}: command")
-    if build is None and image is None:
-        refuse(place, "it needs `build` or `image`")
-    if build is not None and not command:
-        refuse(place, "a service that is built needs a `command` to run without Docker")
-    if build is None and image is not None and repository(image) not in DEFAULT_PORTS:
-        known = ", ".join(DEFAULT_PORTS)
-        refuse(place, f'the image "{image}" is not known without Docker; known images: {known}')
-
-    published = read_published_ports(raw.get("ports", []), f"{place}: ports")
-    exposed = read_exposed_ports(raw.get("expose", []), f"{place}: expose")
-    restart = raw.get("restart", "no")
-    # An unquoted `no` is the boolean false in YAML 1.1.
-    restart = "no" if restart is False else restart
-    if restart not in RESTARTS:
-        refuse(f"{place}: restart", f"{restart!r} is not one of {', '.join(RESTARTS)}")
-    return Service(
-        name=name,
-        build=build,
-        image=image,
-        command=command,
-        environment=texts(raw.get("environment", {}), f"{place}: environment"),
-        published_ports=published,
-        ports=tuple(dict.fromkeys([*published, *exposed])),
-        mounts=read_mounts(raw.get("volumes", []), volumes, f"{place}: volumes"),
-        depends_on=read_depends_on(raw.get("depends_on", []), f"{place}: depends_on"),
-        health=read_health(raw["healthcheck"], f"{place}: healthcheck")
-        if "healthcheck" in raw
-        else None,
-        restart=restart,
-        stop_signal=read_signal(raw.get("stop_signal", "SIGTERM"), f"{place}: stop_signal"),
-        stop_grace_seconds=seconds(
-            raw.get("stop_grace_period", "10s"), f"{place}: stop_grace_period"
-        ),
-        replicas=read_replicas(raw.get("deploy", {}), f"{place}: deploy"),
-        labels=texts(raw.get("labels", {}), f"{place}: labels"),
-    )
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def read_build(raw: Any, place: str) -> Build:
-    if isinstance(raw, str):
-        return Build(context=raw, dockerfile="Dockerfile", target=None, args={})
-    raw = mapping(raw, place)
-    refuse_unknown_keys(raw, BUILD_KEYS, place)
-    return Build(
-        context=string(raw.get("context", "."), f"{place}: context"),
-        dockerfile=string(raw.get("dockerfile", "Dockerfile"), f"{place}: dockerfile"),
-        target=string(raw["target"], f"{place}: target") if "target" in raw else None,
-        args=texts(raw.get("args", {}), f"{place}: args"),
-    )
+def message_of(error: ValidationError) -> str:
+    """Says in one line what is wrong first: the file, the service, the key, what to write."""
+    first = error.errors()[0]
+    keys = [key for key in first["loc"] if isinstance(key, str) and key != "[key]"]
+    given = first["input"]
+    reasons = {
+        "missing": "it is missing; add it",
+        "string_type": f"must be text, not {given!r}; put it in quotes",
+        "string_too_short": "must not be empty",
+        "bool_type": f"must be true or false, not {given!r}",
+        "dict_type": "must be a mapping (`key: value`)",
+        "none_required": f"options are not supported without Docker; write nothing, not {given}",
+    }
+    reason = reasons.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "literal_error":
+        reason = f"{given!r} is not one of {first['ctx']['expected']}"
+    return f"{place_of(*keys)}: {reason}"
 
 
-def read_published_ports(raw: Any, place: str) -> tuple[int, ...]:
-    ports = []
-    for entry in strings(raw, place):
-        match = PUBLISHED_PORT.fullmatch(entry)
-        if not match or match[1] != match[2] or not 0 < int(match[1]) < 65536:
-            refuse(place, f'"{entry}" is not supported without Docker; write "127.0.0.1:PORT:PORT"')
-        ports.append(int(match[1]))
-    return tuple(ports)
+def place_of(*keys: str) -> str:
+    """Names a place in the file as a reader would look for it."""
+    if keys[:1] == ("services",) and len(keys) > 1:
+        keys = (f'service "{keys[1]}"', *keys[2:])
+    return ": ".join([FILE_NAME, *keys])
 
 
-def read_exposed_ports(raw: Any, place: str) -> tuple[int, ...]:
-    ports = []
-    for entry in a_list(raw, place):
-        if not str(entry).isdecimal() or not 0 < int(entry) < 65536:
-            refuse(place, f"{entry!r} is not a port")
-        ports.append(int(entry))
-    return tuple(ports)
-
-
-def read_mounts(raw: Any, volumes: tuple[str, ...], place: str) -> tuple[Mount, ...]:
-    mounts = []
-    for entry in strings(raw, place):
-        source, _, rest = entry.partition(":")
-        target, _, mode = rest.partition(":")
-        if not target.startswith("/") or target == "/" or mode not in ("", "ro", "rw"):
-            refuse(place, f'"{entry}": write "./directory:/path[:ro]" or "name:/path[:ro]"')
-        named = SERVICE_NAME.fullmatch(source) is not None
-        if named and source not in volumes:
-            refuse(place, f'"{source}" is not declared under the top-level `volumes`')
-        if not named and (not source.startswith("./") or ".." in PurePosixPath(source).parts):
-            refuse(place, f'"{source}" is outside the pattern; a source starts with "./"')
-        mounts.append(Mount(source, str(PurePosixPath(target)), named, mode == "ro"))
-    return tuple(mounts)
-
-
-def read_depends_on(raw: Any, place: str) -> dict[str, str]:
-    if isinstance(raw, list):
-        return dict.fromkeys(strings(raw, place), "service_started")
-    conditions = {}
-    for name, options in mapping(raw, place).items():
-        options = mapping(options, f"{place}: {name}")
-        refuse_unknown_keys(options, ("condition",), f"{place}: {name}")
-        condition = options.get("condition", "service_started")
-        if condition not in CONDITIONS:
-            refuse(f"{place}: {name}", f"{condition!r} is not one of {', '.join(CONDITIONS)}")
-        conditions[name] = condition
-    return conditions
-
-
-def read_health(raw: Any, place: str) -> HealthCheck:
-    raw = mapping(raw, place)
-    refuse_unknown_keys(raw, HEALTH_KEYS, place)
-    test = strings(raw.get("test"), f"{place}: test")
-    if len(test) < 2 or test[0] != "CMD":
-        refuse(f"{place}: test", 'write it as ["CMD", "program", "argument"]')
-    # Without Docker a service that starts is asked far more often than this says.
-    seconds(raw.get("start_interval", "5s"), f"{place}: start_interval")
-    return HealthCheck(
-        test=test[1:],
-        interval_seconds=seconds(raw.get("interval", "30s"), f"{place}: interval"),
-        timeout_seconds=seconds(raw.get("timeout", "30s"), f"{place}: timeout"),
-        retries=whole_number(raw.get("retries", 3), f"{place}: retries"),
-        start_period_seconds=seconds(raw.get("start_period", "0s"), f"{place}: start_period"),
-    )
-
-
-def read_signal(raw: Any, place: str) -> str:
-    name = string(raw, place)
-    name = name if name.startswith("SIG") else f"SIG{name}"
-    if name not in signal.Signals.__members__:
-        refuse(place, f'"{raw}" is not the name of a signal')
-    return name
-
-
-def read_replicas(raw: Any, place: str) -> int:
-    raw = mapping(raw, place)
-    refuse_unknown_keys(raw, ("replicas",), place)
-    return whole_number(raw.get("replicas", 1), f"{place}: replicas")
+def refuse(place: str, reason: str) -> NoReturn:
+    raise ComposeError(f"{place}: {reason}")
 
 
 # --- all services together ------------------------------------------------------------------------
 
 
-def in_start_order(services: list[Service]) -> list[Service]:
-    by_name = {service.name: service for service in services}
-    for service in services:
-        place = f'{FILE_NAME}: service "{service.name}": depends_on'
-        for name, condition in service.depends_on.items():
-            if name not in by_name:
-                refuse(place, f'there is no service "{name}"; services: {", ".join(by_name)}')
-            if condition == "service_healthy" and by_name[name].health is None:
-                refuse(place, f'"{name}" has no healthcheck to wait for')
+def refuse_unknown_names(service: Service, file: File) -> None:
+    place = f'{FILE_NAME}: service "{service.name}"'
+    if not SERVICE_NAME.fullmatch(service.name):
+        refuse(place, "a service name holds only letters, digits, - and _")
+    for mount in service.mounts:
+        if mount.named and mount.source not in file.volumes:
+            reason = f'"{mount.source}" is not declared under the top-level `volumes`'
+            refuse(f"{place}: volumes", reason)
+    for name, dependency in service.depends_on.items():
+        if name not in file.services:
+            reason = f'there is no service "{name}"; services: {", ".join(file.services)}'
+            refuse(f"{place}: depends_on", reason)
+        if dependency.condition == "service_healthy" and file.services[name].health is None:
+            refuse(f"{place}: depends_on", f'"{name}" has no healthcheck to wait for')
+
+
+def in_start_order(services: Mapping[str, Service]) -> list[Service]:
+    graph = {name: service.depends_on for name, service in services.items()}
     try:
-        order = TopologicalSorter({s.name: s.depends_on for s in services}).static_order()
-        return [by_name[name] for name in order]
+        return [services[name] for name in TopologicalSorter(graph).static_order()]
     except CycleError as error:
         refuse(FILE_NAME, f"services depend on each other: {' -> '.join(error.args[1])}")
 
 
-def with_stated_ports(services: list[Service]) -> list[Service]:
-    """Adds the ports that a service's own command, or another service's address of it, states."""
+def state_ports(services: list[Service]) -> None:
+    """Tells each service its ports: its own command or another service's address may state them."""
     texts = [text for service in services for text in texts_of(service)]
-    found = []
+    owners: dict[int, str] = {}
     for service in services:
         address = re.compile(rf"(?<![\w.-]){re.escape(service.name)}:(\d{{1,5}})\b")
         stated = {int(port) for text in texts for port in address.findall(text)}
-        stated |= set(service.ports) | set(port_options(service.command))
+        stated |= {*service.published_ports, *service.exposed_ports}
+        stated |= set(port_options(service.command))
         if not stated and service.build is None and service.image is not None:
-            default = DEFAULT_PORTS[repository(service.image)]
+            default = IMAGES[repository(service.image)].port
             stated = set() if default is None else {default}
         if service.replicas > 1 and stated:
             refuse(
@@ -365,8 +459,15 @@ def with_stated_ports(services: list[Service]) -> list[Service]:
                 f"{service.replicas} replicas cannot all listen on port {min(stated)} of one "
                 "machine; without Docker only a service without a port has replicas",
             )
-        found.append(replace(service, ports=tuple(sorted(stated))))
-    return found
+        for port in sorted(stated):
+            if port in owners:
+                refuse(
+                    FILE_NAME,
+                    f'services "{owners[port]}" and "{service.name}" both use port {port}; '
+                    "on one machine each needs a port of its own",
+                )
+            owners[port] = service.name
+        service._ports = tuple(sorted(stated))
 
 
 def texts_of(service: Service) -> tuple[str, ...]:
@@ -380,111 +481,3 @@ def port_options(command: tuple[str, ...]) -> Iterator[int]:
             yield int(value)
         elif option.startswith("--port=") and option[7:].isdecimal():
             yield int(option[7:])
-
-
-def refuse_shared_ports(services: list[Service]) -> None:
-    owners: dict[int, str] = {}
-    for service in services:
-        for port in service.ports:
-            if port in owners:
-                refuse(
-                    FILE_NAME,
-                    f'services "{owners[port]}" and "{service.name}" both use port {port}; '
-                    "on one machine each needs a port of its own",
-                )
-            owners[port] = service.name
-
-
-def repository(image: str) -> str:
-    """Strips the tag, the digest and Docker Hub's own names off an image's name."""
-    name = image.partition("@")[0]
-    head, slash, last = name.rpartition("/")
-    return (
-        (head + slash + last.partition(":")[0]).removeprefix("docker.io/").removeprefix("library/")
-    )
-
-
-# --- values ---------------------------------------------------------------------------------------
-
-
-def interpolated(value: Any, place: str) -> Any:
-    """Replaces `${NAME:-default}` and `$$` in every text below `value`."""
-    if isinstance(value, dict):
-        return {key: interpolated(item, f"{place}: {key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [interpolated(item, place) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def substitute(match: re.Match[str]) -> str:
-        if match[0] == "$$":
-            return "$"
-        if match[1] is None:
-            refuse(place, f'the "$" in "{value}" is not supported: write ${{NAME:-default}} or $$')
-        return os.environ.get(match[1]) or match[2]
-
-    return VARIABLE.sub(substitute, value)
-
-
-def refuse(place: str, reason: str) -> NoReturn:
-    raise ComposeError(f"{place}: {reason}")
-
-
-def refuse_unknown_keys(raw: Mapping[str, Any], supported: tuple[str, ...], place: str) -> None:
-    for key in raw:
-        if key not in supported:
-            raise ComposeError(
-                f'{place}: the key "{key}" is not supported without Docker; '
-                f"supported keys: {', '.join(supported)}"
-            )
-
-
-def mapping(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ComposeError(f"{place}: must be a mapping (`key: value`)")
-    return value
-
-
-def a_list(value: Any, place: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ComposeError(f"{place}: must be a list")
-    return value
-
-
-def string(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ComposeError(f"{place}: must be a text, not {value!r}; put it in quotes")
-    return value
-
-
-def strings(value: Any, place: str) -> tuple[str, ...]:
-    for item in a_list(value, place):
-        if not isinstance(item, str):
-            raise ComposeError(f"{place}: must hold texts, not {item!r}; put it in quotes")
-    return tuple(value)
-
-
-def texts(value: Any, place: str) -> dict[str, str]:
-    for key, item in mapping(value, place).items():
-        if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise ComposeError(f"{place}: {key}: must be a text, not {item!r}; put it in quotes")
-    return {key: str(item) for key, item in value.items()}
-
-
-def whole_number(value: Any, place: str) -> int:
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ComposeError(f"{place}: must be a whole number from 1, not {value!r}")
-    return value
-
-
-def seconds(value: Any, place: str) -> float:
-    if not isinstance(value, str) or not DURATION.fullmatch(value):
-        raise ComposeError(f"{place}: must be a duration such as 10s or 1m30s, not {value!r}")
-    parts = DURATION_PART.findall(value)
-    return float(sum(float(number) * SECONDS_OF_UNIT[unit] for number, unit in parts))
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

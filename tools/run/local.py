@@ -487,9 +487,9 @@ def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[
 
 
 def may_start(compose: Compose, name: str, waiting: list[str], started: dict[str, float]) -> bool:
-    for dependency, condition in compose.services[name].depends_on.items():
-        not_begun = dependency in waiting and dependency not in started
-        if not_begun or (condition != "service_started" and dependency in waiting):
+    for other, dependency in compose.services[name].depends_on.items():
+        not_begun = other in waiting and other not in started
+        if not_begun or (dependency.condition != "service_started" and other in waiting):
             return False
     return True
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service, repository
+from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service
+from tools.read.images import IMAGES, Image, repository
 from tools.run.binaries import find
 
 LOOPBACK = "127.0.0.1"
@@ -28,24 +29,6 @@ HOST_OPTION = re.compile(r"-h|--(?:[a-z-]+-)?(?:host|hostname|address|server)")
 # What a process gets besides its own variables: a stray variable of the user changes nothing.
 INHERITED_VARIABLES = ("HOME", "LANG", "TMPDIR")
 
-# Where the server of an image keeps its data in the container.
-DATA_FOLDERS = {
-    "redis": "/data",
-    "postgres": "/var/lib/postgresql/data",
-    "prom/prometheus": "/prometheus",
-}
-DEFAULT_COMMANDS = {
-    "redis": ("redis-server",),
-    "postgres": ("postgres",),
-    "envoyproxy/envoy": ("envoy", "-c", "/etc/envoy/envoy.yaml"),
-    "prom/prometheus": (
-        "prometheus",
-        "--config.file=/etc/prometheus/prometheus.yml",
-        "--storage.tsdb.path=/prometheus",
-    ),
-}
-# These read addresses of services from mounted files.
-CONFIGURED_IMAGES = ("envoyproxy/envoy", "prom/prometheus")
 CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
@@ -85,11 +68,10 @@ def launch_of(compose: Compose, service: Service) -> Launch:
     command = rewritten_arguments(command, tuple(compose.services), rewrite)
     directory = compose.pattern_dir
     if program:
-        directory = paths.get(DATA_FOLDERS.get(repository(service.image or ""), ""), None) or (
-            scratch_dir(compose, service)
-        )
+        known = image_of(service)
+        directory = paths.get(known.data_folder or "") or scratch_dir(compose, service)
         if program.name == "postgres":
-            environment |= postgres_environment(service, paths[DATA_FOLDERS["postgres"]])
+            environment |= postgres_environment(service, directory)
             init_dir = paths.get("/docker-entrypoint-initdb.d", Path(os.devnull))
             entrypoint = Path(__file__).with_name("postgres.py")
             command = (sys.executable, str(entrypoint), str(init_dir), str(program), *command[1:])
@@ -115,21 +97,20 @@ def base_environment(compose: Compose, service: Service, program: Path | None) -
 # --- images ---------------------------------------------------------------------------------------
 
 
+def image_of(service: Service) -> Image:
+    return IMAGES[repository(service.image or "")]
+
+
 def image_command(service: Service, program: Path) -> tuple[str, ...]:
     """Does what the entrypoint of the image does, and keeps the server on this machine."""
-    image = repository(service.image or "")
-    command = service.command or DEFAULT_COMMANDS[image]
+    known = image_of(service)
+    command = service.command or known.command
     if command[0].startswith("-") or command[0].endswith(".conf"):
         command = (program.name, *command)
-    if image == "redis" and "--bind" not in command:
-        command = (*command, "--bind", LOOPBACK)
-    if image == "envoyproxy/envoy":
-        # Hot restart shares memory under a number that is the same for every Envoy of a machine.
-        command = (*command, "--disable-hot-restart")
-        if "--concurrency" not in command:
-            command = (*command, "--concurrency", "1")
-    if image == "prom/prometheus" and not any("--web.listen-address" in arg for arg in command):
-        command = (*command, f"--web.listen-address={LOOPBACK}:9090")
+    given = {word.partition("=")[0] for word in command}
+    for option in known.options:
+        if option[0].partition("=")[0] not in given:
+            command = (*command, *option)
     return command
 
 
@@ -153,8 +134,8 @@ def postgres_environment(service: Service, data_dir: Path) -> dict[str, str]:
 def host_paths(compose: Compose, service: Service) -> dict[str, Path]:
     """Maps each path that is mounted in the container to the path of this machine."""
     paths = {mount.target: mount_source(compose, service, mount) for mount in service.mounts}
-    data_folder = DATA_FOLDERS.get(repository(service.image or ""))
-    if not service.build and data_folder and data_folder not in paths:
+    data_folder = None if service.build else image_of(service).data_folder
+    if data_folder and data_folder not in paths:
         # A volume at a parent folder holds the data as well.
         parents = [t for t in paths if data_folder.startswith(f"{t}/")]
         inside = paths[parents[0]] / Path(data_folder).name if parents else None
@@ -175,7 +156,7 @@ def scratch_dir(compose: Compose, service: Service) -> Path:
 
 def reachable(compose: Compose, service: Service, purpose: str) -> Path:
     folder = state_dir(compose.pattern_dir) / purpose
-    needs_nobody = not service.build and repository(service.image or "") == "postgres"
+    needs_nobody = not service.build and image_of(service).program == "postgres"
     if needs_nobody and os.geteuid() == 0 and not open_to_nobody(folder):
         return temporary_dir(compose.pattern_dir, purpose)
     return folder
@@ -229,7 +210,7 @@ def write_configs(compose: Compose, service: Service, paths: dict[str, Path]) ->
     """Writes mounted YAML files anew under `.local`, and points `paths` to what it has written."""
     folder = state_dir(compose.pattern_dir) / "config" / service.name
     for target, source in paths.items():
-        if source.is_dir() and repository(service.image or "") in CONFIGURED_IMAGES:
+        if source.is_dir() and image_of(service).configured_by_files:
             raise ComposeError(
                 f'{FILE_NAME}: service "{service.name}": volumes: mount {source.name}\'s files one '
                 "by one: without Docker the addresses in them are rewritten"

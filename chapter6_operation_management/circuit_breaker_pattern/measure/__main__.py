@@ -19,6 +19,7 @@ from tools.measure.load import Request, Run, closed_loop, open_loop
 from tools.measure.results import Results, quick_argument
 from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
 from tools.mesh.proxy import Proxy, fetch, shipped, without
+from tools.read.compose import load as load_compose
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
@@ -26,7 +27,7 @@ CLAIM = (
     "At three times what the replicas can do, they do as much as ever and the rest is refused at "
     "once; a replica that fails five times in a row gets no requests until it may return."
 )
-SERVICES = yaml.safe_load((HERE / "docker-compose.yml").read_text("utf-8"))["services"]
+SERVICES = load_compose(HERE).services
 RULE = yaml.safe_load((HERE / "manifests/destination_rule.yml").read_text("utf-8"))
 POLICY = RULE["spec"]["trafficPolicy"]
 LIMIT: int = POLICY["connectionPool"]["http"]["http2MaxRequests"]
@@ -47,7 +48,7 @@ def replica(app: str = "measure.baselines:counting") -> Iterator[Server]:
         "0.0.0.0": "127.0.0.1",  # noqa: S104
         "8001": str(port),
     }
-    command = [changes.get(word, word) for word in SERVICES["predictor-a"]["command"]]
+    command = [changes.get(word, word) for word in SERVICES["predictor-a"].command]
     with serve(
         [sys.executable, "-m", *command],
         cwd=ROOT,

@@ -1,0 +1,29 @@
+"""Reads the stages of a Dockerfile and their instructions."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    image: str
+    # Those of an earlier stage that it continues come first.
+    instructions: list[tuple[str, str]]
+
+    def last(self, keyword: str) -> str:
+        return next((rest for word, rest in reversed(self.instructions) if word == keyword), "")
+
+
+def stages(dockerfile: Path) -> dict[str, Stage]:
+    """Returns the stages of a Dockerfile by their names, the final one last."""
+    found: dict[str, Stage] = {}
+    text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text("utf-8"), flags=re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        keyword, _, rest = line.strip().partition(" ")
+        if keyword == "FROM":
+            image, *named = [word for word in rest.split() if not word.startswith("--")]
+            earlier = found[image].instructions if image in found else []
+            found[named[-1] if named else str(len(found))] = Stage(image, [*earlier])
+        elif keyword and found:
+            [*found.values()][-1].instructions.append((keyword, rest.strip()))
+    return found
