@@ -74,7 +74,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	  { echo "error: not formatted: run make fix" >&2; exit 1; }
 	@$(BIN)/python -m tools.generate.generated --check
 	@$(BIN)/mypy --no-error-summary .
-	@$(BIN)/python -m pytest -q tests/test_conformance.py tests/test_manifests.py
+	@$(BIN)/python -m tools.check
 
 .PHONY: fix
 fix: environment ## Write what is generated: format, marked copies, requirements, Envoy configurations, index, RESULTS.md

@@ -1,12 +1,19 @@
-"""The repository keeps every rule of `tools/check/conformance.py`."""
+"""The repository keeps every rule of `tools/check/`."""
 
 import pytest
 
-from tools.check.conformance import RULES, Rule, findings
+from tools.check.repository import Repository
+from tools.check.rules import Rule, all_rules, findings
 from tools.read.patterns import ROOT
 
+REPOSITORY = Repository(ROOT)
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+
+def test_some_patterns_have_manifests() -> None:
+    assert REPOSITORY.manifests, "no pattern with a manifests/ folder was found"
+
+
+@pytest.mark.parametrize("rule", all_rules(), ids=lambda rule: rule.name)
 def test_the_repository_keeps_the_rule(rule: Rule) -> None:
-    found = findings(ROOT, rule)
+    found = findings(REPOSITORY, rule)
     assert not found, "\n".join(found)

@@ -10,7 +10,7 @@ A key that begins with `x-` is an exception to a rule of the repository, with it
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from tools.read.command import option
 from tools.read.images import IMAGES, repository
 from tools.read.strict_yaml import documents_of
 
@@ -449,7 +450,8 @@ def state_ports(services: list[Service]) -> None:
         address = re.compile(rf"(?<![\w.-]){re.escape(service.name)}:(\d{{1,5}})\b")
         stated = {int(port) for text in texts for port in address.findall(text)}
         stated |= {*service.published_ports, *service.exposed_ports}
-        stated |= set(port_options(service.command))
+        listening = option(service.command, "--port")
+        stated |= {int(listening)} if listening.isdecimal() else set()
         if not stated and service.build is None and service.image is not None:
             default = IMAGES[repository(service.image)].port
             stated = set() if default is None else {default}
@@ -473,11 +475,3 @@ def state_ports(services: list[Service]) -> None:
 def texts_of(service: Service) -> tuple[str, ...]:
     test = service.health.test if service.health else ()
     return (*service.command, *service.environment.values(), *test)
-
-
-def port_options(command: tuple[str, ...]) -> Iterator[int]:
-    for option, value in zip(command, (*command, "")[1:], strict=True):
-        if option == "--port" and value.isdecimal():
-            yield int(value)
-        elif option.startswith("--port=") and option[7:].isdecimal():
-            yield int(option[7:])

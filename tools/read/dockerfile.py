@@ -1,6 +1,7 @@
 """Reads the stages of a Dockerfile and their instructions."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,11 @@ class Stage(NamedTuple):
 
     def last(self, keyword: str) -> str:
         return next((rest for word, rest in reversed(self.instructions) if word == keyword), "")
+
+    def variables(self) -> dict[str, str]:
+        """Returns the environment variables that the stage sets."""
+        texts = [rest for word, rest in self.instructions if word == "ENV"]
+        return dict(pair.split("=", 1) for text in texts for pair in shlex.split(text))
 
 
 def stages(dockerfile: Path) -> dict[str, Stage]:

@@ -1,0 +1,54 @@
+"""Rules about what a compose file says beyond its shape, which its reader holds."""
+
+import re
+from collections.abc import Iterator
+
+from tools.check.docker import has_version
+from tools.check.repository import Repository
+from tools.check.rules import rule
+from tools.read.compose import ComposeError, load
+
+
+@rule()
+def compose_runs_the_same_without_docker(repository: Repository) -> Iterator[str]:
+    for pattern in repository.patterns:
+        name = pattern.name.replace("_", "-")
+        try:
+            if (found := load(pattern, variables={}).name) != name:
+                yield f"{pattern}/docker-compose.yml: its name is {found}; write name: {name}"
+        except ComposeError as error:
+            yield f"{pattern}/docker-compose.yml: {error}; see tools/read/compose.py"
+
+
+@rule()
+def long_running_service_has_a_healthcheck(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        for service in compose.services.values():
+            if service.health is None and service.name not in compose.one_shots():
+                yield f"{compose.path}: {service.name} has no healthcheck; say when it is ready"
+
+
+@rule()
+def built_service_may_do_little(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        for service in compose.built():
+            limits = {
+                "read_only: true": service.read_only,
+                "cap_drop: [ALL]": service.cap_drop == ("ALL",),
+                "no-new-privileges:true": "no-new-privileges:true" in service.security_opt,
+                "mem_limit": service.memory_limit_bytes is not None,
+            }
+            for what in (what for what, is_set in limits.items() if not is_set):
+                yield f"{compose.path}: {service.name} may do more than it has to; add {what}"
+
+
+@rule()
+def images_of_compose_have_a_name_and_a_version(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        ours = f"ml-system-in-actions/{compose.pattern_dir.name.replace('_', '-')}-"
+        for service in compose.services.values():
+            image = service.image or "none"
+            if service.build and not re.fullmatch(rf"{ours}[a-z0-9-]+:\d+\.\d+\.\d+", image):
+                yield f"{compose.path}: {service.name} is built as {image}; write {ours}...:1.2.3"
+            elif not has_version(image):
+                yield f"{compose.path}: {image} has no fixed version; write IMAGE:VERSION"

@@ -1,0 +1,74 @@
+"""Rules about Dockerfiles and the images that they make."""
+
+import json
+import re
+from collections.abc import Iterator
+
+from tools.check.repository import Repository
+from tools.check.rules import rule
+from tools.read.command import without_address
+from tools.read.dockerfile import stages
+
+# PyTorch is locked without a digest: the reader's pip chooses its build. It is installed alone.
+UNHASHED = ["-r", "torch.txt"]
+
+
+@rule()
+def dockerfiles_are_clean_for_hadolint(repository: Repository) -> Iterator[str]:
+    options = ["--no-color", "--disable-ignore-pragma"]
+    for line in repository.output_of("hadolint", *options, *map(str, repository.dockerfiles)):
+        yield re.sub(r":(\d+) ", r":\1: ", f"{line}; see hadolint's wiki", count=1)
+
+
+@rule()
+def base_images_have_a_version(repository: Repository) -> Iterator[str]:
+    for path in repository.dockerfiles:
+        found = stages(path)
+        for image in {stage.image for stage in found.values()} - found.keys():
+            if not has_version(image):
+                yield f"{path}: {image} has no fixed version; write IMAGE:VERSION"
+
+
+def has_version(image: str) -> bool:
+    tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
+    return bool(re.search(r"\d", tag)) and "$" not in image
+
+
+@rule()
+def image_runs_as_a_numeric_user_who_is_not_root(repository: Repository) -> Iterator[str]:
+    for path, stage, _ in repository.served_stages():
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", user := stage.last("USER")):
+            yield f"{path}: USER is {user or 'root'}; write a number, as in 10001:10001"
+
+
+@rule()
+def image_starts_what_compose_starts(repository: Repository) -> Iterator[str]:
+    for path, stage, services in repository.served_stages():
+        try:
+            command = list(json.loads(stage.last("CMD")))
+        except ValueError:
+            yield f'{path}: CMD is not in the exec form; write CMD ["program", "argument"]'
+            continue
+        # Replicas have an address of their own in Compose, and the image's in Kubernetes.
+        comparable = without_address if any(service.labels for service in services) else list
+        if comparable(command) not in [comparable(service.command) for service in services]:
+            names = ", ".join(service.name for service in services)
+            yield f"{path}: CMD is not the command of {names} in docker-compose.yml; use the same"
+
+
+@rule()
+def pip_checks_hashes_in_images(repository: Repository) -> Iterator[str]:
+    for path in repository.dockerfiles:
+        runs = " && ".join(rest for s in stages(path).values() for _, rest in s.instructions)
+        for words in (part.split() for part in re.split(r"&&|[;|]", runs)):
+            hashed = "--require-hashes" in words or words[-3:] == ["install", *UNHASHED]
+            if {"pip", "install"} <= set(words) and not hashed:
+                yield f"{path}: `{' '.join(words)}` takes any file; add --require-hashes"
+
+
+@rule()
+def docker_context_begins_with_nothing(repository: Repository) -> Iterator[str]:
+    for path in repository.files_ending(".dockerignore"):
+        lines = [line for line in path.read_text("utf-8").splitlines() if line[:1] not in {"", "#"}]
+        if lines[:1] != ["*"]:
+            yield f"{path}: it lists what to leave out; write `*`, then `!` with what is copied"

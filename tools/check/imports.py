@@ -1,0 +1,68 @@
+"""Rules about what may import what."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.check.repository import Repository, imports
+from tools.check.requirements import distributions
+from tools.check.rules import rule
+
+CHAPTER = re.compile(r"chapter\d+_\w+")
+# What stays in the repository when the rest of a pattern is taken away.
+LABORATORY = "measure"
+
+
+class Import(NamedTuple):
+    path: Path
+    # The file or directory of the pattern that imports, as in app or measure.
+    part: str
+    # Both end with a dot, so that a name begins with that of its package and no other.
+    pattern: str
+    name: str
+    is_relative: bool
+
+
+def imports_of_patterns(repository: Repository) -> Iterator[Import]:
+    for pattern, path in repository.python_of_patterns():
+        package = f"{pattern.parent.name}.{pattern.name}."
+        for name, is_relative in imports(path, repository.root):
+            part = path.relative_to(pattern).parts[0]
+            yield Import(path, part, package, f"{name}.", is_relative)
+
+
+@rule()
+def no_pattern_imports_another(repository: Repository) -> Iterator[str]:
+    for path, _, own, name, _ in imports_of_patterns(repository):
+        if CHAPTER.match(name) and not name.startswith(own):
+            yield f"{path}: it imports {name[:-1]}; copy the file with a mark instead"
+
+
+@rule()
+def what_an_image_runs_imports_neither_tools_nor_tests(repository: Repository) -> Iterator[str]:
+    for path, part, _, name, _ in imports_of_patterns(repository):
+        if part != LABORATORY and name.startswith(("tests.", "tools.")):
+            yield f"{path}: it imports {name[:-1]}, which no image holds; write what it needs"
+
+
+@rule()
+def training_imports_nothing_of_app(repository: Repository) -> Iterator[str]:
+    for path, part, own, name, _ in imports_of_patterns(repository):
+        if part == "train" and name.startswith((f"{own}app.", "app.")):
+            yield f"{path}: it imports {name[:-1]}; the two meet only in models/"
+
+
+@rule()
+def a_package_imports_its_own_modules_relatively(repository: Repository) -> Iterator[str]:
+    installed = distributions().keys() | sys.stdlib_module_names
+    for path, part, own, name, is_relative in imports_of_patterns(repository):
+        if part == LABORATORY:
+            continue
+        if is_relative and not name.startswith(f"{own}{part}."):
+            yield f"{path}: it imports {name[:-1]} from outside {part}/; move that into {part}/"
+        siblings = {sibling.stem for sibling in path.parent.glob("*.py")} - installed
+        by_its_whole_name = name.startswith(own) or name.partition(".")[0] in siblings | {part}
+        if not is_relative and by_its_whole_name:
+            yield f"{path}: it imports {name[:-1]} by its whole name; write a relative import"

@@ -1,0 +1,106 @@
+"""Rules about the files that every pattern has, and the names that they share."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.check.imports import CHAPTER
+from tools.check.readmes import fences
+from tools.check.repository import Repository
+from tools.check.rules import rule
+from tools.measure.results import RESULTS_FILE, ResultsError
+from tools.measure.results import load as load_results
+from tools.read.compose import ComposeError, load
+
+PATTERN_FILES = (
+    ".dockerignore",
+    "Dockerfile",
+    "Makefile",
+    "README.md",
+    "docker-compose.yml",
+    "manifests/kustomization.yml",
+    "measure/__main__.py",
+    "measure/results.json",
+    "requirements.txt",
+)
+TRAINER = "train/__main__.py"
+
+
+def test_module(pattern: Path) -> Path:
+    return pattern.parents[1] / "tests" / pattern.parent.name / f"test_{pattern.name}.py"
+
+
+@rule()
+def every_directory_of_a_chapter_is_a_whole_pattern(repository: Repository) -> Iterator[str]:
+    known = set(repository.files)
+    for pattern in sorted({path for file in known for path in file.parents}):
+        if pattern.parent.parent == repository.root and CHAPTER.match(pattern.parent.name):
+            training = (TRAINER,) if trains(pattern) else ()
+            needed = (pattern / name for name in (*PATTERN_FILES, *training))
+            for path in {*needed, test_module(pattern)} - known:
+                yield f"{path}: there is no such file; every pattern has one"
+
+
+def trains(pattern: Path) -> bool:
+    try:
+        return load(pattern, variables={}).without_training is None
+    except ComposeError:
+        return True
+
+
+@rule()
+def every_test_module_of_a_chapter_belongs_to_a_pattern(repository: Repository) -> Iterator[str]:
+    modules = {test_module(pattern) for pattern in repository.patterns}
+    for path in repository.files_ending(".py"):
+        in_chapter = CHAPTER.match(path.parent.name) and path.match("tests/*/test_*.py")
+        if in_chapter and path not in modules:
+            yield f"{path}: there is no such pattern; name it test_PATTERN.py"
+
+
+@rule()
+def makefile_of_a_pattern_includes_the_verbs(repository: Repository) -> Iterator[str]:
+    for path in (pattern / "Makefile" for pattern in repository.patterns):
+        if "include ../../pattern.mk" not in path.read_text("utf-8").splitlines():
+            yield f"{path}: it has not the verbs of a pattern; write include ../../pattern.mk"
+
+
+@rule()
+def results_are_measured_and_hold(repository: Repository) -> Iterator[str]:
+    for path in (pattern / RESULTS_FILE for pattern in repository.patterns):
+        # That it is there is a rule of its own.
+        if not path.is_file():
+            continue
+        try:
+            results = load_results(path.parents[1])
+        except ResultsError as error:
+            yield f"{path}: {error}; run make measure there"
+            continue
+        if results.pattern != path.parents[1].name or not results.holds:
+            yield f"{path}: it is of {results.pattern} and holds: {results.holds}; measure again"
+
+
+@rule()
+def every_pattern_has_a_row_in_the_index(repository: Repository) -> Iterator[str]:
+    index = repository.root / "README.md"
+    rows = [line for line in index.read_text("utf-8").splitlines() if line.startswith("| [")]
+    for pattern in repository.patterns:
+        link = f"({pattern.relative_to(repository.root).as_posix()})"
+        if not any(link in row for row in rows):
+            yield f"{index}: the index has no row of {link}; run make fix"
+
+
+@rule()
+def service_has_one_name_everywhere(repository: Repository) -> Iterator[str]:
+    deployed = {
+        each.directory: {pair.name for pod in each.pods for c in pod.containers for pair in c.pairs}
+        for each in repository.manifests
+    }
+    for compose in repository.composes:
+        pattern, readme = compose.pattern_dir, compose.pattern_dir / "README.md"
+        drawn = fences(readme) if readme.is_file() else []
+        text = "".join(fence.content for fence in drawn if fence.info == "mermaid")
+        for name in (service.name for service in compose.built()):
+            if name not in deployed.get(pattern, set()):
+                yield f"{pattern}/manifests: no container is {name}; call it as in Compose"
+            if name not in re.findall(r"[\w-]+", text):
+                yield f"{readme}: {name} is not in the diagram; call it as in Compose"

@@ -1,0 +1,200 @@
+"""Rules of the Pod Security Standard "restricted", and what the repository asks beyond it."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from tools.check.manifests.subjects import (
+    Container,
+    Pair,
+    Pod,
+    every_container,
+    mapping,
+    pairs,
+    pods,
+    pods_and_containers,
+    quantity,
+    started_containers,
+)
+from tools.check.rules import rule
+
+# What the Pod Security Standard "restricted" of Kubernetes 1.34 allows.
+RESTRICTED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+SAFE_SYSCTLS = {
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+}
+SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
+CONFINED_PROFILES = {"RuntimeDefault", "Localhost"}
+APP_ARMOR_ANNOTATION = "container.apparmor.security.beta.kubernetes.io/"
+
+
+@rule(pods)
+def pod_does_not_share_the_hosts_namespaces(pod: Pod) -> Iterator[str]:
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.spec.get(field):
+            yield f"{field} is true; take it out"
+
+
+@rule(pods_and_containers)
+def nothing_is_privileged(subject: Pod | Container) -> Iterator[str]:
+    if subject.security.get("privileged"):
+        yield "privileged is true; take it out"
+    if mapping(subject.security.get("windowsOptions")).get("hostProcess"):
+        yield "hostProcess is true; take it out"
+
+
+@rule(every_container)
+def container_takes_no_port_of_the_host(container: Container) -> Iterator[str]:
+    for port in container.body.get("ports") or []:
+        if port.get("hostPort"):
+            yield f"hostPort {port['hostPort']}; use a Service"
+
+
+@rule(every_container)
+def probe_or_hook_names_no_host(container: Container) -> Iterator[str]:
+    for name, handler in (container.probes | container.lifecycle).items():
+        for action in ("httpGet", "tcpSocket"):
+            if mapping(mapping(handler).get(action)).get("host"):
+                yield f"{name} names a host; leave host out, the pod itself is meant"
+
+
+@rule(pods_and_containers)
+def app_armor_is_not_switched_off(subject: Pod | Container) -> Iterator[str]:
+    profile = mapping(subject.security.get("appArmorProfile")).get("type", "RuntimeDefault")
+    if profile not in CONFINED_PROFILES:
+        yield f"the AppArmor profile is {profile}; take it out"
+
+
+@rule(pods)
+def app_armor_annotation_is_not_unconfined(pod: Pod) -> Iterator[str]:
+    for key, profile in pod.annotations.items():
+        allowed = profile == "runtime/default" or profile.startswith("localhost/")
+        if key.startswith(APP_ARMOR_ANNOTATION) and not allowed:
+            yield f"the annotation {key} is {profile}; take it out"
+
+
+@rule(pods_and_containers)
+def selinux_options_are_not_custom(subject: Pod | Container) -> Iterator[str]:
+    options = mapping(subject.security.get("seLinuxOptions"))
+    if options.get("type", "") not in SELINUX_TYPES or options.get("user") or options.get("role"):
+        yield "seLinuxOptions choose a type, user or role; take them out"
+
+
+@rule(every_container)
+def proc_is_masked(container: Container) -> Iterator[str]:
+    if container.security.get("procMount", "Default") != "Default":
+        yield "procMount shows more of /proc; take it out"
+
+
+@rule(pods_and_containers)
+def seccomp_profile_is_set(subject: Pod | Container) -> Iterator[str]:
+    profile = mapping(subject.security.get("seccompProfile")).get("type")
+    if isinstance(subject, Container) and profile is None:
+        profile = mapping(subject.pod.security.get("seccompProfile")).get("type", "not set")
+    if profile is not None and profile not in CONFINED_PROFILES:
+        yield f"the seccompProfile is {profile}; give the pod type: RuntimeDefault"
+
+
+@rule(pods)
+def sysctls_are_safe(pod: Pod) -> Iterator[str]:
+    for sysctl in pod.security.get("sysctls") or []:
+        if sysctl["name"] not in SAFE_SYSCTLS:
+            yield f"sysctl {sysctl['name']} is not a safe one; take it out"
+
+
+@rule(pods)
+def volumes_are_of_allowed_types(pod: Pod) -> Iterator[str]:
+    for volume in pod.spec.get("volumes") or []:
+        for kind in sorted(set(volume) - {"name"} - RESTRICTED_VOLUMES):
+            yield f"volume {volume['name']} is a {kind}; use an emptyDir, a claim or a ConfigMap"
+
+
+@rule(every_container)
+def privilege_escalation_is_off(container: Container) -> Iterator[str]:
+    if container.security.get("allowPrivilegeEscalation") is not False:
+        yield "privileges may escalate; set allowPrivilegeEscalation: false"
+
+
+@rule(every_container)
+def container_does_not_run_as_root(container: Container) -> Iterator[str]:
+    if (container.pod.security | container.security).get("runAsNonRoot") is not True:
+        yield "it may run as root; set runAsNonRoot: true"
+
+
+@rule(pods_and_containers)
+def user_is_not_0(subject: Pod | Container) -> Iterator[str]:
+    if subject.security.get("runAsUser") == 0:
+        yield "runAsUser is 0; use another"
+
+
+@rule(every_container)
+def capabilities_are_dropped(container: Container) -> Iterator[str]:
+    capabilities = mapping(container.security.get("capabilities"))
+    if "ALL" not in (capabilities.get("drop") or []):
+        yield "it keeps capabilities; set capabilities.drop: [ALL]"
+    for name in sorted(set(capabilities.get("add") or []) - {"NET_BIND_SERVICE"}):
+        yield f"it adds the capability {name}; take it out"
+
+
+@rule(started_containers)
+def root_file_system_is_read_only(container: Container) -> Iterator[str]:
+    if container.security.get("readOnlyRootFilesystem") is not True:
+        yield "it may write anywhere; set readOnlyRootFilesystem: true, with an emptyDir if need be"
+
+
+@rule(pairs)
+def what_compose_writes_to_is_a_volume(pair: Pair) -> Iterator[str]:
+    mounts = pair.container.body.get("volumeMounts") or []
+    writable = {mount["mountPath"].rstrip("/") for mount in mounts if not mount.get("readOnly")}
+    for path in pair.written_paths:
+        # A volume at a parent folder holds what is written as well.
+        if not writable & {path.rstrip("/"), *map(str, PurePosixPath(path).parents)}:
+            yield f"Compose service {pair.name} writes to {path}; mount an emptyDir or claim there"
+
+
+@rule(pods)
+def service_account_token_is_not_mounted(pod: Pod) -> Iterator[str]:
+    if pod.spec.get("automountServiceAccountToken") is not False:
+        yield "pods get a token that they do not need; set automountServiceAccountToken: false"
+
+
+@rule(pods)
+def service_links_are_off(pod: Pod) -> Iterator[str]:
+    if pod.spec.get("enableServiceLinks") is not False:
+        yield "Services become variables, as REDIS_PORT=tcp://...; set enableServiceLinks: false"
+
+
+@rule(started_containers)
+def resources_are_requested_and_limited(container: Container) -> Iterator[str]:
+    for field, name in (("requests", "cpu"), ("requests", "memory"), ("limits", "memory")):
+        if name not in mapping(container.resources.get(field)):
+            yield f"resources.{field}.{name} is missing; give what the process was measured to need"
+
+
+@rule(started_containers)
+def requests_fit_their_limits(container: Container) -> Iterator[str]:
+    limits = mapping(container.resources.get("limits"))
+    for name, request in mapping(container.resources.get("requests")).items():
+        limit = limits.get(name) or request
+        # What is not a quantity is NaN, which is not within anything.
+        if not quantity(request) <= quantity(limit):
+            yield f"{name}: request {request} is not within limit {limit}; lower the request"

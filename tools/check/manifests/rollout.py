@@ -1,0 +1,89 @@
+"""Rules about probes, rollouts and stopping: a request that is accepted is answered."""
+
+from collections.abc import Iterator
+
+from tools.check.manifests.subjects import (
+    PROBES,
+    Container,
+    Pod,
+    mapping,
+    pods,
+    serving_containers,
+    started_containers,
+)
+from tools.check.rules import rule
+
+# What a stop may take beyond the sleep and the graceful shutdown: signals, lifespan, exit.
+STOP_MARGIN_SECONDS = 5
+DEFAULT_GRACE_SECONDS = 30
+
+
+@rule(serving_containers)
+def serving_container_has_all_three_probes(container: Container) -> Iterator[str]:
+    for name in PROBES:
+        if name not in container.probes:
+            yield f"there is no {name}; add it"
+
+
+@rule(started_containers)
+def probe_port_is_a_container_port(container: Container) -> Iterator[str]:
+    for name, probe in container.probes.items():
+        for action in ("httpGet", "tcpSocket", "grpc"):
+            port = mapping(probe.get(action)).get("port")
+            if port is not None and not container.has_port(port):
+                yield f"{name} asks port {port}, which is not in ports; name one that is"
+
+
+@rule(serving_containers)
+def probes_of_our_servers_ask_ready_and_health(container: Container) -> Iterator[str]:
+    paths = {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/health"}
+    if any(pair.service.without_ready for pair in container.pairs):
+        return
+    for name, probe in container.probes.items():
+        # A worker without HTTP is probed by a command.
+        serves_http = "uvicorn" in container.command or "httpGet" in probe
+        path = mapping(probe.get("httpGet")).get("path")
+        if container.is_ours and serves_http and path != paths[name]:
+            yield f"{name} asks {path}; let it httpGet {paths[name]}"
+
+
+@rule(serving_containers)
+def liveness_does_not_ask_for_readiness(container: Container) -> Iterator[str]:
+    probe = mapping(container.probes.get("livenessProbe"))
+    if str(mapping(probe.get("httpGet")).get("path")).startswith("/ready"):
+        yield "a dependency that is down would restart it; let livenessProbe ask /health"
+
+
+@rule(pods)
+def rolling_update_keeps_every_replica(pod: Pod) -> Iterator[str]:
+    if pod.kind == "Deployment" and pod.has_claim:
+        if mapping(pod.owner.spec.get("strategy")).get("type") != "Recreate":
+            yield "two pods would write to the volume of one; strategy: {type: Recreate}"
+    elif pod.kind == "Deployment" and pod.services:
+        update = mapping(mapping(pod.owner.spec.get("strategy")).get("rollingUpdate"))
+        keeps = str(update.get("maxUnavailable")) in {"0", "0%"}
+        if not keeps or str(update.get("maxSurge", 1)) in {"0", "0%"}:
+            yield "an update stops a pod before another is ready; maxUnavailable: 0, maxSurge: 1"
+
+
+@rule(serving_containers)
+def grace_period_covers_the_stop(container: Container) -> Iterator[str]:
+    grace = container.pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
+    shutdown = container.graceful_shutdown_seconds or 0
+    needed = container.sleep_seconds + shutdown + STOP_MARGIN_SECONDS
+    if grace < needed:
+        yield f"it is killed after {grace} s; set terminationGracePeriodSeconds: {needed}"
+
+
+@rule(serving_containers)
+def uvicorn_stops_within_a_bound(container: Container) -> Iterator[str]:
+    if "uvicorn" in container.command and container.graceful_shutdown_seconds is None:
+        yield "it waits for its last request for ever; add --timeout-graceful-shutdown SECONDS"
+
+
+@rule(serving_containers)
+def container_behind_a_service_sleeps_before_it_stops(container: Container) -> Iterator[str]:
+    # A server such as Redis in a StatefulSet of one has no second pod to take its requests.
+    several = container.pod.kind == "Deployment" or container.is_ours
+    if several and container.is_behind_a_service and not container.sleep_seconds:
+        yield "requests are still sent to it when it stops; add lifecycle.preStop.sleep"

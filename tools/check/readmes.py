@@ -1,0 +1,154 @@
+"""Rules about the README of a pattern."""
+
+import ast
+import posixpath
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from tools.check.repository import Repository, module
+from tools.check.rules import rule
+from tools.play.readme import ReadmeError, parse
+
+HEADINGS = (
+    "When to use it · Not when · How it works · Run it · Break it · What it buys and costs · "
+    "On Kubernetes · Trade-offs"
+)
+# A diagram, a session that is played, and commands that are not.
+README_FENCES = {"mermaid", "console", "sh"}
+# Where the docstring is that the tagline repeats.
+MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
+
+
+def tokens(path: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(path.read_text("utf-8"))
+
+
+def fences(path: Path) -> list[Token]:
+    return [token for token in tokens(path) if token.type in {"fence", "code_block"}]
+
+
+def sections(path: Path) -> dict[str, list[Token]]:
+    """Returns what stands under each heading of level 2."""
+    found: dict[str, list[Token]] = {}
+    here: list[Token] = []
+    for previous, token in pairwise(tokens(path)):
+        if (previous.type, previous.tag) == ("heading_open", "h2"):
+            here = found.setdefault(token.content, [])
+        else:
+            here.append(token)
+    return found
+
+
+def links(inline: Token) -> Iterator[tuple[str, str]]:
+    """Yields where each link and picture of a paragraph leads, and the code that is its text."""
+    for token, following in pairwise([*(inline.children or []), Token("end", "", 0)]):
+        if token.type in {"link_open", "image"}:
+            code = following.content if following.type == "code_inline" else ""
+            yield str(token.attrs.get("href") or token.attrs.get("src") or ""), code
+
+
+def is_sentence(text: str) -> bool:
+    return bool(re.fullmatch(r"\S.*[^.\s]\.", text)) and not re.search(r"[.!?] +[A-Z`]", text)
+
+
+@rule()
+def tagline_is_the_docstring_of_the_main_module(repository: Repository) -> Iterator[str]:
+    for path, text in repository.readmes():
+        title, above, tagline, below, *_ = [*text.splitlines(), "", "", "", ""]
+        if not title.startswith("# ") or above or below or not is_sentence(tagline):
+            yield f"{path}: it has not a title on line 1 and a sentence on line 3; write them"
+        candidates = [path.parent / name for name in MAIN_MODULES]
+        main = next((candidate for candidate in candidates if candidate.exists()), None)
+        if main and (ast.get_docstring(module(main)) or "").partition("\n")[0] != tagline:
+            yield f"{path}: line 3 is not the docstring of {main.name}; write the same in both"
+
+
+@rule()
+def readme_has_the_headings_in_order(repository: Repository) -> Iterator[str]:
+    for path, _ in repository.readmes():
+        if (seen := " · ".join(sections(path))) != HEADINGS:
+            yield f"{path}: its headings are {seen}; write {HEADINGS}"
+
+
+@rule()
+def readme_has_a_diagram(repository: Repository) -> Iterator[str]:
+    for path, _ in repository.readmes():
+        if not any(fence.info == "mermaid" for fence in fences(path)):
+            yield f"{path}: it has no diagram; add a mermaid fence"
+
+
+@rule()
+def readme_plays_from_make_up_to_make_down(repository: Repository) -> Iterator[str]:
+    for path, text in repository.readmes():
+        try:
+            commands = [step.command for step in parse(text)] or ["none"]
+        except ReadmeError as error:
+            yield f"{path}: {error}; see tools/play/readme.py"
+            continue
+        if (commands[0], commands[-1]) != ("make up", "make down"):
+            yield f"{path}: its commands go from {commands[0]} to {commands[-1]}; play all of it"
+
+
+@rule()
+def readme_names_plain_docker_compose(repository: Repository) -> Iterator[str]:
+    for path, text in repository.readmes():
+        if "docker compose up" not in text:
+            yield f"{path}: it hides how it starts without make; name `docker compose up`"
+
+
+@rule()
+def readme_has_a_place_for_its_results(repository: Repository) -> Iterator[str]:
+    for path, text in repository.readmes():
+        if [text.count(f"<!-- {slash}results -->") for slash in ("", "/")] != [1, 1]:
+            yield f"{path}: it holds no results; add <!-- results --> and <!-- /results -->"
+
+
+@rule()
+def readme_pastes_no_code(repository: Repository) -> Iterator[str]:
+    for path, _ in repository.readmes():
+        for fence in fences(path):
+            if fence.info not in README_FENCES:
+                line = (fence.map or [0])[0] + 1
+                yield f"{path}:{line}: {fence.info or 'code'} is pasted; link the file instead"
+
+
+@rule()
+def how_it_works_links_what_it_names(repository: Repository) -> Iterator[str]:
+    known = set(repository.files)
+    for path, _ in repository.readmes():
+        for step in sections(path).get("How it works", []):
+            linked = list(links(step))
+            # The items of a list are deeper than a paragraph around them.
+            if step.type == "inline" and step.level > 1 and not linked:
+                yield f"{path}: the step `{step.content[:40]}...` has no link; link its function"
+            for name in (part.content for part in step.children or [] if part.tag == "code"):
+                if path.parent / name in known and name not in {code for _, code in linked}:
+                    yield f"{path}: {name} is named and not linked; link it"
+            for target, code in linked:
+                source = path.parent / target
+                if source.suffix == ".py" and code.isidentifier() and code not in defined(source):
+                    yield f"{path}: {target} defines no {code}; link what does the step"
+
+
+def defined(path: Path) -> set[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.walk(module(path)) if isinstance(node, kinds)}
+
+
+@rule()
+def every_relative_link_leads_to_a_file(repository: Repository) -> Iterator[str]:
+    known = set(repository.files)
+    known |= {folder for path in known for folder in path.parents}
+    for path in repository.files_ending(".md"):
+        for target, _ in (link for token in tokens(path) for link in links(token)):
+            # From the README of the root, GitHub shows the runs of a workflow at this address.
+            workflow = re.match(r"\.\./\.\./actions/(workflows/[\w.-]+)", target)
+            relative = f".github/{workflow[1]}" if workflow else target.partition("#")[0]
+            leads_to = Path(posixpath.normpath(path.parent / relative))
+            if not re.match(r"[a-z]+:", target) and leads_to not in known:
+                yield f"{path}: {target} leads to no file of the repository; correct the link"

@@ -1,0 +1,95 @@
+"""Registers the rules of the repository, and finds what is against them.
+
+A rule is a function that yields what is wrong and, after a semicolon, what to do about it. Its name
+says what holds when it is silent. `@rule()` is about the repository, and its findings begin with a
+file; `@rule(pods)` is about each pod of each pattern's manifests.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from tools.check.manifests.subjects import Pattern, Subject
+from tools.check.repository import Repository
+from tools.read.patterns import ROOT
+
+S = TypeVar("S", bound=Subject)
+Check = Callable[[S], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    check: Callable[[Any], Iterator[str]]
+    # What it looks at in the manifests of a pattern; None where it looks at the repository.
+    subjects: Callable[[Pattern], Iterable[Any]] | None
+    # Such a rule comes first: the others read only objects in which every field has its type.
+    is_of_shape: bool
+
+
+RULES: dict[str, Rule] = {}
+
+
+@overload
+def rule() -> Callable[[Callable[[Repository], Iterator[str]]], Rule]: ...
+@overload
+def rule(
+    subjects: Callable[[Pattern], Iterable[S]], *, is_of_shape: bool = False
+) -> Callable[[Check[S]], Rule]: ...
+def rule(
+    subjects: Callable[[Pattern], Iterable[Any]] | None = None, *, is_of_shape: bool = False
+) -> Callable[[Callable[[Any], Iterator[str]]], Rule]:
+    """Registers a function as a rule."""
+
+    def register(check: Callable[[Any], Iterator[str]]) -> Rule:
+        if check.__name__ in RULES:
+            raise ValueError(f"there are two rules {check.__name__}; rename one")
+        RULES[check.__name__] = Rule(check.__name__, check, subjects, is_of_shape)
+        return RULES[check.__name__]
+
+    return register
+
+
+def all_rules() -> list[Rule]:
+    """Returns the rules of every module of this room."""
+    here = Path(__file__).resolve().parent
+    for path in sorted(here.rglob("*.py")):
+        if path.stem != "__main__":
+            import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return list(RULES.values())
+
+
+def findings(repository: Repository, rule: Rule) -> list[str]:
+    """Returns what is against a rule, with paths from the root on."""
+    try:
+        found = sorted(messages(repository, rule))
+    # A file that is missing or malformed, in whatever way, is a finding and no traceback.
+    except Exception as error:
+        found = [f"{rule.name}: cannot be checked: {error!r}; write or correct that file"]
+    return [finding.replace(f"{repository.root}/", "") for finding in found]
+
+
+def messages(repository: Repository, rule: Rule) -> Iterator[str]:
+    if rule.subjects is None:
+        yield from rule.check(repository)
+        return
+    for pattern in repository.manifests:
+        if rule.is_of_shape or is_well_formed(pattern):
+            for subject in rule.subjects(pattern):
+                for message in rule.check(subject):
+                    yield f"{subject.file}: {subject.object}: {subject.prefix}{message}"
+
+
+@cache
+def is_well_formed(pattern: Pattern) -> bool:
+    """Tells whether the manifests of a pattern keep the rules about their shape."""
+    return not any(
+        message
+        for each in all_rules()
+        if each.is_of_shape and each.subjects
+        for subject in each.subjects(pattern)
+        for message in each.check(subject)
+    )

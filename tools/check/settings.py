@@ -1,0 +1,48 @@
+"""Rules about what a process is told by environment variables."""
+
+import ast
+from collections.abc import Iterator
+
+from tools.check.repository import Repository, module
+from tools.check.rules import rule
+from tools.read.settings import defaults_of, settings_files, settings_in, variables_of
+
+
+@rule()
+def compose_sets_only_what_is_read(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        known = variables_of(compose.pattern_dir)
+        for service in compose.built():
+            told, by_programs = set(service.environment), set(service.program_variables)
+            # A program reads what begins with its name, as uvicorn reads UVICORN_LOOP.
+            own = {name for name in told if name.startswith(f"{service.command[0].upper()}_")}
+            for name in sorted(told - known - by_programs - own):
+                told_what = f"{service.name} is told {name}, which no setting reads"
+                what = "add it to settings.py, or to x-program-variables with the reason"
+                yield f"{compose.path}: {told_what}; {what}"
+            for name in sorted(by_programs - told | by_programs & known):
+                yield f"{compose.path}: x-program-variables has no use for {name}; take it out"
+
+
+@rule()
+def every_setting_is_read(repository: Repository) -> Iterator[str]:
+    for pattern in repository.patterns:
+        for settings in settings_files(pattern):
+            read = set()
+            for path in settings.parent.rglob("*.py"):
+                for node in ast.walk(module(path)):
+                    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                        owner = ast.unparse(node.value).lower()
+                        if "settings" in owner or (owner, path) == ("self", settings):
+                            read.add(node.attr)
+            for name in settings_in(settings).keys() - read:
+                yield f"{settings}: nothing reads {name}; take it out"
+
+
+@rule()
+def every_setting_has_a_default(repository: Repository) -> Iterator[str]:
+    for pattern in repository.patterns:
+        for settings in settings_files(pattern):
+            for name, field in settings_in(settings).items():
+                if not list(defaults_of(field)):
+                    yield f"{settings}: {name} has no default; give one that runs on a laptop"
