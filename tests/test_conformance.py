@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import Rule, all_rules, findings
 from tools.read.patterns import ROOT
 

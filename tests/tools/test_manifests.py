@@ -9,7 +9,7 @@ import yaml
 
 from tools.check.manifests.shape import ISTIO_CRDS
 from tools.check.manifests.subjects import matches, quantity
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import RULES, all_rules, findings
 
 IMAGE = "ml-system-in-actions/good-pattern"

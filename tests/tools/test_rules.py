@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tools.check import __main__ as command
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import RULES, all_rules, findings, rule
 from tools.generate.copies import tracked
 from tools.read.patterns import ROOT

@@ -3,7 +3,7 @@
 import sys
 
 from tools.check.manifests.shape import ISTIO_CRDS
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import all_rules, findings
 from tools.read.patterns import ROOT
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from tools.check.manifests.subjects import Pattern, Subject
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.read.patterns import ROOT
 
 S = TypeVar("S", bound=Subject)
@@ -54,11 +54,10 @@ def rule(
 
 
 def all_rules() -> list[Rule]:
-    """Returns the rules of every module of this room."""
+    """Returns the rules of every module beside this one, in a folder for each half."""
     here = Path(__file__).resolve().parent
-    for path in sorted(here.rglob("*.py")):
-        if path.stem != "__main__":
-            import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for path in sorted(here.glob("*/*.py")):
+        import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return list(RULES.values())
 
 

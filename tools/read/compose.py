@@ -238,6 +238,8 @@ class Service(Strict):
     )
     cpus: Text | None = None
     pids_limit: WholeNumber | None = None
+    # What tests add to the command of a one-shot, so that it takes seconds.
+    quick_arguments: Texts = Field((), alias="x-quick-arguments")
     # Variables that a program in the image reads, and not the settings of the pattern.
     program_variables: dict[str, Reason] = Field({}, alias="x-program-variables")
     # Why the server has no /ready.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.check.repository import Repository, imports
-from tools.check.requirements import distributions
+from tools.check.repository.requirements import distributions
+from tools.check.repository.tree import Repository, imports
 from tools.check.rules import rule
 
 CHAPTER = re.compile(r"chapter\d+_\w+")

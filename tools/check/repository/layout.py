@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.check.imports import CHAPTER
-from tools.check.readmes import fences
-from tools.check.repository import Repository
+from tools.check.repository.imports import CHAPTER
+from tools.check.repository.readmes import fences
+from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 from tools.measure.results import RESULTS_FILE, ResultsError
 from tools.measure.results import load as load_results

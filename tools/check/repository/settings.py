@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from tools.check.repository import Repository, module
+from tools.check.repository.tree import Repository, module
 from tools.check.rules import rule
 from tools.read.settings import defaults_of, settings_files, settings_in, variables_of
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from tools.check.readmes import tokens
-from tools.check.repository import Repository
+from tools.check.repository.readmes import tokens
+from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 
 MAKEFILES = ("Makefile", "pattern.mk", "training.mk")

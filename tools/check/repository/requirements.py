@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from tools.check.repository import Repository, imports, values_of
+from tools.check.repository.tree import Repository, imports, values_of
 from tools.check.rules import rule
 from tools.generate.requirements import RequirementsError, categories, exported
 

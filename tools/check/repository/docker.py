@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 from tools.read.command import without_address
 from tools.read.dockerfile import stages

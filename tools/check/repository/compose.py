@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from tools.check.docker import has_version
-from tools.check.repository import Repository
+from tools.check.repository.docker import has_version
+from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 from tools.read.compose import ComposeError, load
 

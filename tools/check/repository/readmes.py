@@ -10,7 +10,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tools.check.repository import Repository, module
+from tools.check.repository.tree import Repository, module
 from tools.check.rules import rule
 from tools.play.readme import ReadmeError, parse
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 
 # The sites that a file may name; another is added once it is known to be public.

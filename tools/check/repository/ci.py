@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from tools.check.readmes import fences
-from tools.check.repository import Repository, module, values_of
+from tools.check.repository.readmes import fences
+from tools.check.repository.tree import Repository, module, values_of
 from tools.check.rules import rule
 
 CI_RUN = ".ci/run"

@@ -4,7 +4,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 
-from tools.check.repository import Repository
+from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 
 # The brackets keep the expression from finding itself.
