@@ -11,8 +11,6 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 BIN := $(ROOT)/.venv/bin
 PIPENV_VERSION := 2026.10.3
 PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV=$(ROOT)/.venv $(BIN)/pipenv
-# What the tests of every pattern need; a pattern installs only its own.
-ALL_CATEGORIES := packages serving api training export runtime torch tracking registry store redis measure servers dev-packages
 
 # A marked copy is held to its original; the style of it is the original's, whatever names it has.
 ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
@@ -24,8 +22,9 @@ PROCESSES ?= 2
 # The tests of a file stay together and in their order: test_readmes.py alone uses the ports of the
 # patterns, and the servers that a file's tests share are started once.
 SIDE_BY_SIDE = --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
-# The categories that `environment` installs.
-CATEGORIES ?= $(ALL_CATEGORIES)
+# The categories that `environment` installs: all of the Pipfile's for the tests of every pattern; a
+# pattern names its own.
+CATEGORIES ?= $(filter-out requires,$(shell sed -n 's/^\[\([a-z-]*\)\]$$/\1/p' "$(ROOT)/Pipfile"))
 
 .PHONY: help
 help: ## Show this help
@@ -72,7 +71,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet --check || \
 	  { echo "error: not formatted: run make fix" >&2; exit 1; }
-	@$(BIN)/python -m tools.generate.generated --check
+	@$(BIN)/python -m tools.generate --check
 	@$(BIN)/mypy --no-error-summary .
 	@$(BIN)/python -m tools.check
 
@@ -80,7 +79,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 fix: environment ## Write what is generated: format, marked copies, requirements, Envoy configurations, index, RESULTS.md
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet --fix-only
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet
-	@$(BIN)/python -m tools.generate.generated
+	@$(BIN)/python -m tools.generate
 
 .PHONY: new
 new: environment ## Start a pattern: make new NAME=chapter4_serving_patterns/foo_pattern

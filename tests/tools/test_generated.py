@@ -1,15 +1,17 @@
 """What is generated: requirements, index and new patterns, and that drift of it is seen."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools.generate import generated, index, new, requirements
+from tools.generate import files, index, new, requirements
 from tools.mesh import istio
 from tools.read.patterns import ROOT, patterns
 
@@ -29,12 +31,12 @@ def root(tmp_path: Path) -> Path:
     for name in (TEST, ".gitignore", "Pipfile.lock", "README.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    generated.write(tmp_path)
+    files.write(tmp_path)
     return tmp_path
 
 
 def drifting(root: Path) -> set[str]:
-    return {difference.split(" ")[0] for difference in generated.differences(root)}
+    return {difference.split(" ")[0] for difference in files.differences(root)}
 
 
 def test_what_has_just_been_written_does_not_differ(root: Path) -> None:
@@ -50,13 +52,13 @@ def test_a_generated_file_that_was_changed_by_hand_is_named(root: Path, name: st
     marker = last if last in text else "| --- |"
     (root / name).write_text(text.replace(marker, marker + "0", 1))
     assert drifting(root) == {name}
-    generated.write(root)
+    files.write(root)
     assert drifting(root) == set()
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as make check and make fix do, on another repository."""
-    command = [sys.executable, "-W", "error", "-m", "tools.generate.generated", *options, str(root)]
+    command = [sys.executable, "-W", "error", "-m", "tools.generate", *options, str(root)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -108,12 +110,12 @@ def test_manifests_that_cannot_be_translated_are_named_with_their_pattern(root: 
     for name in (mesh, "chapter4_serving_patterns/asynchronous_pattern"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     envoy = (root / mesh / "envoy.yaml").read_bytes()
-    generated.write(root)
+    files.write(root)
     rule = root / mesh / "manifests/destination_rule.yml"
     right = rule.read_text()
     rule.write_text(right.replace("consecutive5xxErrors", "consecutiveErrors"))
     with pytest.raises(istio.MeshError, match=f"{mesh}: .*consecutiveErrors"):
-        generated.write(root)
+        files.write(root)
     assert (root / mesh / "envoy.yaml").read_bytes() == envoy
     # What can be translated reaches Envoy's configuration.
     rule.write_text(right.replace("consecutive5xxErrors: 5", "consecutive5xxErrors: 6"))
@@ -124,13 +126,13 @@ def test_a_readme_without_a_place_for_the_figures_is_an_error(root: Path) -> Non
     readme = root / ORIGINAL / "README.md"
     readme.write_text(readme.read_text().replace("<!-- /results -->", ""))
     with pytest.raises(index.MarkerError, match="results"):
-        generated.write(root)
+        files.write(root)
 
 
 def test_a_pattern_without_a_readme_is_an_error(root: Path) -> None:
     (root / ORIGINAL / "README.md").unlink()
     with pytest.raises(index.MarkerError, match="has no README"):
-        generated.write(root)
+        files.write(root)
 
 
 def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
@@ -197,22 +199,47 @@ def test_a_repository_without_patterns_is_an_error(tmp_path: Path) -> None:
         patterns(tmp_path)
 
 
-def test_a_new_pattern_is_a_marked_copy_under_its_own_name(root: Path) -> None:
-    name = "chapter4_serving_patterns/hello_pattern"
+@pytest.mark.parametrize("chapter", new.CHAPTERS)
+def test_a_new_pattern_is_a_marked_copy_under_its_own_name_in_every_chapter(
+    root: Path, chapter: str
+) -> None:
+    name = f"{chapter}/hello_there_pattern"
     new.start(root, name)
-    generated.write(root)
+    files.write(root)
     assert drifting(root) == set()
+    originals = {path.relative_to(root / ORIGINAL) for path in (root / ORIGINAL).rglob("*.*")}
+    started = {path.relative_to(root / name) for path in (root / name).rglob("*.*")}
+    assert originals - started == {Path("measure/results.json")}
     guard = (root / name / "app/guard.py").read_text()
     assert guard.startswith(f"# Copied from {ORIGINAL}/app/guard.py\n")
     compose = (root / name / "docker-compose.yml").read_text()
-    assert "name: hello-pattern" in compose
+    assert "name: hello-there-pattern" in compose
     assert "web-single" not in compose.split("\n", 1)[1]
-    assert (root / "tests/chapter4_serving_patterns/test_hello_pattern.py").is_file()
-    assert not (root / name / "measure/results.json").exists()
-    assert f"[hello_pattern]({name})" in (root / "README.md").read_text()
+    readme = (root / name / "README.md").read_text()
+    assert readme.startswith("# Hello there pattern\n")
+    for link in re.findall(r"\]\((\.\./[^)]*)\)", readme):
+        assert (ROOT / name / link).resolve().is_dir(), link
+    assert f"[hello_there_pattern]({name})" in (root / "README.md").read_text()
     # A copy that was changed is seen.
     (root / name / "app/guard.py").write_text(guard.replace("503", "500"))
     assert drifting(root) == {f"{name}/app/guard.py"}
+
+
+def test_a_new_pattern_begins_with_the_tests_that_the_contract_does_not_hold(root: Path) -> None:
+    name = "chapter5_operations/hello_pattern"
+    new.start(root, name)
+    module = root / "tests/chapter5_operations/test_hello_pattern.py"
+    text = module.read_text()
+    assert "web_single" not in text
+    assert set(re.findall(r"def (test_\w+)", text)) == set(new.FIRST_TESTS)
+    assert len(text.splitlines()) < 120
+    ruff = [str(Path(sys.executable).with_name("ruff")), "check", "--select=F", str(module)]
+    subprocess.run(ruff, check=True)
+
+
+def test_a_first_test_that_is_no_longer_there_is_an_error() -> None:
+    with pytest.raises(new.NewError, match="has no test_the_claim_holds"):
+        new.first_tests("import os\n")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +258,16 @@ def test_a_name_that_is_no_free_place_for_a_pattern_is_refused(
 ) -> None:
     with pytest.raises(new.NewError, match=reason):
         new.start(root, name)
+
+
+def test_every_chapter_with_patterns_is_one_of_the_book() -> None:
+    assert {pattern.parent.name for pattern in patterns()} <= set(new.CHAPTERS)
+
+
+def test_what_make_installs_for_all_tests_is_every_category_of_the_pipfile() -> None:
+    categories = tomllib.loads((ROOT / "Pipfile").read_text()).keys() - {"requires"}
+    shown = make("--eval=categories: ; @echo $(CATEGORIES)", "categories").stdout
+    assert set(shown.split()) == categories
 
 
 def make(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:

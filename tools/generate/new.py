@@ -1,21 +1,33 @@
-"""Starts a pattern from web_single_pattern: its files as marked copies, its README as a draft."""
+"""Starts a pattern from web_single_pattern: marked copies, and README and test as drafts."""
 
 import argparse
+import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
-from tools.generate import copies, generated
-from tools.read.patterns import ROOT, patterns
+from tools.generate import copies, files
+from tools.read.patterns import ROOT
 
+CHAPTERS = (
+    "chapter2_training",
+    "chapter3_release_patterns",
+    "chapter4_serving_patterns",
+    "chapter5_operations",
+    "chapter6_operation_management",
+)
 ORIGINAL = "chapter4_serving_patterns/web_single_pattern"
 # What measuring makes, which the new pattern does not inherit.
 MEASURED = {"results.json", "plot.png"}
-# These differ from their originals sooner or later in every pattern.
-DRAFTS = {"README.md", "requirements.txt", "requirements-train.txt"}
+# The tests of the original that a new pattern begins with; tests/test_contract.py holds the rest.
+FIRST_TESTS = (
+    "test_every_row_of_iris_is_answered_as_scikit_learn_would",
+    "test_the_claim_holds_and_its_control_does_not",
+)
 NEXT = """{name} is there, as a pattern that still does what web_single_pattern does. Next:
 
-  - README.md: the title, the tagline (also the docstring of app/main.py) and the rest.
+  - README.md: the tagline (also the docstring of app/main.py) and the rest.
   - A file that begins with "# Copied from" equals its original, and `make fix` keeps it so.
     To change such a file, delete that line first.
   - make measure in the directory, then make test there, then make fix and make check here."""
@@ -32,9 +44,8 @@ def check_name(root: Path, name: str) -> None:
         raise NewError(
             f'"{name}" is not CHAPTER/NAME_pattern in lower case; for example: {example}'
         )
-    chapters = {pattern.parent.name for pattern in patterns(root)}
-    if name.split("/")[0] not in chapters:
-        raise NewError(f"there is no such chapter; there are: {', '.join(sorted(chapters))}")
+    if name.split("/")[0] not in CHAPTERS:
+        raise NewError(f"the book has no such chapter; it has: {', '.join(CHAPTERS)}")
     if (root / name).exists():
         raise NewError(f"{name} exists already")
 
@@ -43,6 +54,50 @@ def test_module(name: str) -> str:
     """Returns the path of the test module of a pattern."""
     chapter, pattern = name.split("/")
     return f"tests/{chapter}/test_{pattern}.py"
+
+
+def first_tests(text: str) -> str:
+    """Returns a test module with only its first tests, and the functions that they need.
+
+    Raises:
+        NewError: a test that a new pattern begins with is no longer there.
+    """
+    lines = text.splitlines()
+    head: list[str] = []
+    bodies: dict[str, ast.stmt] = {}
+    for node in ast.parse(text).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bodies[name] = node
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                bodies[name] = node
+            case _:
+                head += ["\n".join(lines[node.lineno - 1 : node.end_lineno])]
+    needed: set[str] = set()
+    waiting = list(FIRST_TESTS)
+    while waiting:
+        name = waiting.pop()
+        if name in FIRST_TESTS and name not in bodies:
+            raise NewError(f"{test_module(ORIGINAL)} has no {name} any more; see FIRST_TESTS")
+        if name in bodies and name not in needed:
+            needed.add(name)
+            found = list(ast.walk(bodies[name]))
+            waiting += [node.id for node in found if isinstance(node, ast.Name)]
+            # A fixture is asked for by the name of an argument.
+            waiting += [node.arg for node in found if isinstance(node, ast.arg)]
+    for name, node in bodies.items():
+        if name in needed:
+            decorators = getattr(node, "decorator_list", [])
+            start = min(each.lineno for each in [node, *decorators])
+            head += ["\n".join(lines[start - 1 : node.end_lineno])]
+    return "\n\n".join(head) + "\n"
+
+
+def tidy(path: Path) -> None:
+    """Takes out imports that nothing needs, and formats."""
+    ruff = Path(sys.executable).with_name("ruff")
+    subprocess.run([ruff, "check", "--quiet", "--fix-only", "--select=F401,I", path], check=True)
+    subprocess.run([ruff, "format", "--quiet", path], check=True)
 
 
 def start(root: Path, name: str) -> None:
@@ -56,22 +111,41 @@ def start(root: Path, name: str) -> None:
     replacements = [(old, new), (old.replace("_", "-"), new.replace("_", "-"))]
     if chapter != old_chapter:
         replacements.insert(0, (old_chapter, chapter))
-    files = [path for path in copies.tracked(root) if path.startswith(f"{ORIGINAL}/")]
-    for path in sorted([*files, test_module(ORIGINAL)]):
-        copy = path.replace(ORIGINAL, name).replace(test_module(ORIGINAL), test_module(name))
-        if Path(path).name in MEASURED:
+    for path in sorted(copies.tracked(root)):
+        if not path.startswith(f"{ORIGINAL}/") or Path(path).name in MEASURED:
             continue
-        text = (root / path).read_text("utf-8")
-        used = []
-        for before, after in replacements:
-            if before in text:
-                text = text.replace(before, after)
-                used.append((before, after))
-        if Path(path).name in DRAFTS:
-            (root / copy).parent.mkdir(parents=True, exist_ok=True)
-            (root / copy).write_text(text, "utf-8")
+        copy, text = path.replace(ORIGINAL, name), (root / path).read_text("utf-8")
+        if path == f"{ORIGINAL}/README.md":
+            write(root / copy, draft(replaced(text, replacements), name))
+        elif Path(path).name.startswith("requirements"):
+            write(root / copy, text)
         else:
-            copies.write_copy(root, path, copy, used)
+            copies.write_copy(root, path, copy, [pair for pair in replacements if pair[0] in text])
+    module = root / test_module(name)
+    tests = first_tests((root / test_module(ORIGINAL)).read_text("utf-8"))
+    write(module, replaced(tests, replacements))
+    tidy(module)
+
+
+def draft(readme: str, name: str) -> str:
+    """Gives a README the title of the new pattern, and keeps its links whole."""
+    chapter, pattern = name.split("/")
+    title = pattern.replace("_", " ").capitalize()
+    readme = re.sub(r"\A# .*", f"# {title}", readme)
+    old_chapter = ORIGINAL.split("/")[0]
+    beside = r"\]\(\.\./(?!\.)"
+    return readme if chapter == old_chapter else re.sub(beside, f"](../../{old_chapter}/", readme)
+
+
+def replaced(text: str, replacements: copies.Replacements) -> str:
+    for old, new in replacements:
+        text = text.replace(old, new)
+    return text
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
 
 
 def main() -> int:
@@ -83,7 +157,7 @@ def main() -> int:
     except (NewError, copies.MarkError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    generated.write(ROOT)
+    files.write(ROOT)
     print(NEXT.format(name=name))
     return 0
 

@@ -1,11 +1,9 @@
-"""Writes, or with --check compares, every file that is made from others.
+"""Knows every file that is made from others, writes them, and tells which ones differ.
 
 These are marked copies, requirements, Envoy configurations, the index and RESULTS.md.
 """
 
-import argparse
 import difflib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +11,11 @@ from tools.generate import copies, index, requirements
 from tools.measure import results
 from tools.mesh import istio
 from tools.mesh import translate as mesh
-from tools.read.patterns import ROOT, patterns
+from tools.read.compose import ComposeError
+from tools.read.patterns import patterns
 
 ERRORS = (
+    ComposeError,
     copies.MarkError,
     index.MarkerError,
     istio.MeshError,
@@ -62,26 +62,3 @@ def differences(root: Path) -> Iterator[str]:
             lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2 : 2 + DIFF_LINES]
             shown = "\n".join(lines).replace("\r", "\\r")
             yield f"{path.relative_to(root)} is not what it is made from: run make fix\n{shown}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
-    parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="of the repository")
-    arguments = parser.parse_args()
-    try:
-        if not arguments.check:
-            write(arguments.root)
-            return 0
-        found = list(differences(arguments.root))
-    except ERRORS as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
-    for difference in found:
-        print(f"error: {difference}", file=sys.stderr)
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
