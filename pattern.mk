@@ -94,20 +94,20 @@ build: $(or $(MODEL),models/metadata.json) # Without Docker there is nothing to 
 .PHONY: up
 up: $(MODEL)
 	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local up "$(HERE)"
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run up "$(HERE)"
 	@echo "$(PATTERN) is up without Docker"
 
 .PHONY: down
 down:
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local down "$(HERE)" $(ARGS)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run down "$(HERE)" $(ARGS)
 
 .PHONY: stop start kill
 stop start kill: service
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local $@ "$(HERE)" $(SERVICE)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run $@ "$(HERE)" $(SERVICE)
 
 .PHONY: logs
 logs:
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run.local logs "$(HERE)" $(SERVICE) $(ARGS)
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run logs "$(HERE)" $(SERVICE) $(ARGS)
 
 endif
 

@@ -9,9 +9,15 @@ import yaml
 
 from tools.read.compose import ComposeError, Service, load
 from tools.read.images import repository
-from tools.run import local
+from tools.run import __main__ as command
 from tools.run.binaries import MissingServerError, find
-from tools.run.rewrite import host_paths, rewriter, rewritten_arguments, rewritten_config
+from tools.run.rewrite import (
+    host_paths,
+    launch_of,
+    rewriter,
+    rewritten_arguments,
+    rewritten_config,
+)
 
 GOOD: dict[str, Any] = {
     "name": "good",
@@ -315,9 +321,9 @@ def test_a_directory_without_a_file_and_a_file_of_bytes_are_refused(tmp_path: Pa
 def test_check_prints_the_services_or_the_refusal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert local.main(["check", str(write(tmp_path, GOOD))]) == 0
+    assert command.main(["check", str(write(tmp_path, GOOD))]) == 0
     assert "api on port 8000\n" in capsys.readouterr().out
-    assert local.main(["check", str(write(tmp_path, changed("api", ipc="host")))]) == 1
+    assert command.main(["check", str(write(tmp_path, changed("api", ipc="host")))]) == 1
     assert capsys.readouterr().err.startswith("error: docker-compose.yml: service")
 
 
@@ -408,10 +414,22 @@ def data_folder(directory: Path, service: Service) -> str:
     return str(path.relative_to(directory.resolve()))
 
 
+def test_uvicorns_options_in_an_image_hold_without_docker_too(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        "FROM python:3.11 AS train\nENV UVICORN_PORT=1\n"
+        "FROM python:3.11 AS serve\n# Comment.\nENV UVICORN_HOST=0.0.0.0 \\\n"
+        '    UVICORN_LIFESPAN="on" PATH=/venv/bin:$PATH\n'
+    )
+    compose = load(write(tmp_path, changed("api", environment={"UVICORN_LIFESPAN": "off"})))
+    environment = launch_of(compose, compose.services["api"]).environment
+    found = {name: value for name, value in environment.items() if name.startswith("UVICORN_")}
+    assert found == {"UVICORN_HOST": "127.0.0.1", "UVICORN_LIFESPAN": "off"}
+
+
 def test_a_mounted_folder_of_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "envoy").mkdir()
     services = {"envoy": {"image": "envoyproxy/envoy:v1.40.0", "volumes": ["./envoy:/etc/envoy"]}}
-    assert local.main(["up", str(write(tmp_path, {"services": services}))]) == 1
+    assert command.main(["up", str(write(tmp_path, {"services": services}))]) == 1
 
 
 def test_each_known_server_is_found_or_named_with_a_way_to_install_it() -> None:

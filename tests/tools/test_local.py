@@ -23,9 +23,11 @@ import redis
 import yaml
 
 from tools.read.compose import load
-from tools.run import local
+from tools.run import __main__ as command
+from tools.run import logs, ready, start, stop
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
+from tools.run.state import LocalError, only_one, socket_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 20
@@ -80,7 +82,7 @@ def run_local(verb: str, *words: Path | str) -> Result:
     """Runs a command of the tool; without a process of its own, which takes longer to start."""
     with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
         try:
-            returncode = local.main([verb, *map(str, words)])
+            returncode = command.main([verb, *map(str, words)])
         except SystemExit as leaving:
             returncode = int(leaving.code or 0)
     return Result(returncode, output.getvalue(), errors.getvalue())
@@ -290,15 +292,15 @@ def test_the_functions_work_without_the_command_line(
 ) -> None:
     port = free_port()
     write(pattern, {"api": server(port)})
-    local.up(pattern)
-    local.stop(pattern, "api")
-    local.start(pattern, "api")
-    local.kill(pattern, "api")
-    local.start(pattern, "api")
+    start.up(pattern)
+    stop.stop(pattern, "api")
+    start.start(pattern, "api")
+    stop.kill(pattern, "api")
+    start.start(pattern, "api")
     assert answers(port)
-    local.ps(pattern)
+    logs.ps(pattern)
     assert "running" in capsys.readouterr().out
-    local.down(pattern, volumes=True)
+    stop.down(pattern, volumes=True)
     assert all_of(state_dir(pattern)) == []
 
 
@@ -399,9 +401,9 @@ def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
             )
         },
     )
-    monkeypatch.setattr(local, "READY_DEADLINE_SECONDS", 1)
-    with pytest.raises(local.LocalError, match=r"(?s)not ready after 1 s.*503.*listening on"):
-        local.up(pattern)
+    monkeypatch.setattr(ready, "READY_DEADLINE_SECONDS", 1)
+    with pytest.raises(LocalError, match=r"(?s)not ready after 1 s.*503.*listening on"):
+        start.up(pattern)
     assert all_of(state_dir(pattern)) == []
 
 
@@ -433,7 +435,7 @@ def test_an_interrupted_up_leaves_nothing_running(pattern: Path, number: signal.
     )
     write(pattern, {"api": server(port), "ill": ill})
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.run.local", "up", str(pattern)],
+        [sys.executable, "-m", "tools.run", "up", str(pattern)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -454,7 +456,7 @@ def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
 ) -> None:
     write(pattern, {"ill": server(free_port(), "ill", name="ill")})
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.run.local", "up", str(pattern)],
+        [sys.executable, "-m", "tools.run", "up", str(pattern)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -503,7 +505,7 @@ def test_a_recorded_process_number_that_has_a_new_owner_is_left_alone(pattern: P
 def test_two_commands_at_once_are_refused(pattern: Path) -> None:
     write(pattern, {"worker": WORKER})
     compose = load(pattern)
-    with local.only_one(compose):
+    with only_one(compose):
         result = run_local("up", pattern)
     assert (result.returncode, "another command" in result.stderr) == (1, True)
 
@@ -562,7 +564,7 @@ def test_logs_can_be_followed_until_the_pattern_is_down(pattern: Path) -> None:
     port = free_port()
     up(pattern, {"api": server(port)})
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.run.local", "logs", str(pattern), "--follow", "--tail", "0"],
+        [sys.executable, "-m", "tools.run", "logs", str(pattern), "--follow", "--tail", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -702,7 +704,7 @@ def test_the_files_of_a_pattern_that_hold_passwords_are_the_owners_alone(pattern
     state = state_dir(pattern)
     for name in ("plan.json", "supervisord.conf", "services/worker.sh"):
         assert (state / name).stat().st_mode & 0o077 == 0
-    path = local.socket_path(load(pattern))
+    path = socket_path(load(pattern))
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0
     assert len(str(path)) < 100

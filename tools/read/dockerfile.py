@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.read.compose import Build
+
 
 class Stage(NamedTuple):
     image: str
@@ -33,3 +35,10 @@ def stages(dockerfile: Path) -> dict[str, Stage]:
         elif keyword and found:
             [*found.values()][-1].instructions.append((keyword, rest.strip()))
     return found
+
+
+def stage_of(pattern: Path, build: Build) -> Stage | None:
+    """Returns the stage that a service is built from, None where there is no Dockerfile."""
+    path = pattern / build.context / build.dockerfile
+    found = stages(path) if path.is_file() else {}
+    return found[build.target or [*found][-1]] if found else None

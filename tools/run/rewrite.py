@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service
+from tools.read.dockerfile import stage_of
 from tools.read.images import IMAGES, Image, repository
 from tools.run.binaries import find
 
@@ -61,7 +62,7 @@ def launch_of(compose: Compose, service: Service) -> Launch:
 
     rewrite = rewriter(tuple(compose.services), paths)
     environment = base_environment(compose, service, program)
-    for name, value in service.environment.items():
+    for name, value in {**uvicorn_options(compose, service), **service.environment}.items():
         host = value in compose.services and HOST_VARIABLE.fullmatch(name)
         environment[name] = LOOPBACK if host else rewrite(value)
     command = image_command(service, program) if program else service.command
@@ -92,6 +93,13 @@ def base_environment(compose: Compose, service: Service, program: Path | None) -
     if not program:
         environment["PYTHONUNBUFFERED"] = "1"
     return environment
+
+
+def uvicorn_options(compose: Compose, service: Service) -> dict[str, str]:
+    """Returns what the image tells uvicorn by variables; nothing else that it sets."""
+    stage = stage_of(compose.pattern_dir, service.build) if service.build else None
+    variables = stage.variables() if stage else {}
+    return {name: value for name, value in variables.items() if name.startswith("UVICORN_")}
 
 
 # --- images ---------------------------------------------------------------------------------------

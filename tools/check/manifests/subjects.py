@@ -12,7 +12,7 @@ import yaml
 
 from tools.read.command import option
 from tools.read.compose import Compose, Service
-from tools.read.dockerfile import stages
+from tools.read.dockerfile import stage_of
 from tools.read.settings import variables_of
 from tools.read.strict_yaml import documents_of
 
@@ -389,11 +389,8 @@ class Pair:
     def variables_of_image(self) -> dict[str, str]:
         """The variables that the Dockerfile of the service sets."""
         build = self.service.build
-        if build is None:
-            return {}
-        path = self.container.pod.pattern.directory / build.context / build.dockerfile
-        found = stages(path) if path.is_file() else {}
-        return found[build.target or [*found][-1]].variables() if found else {}
+        stage = stage_of(self.container.pod.pattern.directory, build) if build else None
+        return stage.variables() if stage else {}
 
 
 def mapping(value: Any) -> Body:

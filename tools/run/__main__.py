@@ -1,0 +1,80 @@
+"""Runs the `docker-compose.yml` of a pattern without Docker.
+
+Each service becomes a process of this machine, supervised by a supervisord of the pattern's own.
+All state is in `PATTERN_DIR/.local`: logs, volumes, and under `services` the commands that run.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tools.read.compose import ComposeError
+from tools.run.binaries import MissingServerError
+from tools.run.logs import check, logs, ps
+from tools.run.start import start, up
+from tools.run.state import LocalError
+from tools.run.stop import down, kill, stop
+
+
+def arguments_of(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.run",
+        description="Run a pattern's docker-compose.yml without Docker.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    texts = {
+        "up": "start every service and wait until all are ready",
+        "down": "stop every service",
+        "stop": "stop one service; the others stay up",
+        "start": "start one service again and wait until it is ready",
+        "kill": "send SIGKILL to one service, which stays down until it is started",
+        "logs": "print what the services have written",
+        "ps": "list the services with their state, pid, port and uptime",
+        "check": "read and validate the file, start nothing",
+    }
+    for verb, text in texts.items():
+        command = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
+        command.add_argument("pattern_dir", type=Path, help="the directory of the pattern")
+        if verb in ("stop", "start", "kill"):
+            command.add_argument("service", help="a service of docker-compose.yml")
+        if verb == "logs":
+            command.add_argument("service", nargs="?", help="only this service")
+            command.add_argument("--follow", action="store_true", help="go on as lines come in")
+            command.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+        if verb == "down":
+            command.add_argument("--volumes", action="store_true", help="remove the volumes too")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    arguments = vars(arguments_of(words))
+    verb = arguments.pop("verb")
+    verbs: dict[str, Callable[..., None]] = {
+        "up": up,
+        "down": down,
+        "stop": stop,
+        "start": start,
+        "kill": kill,
+        "logs": logs,
+        "ps": ps,
+        "check": check,
+    }
+    try:
+        verbs[verb](**arguments)
+    except (ComposeError, LocalError, MissingServerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if verb == "up":
+            print("interrupted: nothing is left running", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    # A terminal that closes, or a timeout, must leave as little behind as Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Writes down all that supervisord is told about a pattern, and starts it."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.read.compose import Compose, Service
+from tools.read.patterns import ROOT
+from tools.run.processes import MARK_VARIABLE
+from tools.run.rewrite import Launch, state_dir, temporary_dir
+from tools.run.state import LocalError, socket_path
+
+
+def plan_of(compose: Compose, launches: dict[str, Launch]) -> str:
+    """Writes down all that an `up` starts: a second `up` sees by it whether something changed."""
+    one_shots = compose.one_shots()
+    plan = {
+        name: {
+            "restart": launch.service.restart,
+            "one_shot": name in one_shots,
+            "script": script_of(compose, launch),
+            "program": program_section(launch.service, priority),
+            "health": launch.health_command,
+        }
+        for priority, (name, launch) in enumerate(launches.items())
+    }
+    return json.dumps(plan, indent=1)
+
+
+def script_of(compose: Compose, launch: Launch) -> str:
+    """Returns the shell script that becomes the service, with exactly its own environment."""
+    state = state_dir(compose.pattern_dir)
+    variables = [shlex.quote(f"{name}={value}") for name, value in launch.environment.items()]
+    pids, directory = shlex.quote(f"{state}/pids"), shlex.quote(str(launch.directory))
+    return "\n".join(
+        [
+            "#!/bin/sh -e",
+            f'echo $$ > {pids}/"$SUPERVISOR_PROCESS_NAME"',
+            f"cd {directory}",
+            f"exec env -i {' '.join(variables)} \\",
+            f'  {MARK_VARIABLE}={shlex.quote(f"{state}#")}"$SUPERVISOR_PROCESS_NAME" \\',
+            f"  {shlex.join(launch.command)}",
+            "",
+        ]
+    )
+
+
+def program_section(service: Service, priority: int) -> str:
+    # Relative paths throughout: supervisord's file format has no way to quote a path.
+    name = "%(program_name)s" + ("-%(process_num)d" if service.replicas > 1 else "")
+    return f"""
+[program:{service.name}]
+command = /bin/sh -e services/{service.name}.sh
+process_name = {name}
+numprocs = {service.replicas}
+numprocs_start = 1
+priority = {priority}
+autostart = false
+autorestart = false
+startsecs = 0
+startretries = 1
+stopsignal = {service.stop_signal}
+stopwaitsecs = {max(1, math.ceil(service.stop_grace_seconds))}
+killasgroup = true
+redirect_stderr = true
+stdout_logfile = log/{name}.log
+stdout_events_enabled = true
+"""
+
+
+def prepare(compose: Compose, launches: dict[str, Launch], plan: str) -> None:
+    state = state_dir(compose.pattern_dir)
+    for name in ("log", "pids", "scratch", "services"):
+        shutil.rmtree(state / name, ignore_errors=True)
+        (state / name).mkdir()
+    shutil.rmtree(temporary_dir(compose.pattern_dir, "scratch"), ignore_errors=True)
+    own_folder(socket_path(compose).parent, 0o700)
+    for launch in launches.values():
+        make_folders(compose, launch)
+        script = state / "services" / f"{launch.service.name}.sh"
+        write_privately(script, script_of(compose, launch))
+    (state / "log" / "all").touch()
+    write_privately(state / "plan.json", plan)
+    programs = "".join(
+        program_section(launch.service, priority)
+        for priority, launch in enumerate(launches.values())
+    )
+    write_privately(
+        state / "supervisord.conf",
+        f"""[supervisord]
+logfile = supervisord.log
+pidfile = supervisord.pid
+nocleanup = true
+
+[unix_http_server]
+file = {socket_path(compose)}
+chmod = 0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[rpcinterface:pattern]
+supervisor.rpcinterface_factory = tools.run.watch:make_interface
+{programs}""",
+    )
+
+
+def make_folders(compose: Compose, launch: Launch) -> None:
+    for purpose in ("volumes", "scratch"):
+        folder = temporary_dir(compose.pattern_dir, purpose)
+        if launch.directory.is_relative_to(folder):
+            print(f"{launch.service.name} keeps its data in {launch.directory}, because the user")
+            print(f'"nobody", as whom it runs, cannot reach {compose.pattern_dir}')
+            own_folder(folder, 0o711)
+    launch.directory.mkdir(parents=True, exist_ok=True)
+    for mount in launch.service.mounts:
+        if mount.named:
+            volume = state_dir(compose.pattern_dir) / "volumes" / mount.source
+            volume.mkdir(parents=True, exist_ok=True)
+
+
+def own_folder(folder: Path, mode: int) -> None:
+    """Makes a folder in the temporary directory, where others could have made it before."""
+    folder.mkdir(exist_ok=True)
+    found = folder.lstat()
+    if folder.is_symlink() or found.st_uid != os.getuid():
+        raise LocalError(f"{folder} belongs to another user: remove it, or set TMPDIR")
+    folder.chmod(mode)
+
+
+def write_privately(path: Path, text: str) -> None:
+    """Writes a file that may hold a password."""
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
+
+
+def start_supervisor(compose: Compose) -> None:
+    state = state_dir(compose.pattern_dir)
+    started = subprocess.run(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", "supervisord.conf"],
+        cwd=state,
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": str(ROOT),
+            MARK_VARIABLE: f"{state}#",
+        },
+        # Ctrl-C at the terminal is for this program, which then stops the supervisor in order.
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if started.returncode:
+        raise LocalError(f"the supervisor does not start: {started.stdout.strip()}")

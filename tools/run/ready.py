@@ -1,0 +1,138 @@
+"""Starts services in their order, and waits until each is ready."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic, sleep
+
+from tools.read.compose import Compose
+from tools.run.processes import MARK_VARIABLE
+from tools.run.rewrite import Launch, state_dir
+from tools.run.state import LocalError, last_lines, last_log, process_names
+from tools.run.supervisor import states, supervisor
+from tools.run.takedown import raise_if_died
+
+PROBE_INTERVAL_SECONDS = 0.1
+READY_DEADLINE_SECONDS = 60
+POLL_SECONDS = 0.02
+
+
+@dataclass
+class Probe:
+    """The health check of a service that is starting."""
+
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[str]) -> None:
+    """Starts services as soon as those before them are ready, until all of them are."""
+    waiting = list(names)
+    started: dict[str, float] = {}
+    probes: dict[str, Probe] = {}
+    try:
+        with supervisor(compose) as server:
+            while waiting:
+                raise_if_died(compose)
+                found = states(compose)
+                for name in tuple(waiting):
+                    if name not in started:
+                        if may_start(compose, name, waiting, started):
+                            server.supervisor.startProcessGroup(name, False)
+                            started[name] = monotonic()
+                    elif is_ready(compose, launches[name], found[name], probes):
+                        waiting.remove(name)
+                        print(f"{name} ready in {monotonic() - started[name]:.1f} s", flush=True)
+                    else:
+                        refuse_to_wait_longer(compose, launches[name], started[name])
+                sleep(POLL_SECONDS)
+        raise_if_died(compose)
+    except LocalError:
+        raise_if_died(compose)
+        raise
+    finally:
+        for probe in probes.values():
+            end_probe(probe)
+
+
+def may_start(compose: Compose, name: str, waiting: list[str], started: dict[str, float]) -> bool:
+    for other, dependency in compose.services[name].depends_on.items():
+        not_begun = other in waiting and other not in started
+        if not_begun or (dependency.condition != "service_started" and other in waiting):
+            return False
+    return True
+
+
+def is_ready(compose: Compose, launch: Launch, found: set[str], probes: dict[str, Probe]) -> bool:
+    service = launch.service
+    if service.name in compose.one_shots():
+        return found == {"DONE"}
+    if found != {"RUNNING"}:
+        return False
+    if service.health is None:
+        return True
+
+    probe = probes.get(service.name)
+    if probe and probe.process.poll() == 0:
+        return True
+    age_seconds = monotonic() - probe.started if probe else math.inf
+    if probe and probe.process.poll() is None and age_seconds < service.health.timeout_seconds:
+        return False
+    if age_seconds < PROBE_INTERVAL_SECONDS:
+        return False
+    if probe:
+        end_probe(probe)
+    probes[service.name] = start_probe(compose, launch)
+    return False
+
+
+def start_probe(compose: Compose, launch: Launch) -> Probe:
+    name = launch.service.name
+    state = state_dir(compose.pattern_dir)
+    command = shutil.which(launch.health_command[0], path=launch.environment["PATH"])
+    if not command:
+        raise LocalError(
+            f'service "{name}": the health check needs {launch.health_command[0]}, '
+            "which is not installed"
+        )
+    with (state / "log" / f"{name}.health").open("ab") as output:
+        process = subprocess.Popen(
+            [command, *launch.health_command[1:]],
+            cwd=launch.directory,
+            env={**launch.environment, MARK_VARIABLE: f"{state}#{name}.health"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Probe(process, monotonic())
+
+
+def end_probe(probe: Probe) -> None:
+    if probe.process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(probe.process.pid, signal.SIGKILL)
+    probe.process.wait()
+
+
+def refuse_to_wait_longer(compose: Compose, launch: Launch, started: float) -> None:
+    service = launch.service
+    # A job that others wait for takes as long as it takes.
+    if service.name in compose.one_shots():
+        return
+    deadline_seconds: float = READY_DEADLINE_SECONDS
+    if health := service.health:
+        allowed_seconds = health.start_period_seconds + health.interval_seconds * health.retries
+        deadline_seconds = max(deadline_seconds, allowed_seconds)
+    if monotonic() - started < deadline_seconds:
+        return
+    said = state_dir(compose.pattern_dir) / "log" / f"{service.name}.health"
+    raise LocalError(
+        f'service "{service.name}" is not ready after {deadline_seconds:.0f} s\n'
+        f"its health check says:\n{last_lines(said)}\n"
+        f"its last log lines:\n{last_log(compose, process_names(service)[0])}"
+    )

@@ -1,0 +1,76 @@
+"""Knows what a pattern has written about itself under `.local`, and whether it is up."""
+
+import fcntl
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tools.read.compose import Compose, Service
+from tools.run.rewrite import state_dir, temporary_dir
+
+# The path of a Unix socket has at most 104 characters, and supervisord appends its process id.
+SOCKET_PATH_MAX = 90
+LAST_LOG_LINES = 20
+
+
+class LocalError(Exception):
+    """Says why a pattern does not run, or stopped running."""
+
+
+def process_names(service: Service) -> list[str]:
+    if service.replicas == 1:
+        return [service.name]
+    return [f"{service.name}-{number}" for number in range(1, service.replicas + 1)]
+
+
+def socket_path(compose: Compose) -> Path:
+    path = temporary_dir(compose.pattern_dir, "socket") / "supervisor"
+    if len(str(path)) > SOCKET_PATH_MAX:
+        raise LocalError(f"the path {path} is too long for a socket: set TMPDIR to a shorter one")
+    return path
+
+
+def death_file(compose: Compose) -> Path:
+    return state_dir(compose.pattern_dir) / "death.json"
+
+
+def is_up(compose: Compose) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(socket_path(compose)))
+    except OSError:
+        return False
+    return not death_file(compose).exists()
+
+
+@contextmanager
+def only_one(compose: Compose) -> Iterator[None]:
+    """Keeps a second command from changing what this one is about to change."""
+    folder = state_dir(compose.pattern_dir)
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(
+                f"another command is starting or stopping {compose.name}: let it end first"
+            ) from None
+        yield
+
+
+def read_plan(compose: Compose) -> str:
+    with suppress(FileNotFoundError):
+        return (state_dir(compose.pattern_dir) / "plan.json").read_text(encoding="utf-8")
+    return ""
+
+
+def last_log(compose: Compose, process: str) -> str:
+    return last_lines(state_dir(compose.pattern_dir) / "log" / f"{process}.log")
+
+
+def last_lines(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-LAST_LOG_LINES:]) or "  (none)"
+    return "  (none)"
