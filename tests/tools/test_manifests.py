@@ -345,7 +345,7 @@ def test_a_finding_says_where_it_is_and_what_to_do(tmp_path: Path) -> None:
     assert findings_of(tmp_path, {"api.yml": {"POD.hostNetwork": True}}) == {
         "pod_does_not_share_the_hosts_namespaces": [
             "chapter9_example/good_pattern/manifests/api.yml: Deployment api: "
-            "hostNetwork is true; take it out"
+            "hostNetwork is true; remove it"
         ]
     }
 

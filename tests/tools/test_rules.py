@@ -139,5 +139,6 @@ def test_the_command_prints_each_finding_and_fails(
     change(copy / PATTERN / "README.md", ["```mermaid", "```sh"])
     assert command.main() == 1
     assert (
-        capsys.readouterr().out == f"{PATTERN}/README.md: it has no diagram; add a mermaid fence\n"
+        capsys.readouterr().out
+        == f"{PATTERN}/README.md: there is no diagram; add a mermaid block\n"
     )

@@ -23,7 +23,7 @@ from tools.read.command import option, without_address
 def image_has_a_fixed_version(container: Container) -> Iterator[str]:
     tag = container.image.partition("@")[0].rpartition("/")[2].partition(":")[2]
     if tag in {"", "latest"}:
-        yield f"image {container.image} may change any day; give a version as its tag"
+        yield f"image {container.image} is not pinned; use a version as its tag"
 
 
 @rule(every_container)
@@ -42,7 +42,7 @@ def our_image_is_named_for_its_pattern_and_service(container: Container) -> Iter
 @rule(every_container)
 def our_image_is_not_pulled_when_present(container: Container) -> Iterator[str]:
     if container.is_ours and container.body.get("imagePullPolicy") != "IfNotPresent":
-        yield "its image is in no registry; set imagePullPolicy: IfNotPresent"
+        yield "the image is in no registry; set imagePullPolicy: IfNotPresent"
 
 
 @rule(pairs)
@@ -55,7 +55,7 @@ def image_is_the_one_of_compose(pair: Pair) -> Iterator[str]:
 @rule(started_containers)
 def container_is_a_compose_service(container: Container) -> Iterator[str]:
     if not container.pairs:
-        yield "no Compose service has its name, or `app` as its pods' label; name them alike"
+        yield "no Compose service has this name or this `app` label; use one name"
 
 
 @rule(pairs)
@@ -71,7 +71,7 @@ def container_ports_are_those_of_compose(pair: Pair) -> Iterator[str]:
 def port_of_the_command_is_a_container_port(container: Container) -> Iterator[str]:
     port = option(container.own_command, "--port")
     if port.isdecimal() and not container.has_port(int(port)):
-        yield f"it listens on {port}, which is not in ports; give it as containerPort"
+        yield f"it listens on {port}, which is not in ports; add it as containerPort"
 
 
 @rule(pairs)
@@ -100,7 +100,7 @@ def environment_is_known_to_compose_or_the_settings(container: Container) -> Ite
         *(pair.service.environment for pair in container.pairs)
     )
     for name in sorted(set(environment(container)) - known):
-        yield f"nothing reads {name}; take it out, or add it to docker-compose.yml"
+        yield f"nothing reads {name}; remove it, or add it to docker-compose.yml"
 
 
 def environment(container: Container) -> Iterator[str]:

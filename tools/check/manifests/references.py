@@ -25,7 +25,7 @@ KINDS_WITHOUT_SELECTOR = {"Pod", "Job", "CronJob"}
 @rule(pods)
 def selector_takes_its_own_pods(pod: Pod) -> Iterator[str]:
     if pod.kind not in KINDS_WITHOUT_SELECTOR and pod not in pod.owner.selected_pods:
-        yield "the selector misses its own pods; make it agree with the template's labels"
+        yield "the selector does not match its own pods; use the template's labels"
 
 
 @rule(pods)
@@ -33,13 +33,13 @@ def selectors_of_two_workloads_never_overlap(pod: Pod) -> Iterator[str]:
     if pod.kind not in KINDS_WITHOUT_SELECTOR:
         for other in pod.owner.selected_pods:
             if other is not pod:
-                yield f"the selector takes pods of {other.object} too; add a label that differs"
+                yield f"the selector also matches pods of {other.object}; add a label that differs"
 
 
 @rule(of_kind("Service"))
 def service_selects_pods(service: Object) -> Iterator[str]:
     if service.spec.get("type") != "ExternalName" and not service.selected_pods:
-        yield "the selector takes no pods; make it agree with a pod template's labels"
+        yield "the selector matches no pods; use a pod template's labels"
 
 
 @rule(of_kind("Service"))
@@ -48,7 +48,7 @@ def service_port_is_a_port_of_its_pods(service: Object) -> Iterator[str]:
         for port in service.spec.get("ports") or []:
             target = port.get("targetPort", port["port"])
             if not any(container.has_port(target) for container in pod.running):
-                yield f"no container of {pod.object} has port {target}; name one that it has"
+                yield f"no container of {pod.object} has port {target}; use one that exists"
 
 
 @rule(pods)
@@ -131,14 +131,14 @@ def volumes_and_mounts_agree(pod: Pod) -> Iterator[str]:
     for name in sorted(mounted - known):
         yield f"there is no volume {name} to mount; add it to volumes"
     for name in sorted(known - mounted):
-        yield f"no container mounts volume {name}; take it out"
+        yield f"no container mounts volume {name}; remove it"
 
 
 @rule(of_kind("StatefulSet"))
 def stateful_set_has_its_service(stateful_set: Object) -> Iterator[str]:
     name = stateful_set.spec.get("serviceName")
     if name not in stateful_set.pattern.names("Service"):
-        yield f"serviceName {name} is not a Service of the folder; name one"
+        yield f"serviceName {name} is not a Service in the folder; use one that is"
 
 
 @rule(of_kind("HorizontalPodAutoscaler"))
@@ -147,7 +147,7 @@ def autoscaler_target_exists(scaler: Object) -> Iterator[str]:
     wanted = (target.get("apiVersion"), target["kind"], target["name"])
     workloads = [pod.owner for pod in scaler.pattern.pods]
     if wanted not in [(found.version, found.kind, found.name) for found in workloads]:
-        yield f"there is no {target['kind']} {target['name']} in the folder; name one of it"
+        yield f"there is no {target['kind']} {target['name']} in the folder; use one that is"
 
 
 @rule(of_kind("HorizontalPodAutoscaler"))
@@ -163,7 +163,7 @@ def autoscaler_is_the_only_one_of_its_target(scaler: Object) -> Iterator[str]:
 def autoscaler_bounds_are_in_order(scaler: Object) -> Iterator[str]:
     low, high = scaler.spec.get("minReplicas", 1), scaler.spec["maxReplicas"]
     if low > high:
-        yield f"minReplicas {low} is over maxReplicas {high}; lower it"
+        yield f"minReplicas {low} is above maxReplicas {high}; lower it"
 
 
 @rule(pods)
@@ -173,13 +173,13 @@ def replicas_are_within_the_autoscalers_bounds(pod: Pod) -> Iterator[str]:
         low = pod.autoscaler.spec.get("minReplicas", 1)
         high = pod.autoscaler.spec["maxReplicas"]
         if not low <= replicas <= high:
-            yield f"replicas {replicas} is not within {low} to {high}; leave replicas out"
+            yield f"replicas {replicas} is outside {low} to {high}; leave replicas out"
 
 
 @rule(of_kind("PodDisruptionBudget"))
 def disruption_budget_selects_pods(budget: Object) -> Iterator[str]:
     if not budget.selected_pods:
-        yield "the selector takes no pods; make it agree with a pod template's labels"
+        yield "the selector matches no pods; use a pod template's labels"
 
 
 @rule(of_kind("PodDisruptionBudget"))
@@ -190,9 +190,9 @@ def disruption_budget_leaves_room_and_keeps_a_pod(budget: Object) -> Iterator[st
     else:
         may_go = share(budget.spec.get("maxUnavailable", 0), replicas)
     if replicas and may_go <= 0:
-        yield f"none of {replicas} replicas may go, so no node can be drained; let one go"
+        yield f"no replica may be evicted, so no node can be drained; allow one eviction"
     if replicas and may_go >= replicas:
-        yield f"all {replicas} replicas may go at once; let fewer go, or run more"
+        yield f"all {replicas} replicas may be evicted at once; allow fewer, or run more"
 
 
 def share(value: str | int, whole: int) -> int:
@@ -207,9 +207,9 @@ def pods_behind_a_service_have_one_disruption_budget(pod: Pod) -> Iterator[str]:
     budgets = of_kind("PodDisruptionBudget")(pod.pattern)
     own = [budget.name for budget in budgets if pod in budget.selected_pods]
     if pod.kind == "Deployment" and pod.services and not pod.has_claim and not own:
-        yield "no PodDisruptionBudget selects its pods; add pdb.yml"
+        yield "no PodDisruptionBudget matches its pods; add pdb.yml"
     if len(own) > 1:
-        yield f"Kubernetes evicts no pod of several budgets ({', '.join(own)}); keep one"
+        yield f"Kubernetes evicts no pod that has several budgets ({', '.join(own)}); keep one"
 
 
 @rule(of_kind("VirtualService"))
@@ -221,11 +221,11 @@ def mesh_destination_is_a_service_and_subset(virtual_service: Object) -> Iterato
             continue
         service = service_at(pattern, host)
         if service is None:
-            yield f"host {host} is not a Service of the folder; name one"
+            yield f"host {host} is not a Service in the folder; use one that is"
             continue
         port = mapping(destination.get("port")).get("number")
         if port and port not in [entry["port"] for entry in service.spec.get("ports") or []]:
-            yield f"Service {service.name} has no port {port}; name one that it has"
+            yield f"Service {service.name} has no port {port}; use one that it has"
         if subset and subset not in subsets(pattern, service):
             yield f"no DestinationRule of {host} has subset {subset}; add it"
 
@@ -237,7 +237,7 @@ def mesh_route_is_for_a_service(virtual_service: Object) -> Iterator[str]:
         pattern = virtual_service.pattern
         for host in virtual_service.spec.get("hosts") or []:
             if host not in external_hosts(pattern) and not service_at(pattern, host):
-                yield f"host {host} is not a Service of the folder; name one"
+                yield f"host {host} is not a Service in the folder; use one that is"
 
 
 @rule(of_kind("DestinationRule"))
@@ -247,12 +247,12 @@ def mesh_subset_selects_pods(destination_rule: Object) -> Iterator[str]:
         return
     service = service_at(pattern, host)
     if service is None:
-        yield f"host {host} is not a Service of the folder; name one"
+        yield f"host {host} is not a Service in the folder; use one that is"
         return
     for subset in mappings(destination_rule.spec.get("subsets")):
         selector = {"matchLabels": subset.get("labels")}
         if not any(matches(selector, pod.labels) for pod in service.selected_pods):
-            yield f"subset {subset.get('name')} takes no pods of {service.name}; correct its labels"
+            yield f"subset {subset.get('name')} matches no pod of {service.name}; fix its labels"
 
 
 def destinations(virtual_service: Object) -> Iterator[Body]:

@@ -51,15 +51,15 @@ APP_ARMOR_ANNOTATION = "container.apparmor.security.beta.kubernetes.io/"
 def pod_does_not_share_the_hosts_namespaces(pod: Pod) -> Iterator[str]:
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.spec.get(field):
-            yield f"{field} is true; take it out"
+            yield f"{field} is true; remove it"
 
 
 @rule(pods_and_containers)
 def nothing_is_privileged(subject: Pod | Container) -> Iterator[str]:
     if subject.security.get("privileged"):
-        yield "privileged is true; take it out"
+        yield "privileged is true; remove it"
     if mapping(subject.security.get("windowsOptions")).get("hostProcess"):
-        yield "hostProcess is true; take it out"
+        yield "hostProcess is true; remove it"
 
 
 @rule(every_container)
@@ -74,14 +74,14 @@ def probe_or_hook_names_no_host(container: Container) -> Iterator[str]:
     for name, handler in (container.probes | container.lifecycle).items():
         for action in ("httpGet", "tcpSocket"):
             if mapping(mapping(handler).get(action)).get("host"):
-                yield f"{name} names a host; leave host out, the pod itself is meant"
+                yield f"{name} names a host; leave host out to ask the pod itself"
 
 
 @rule(pods_and_containers)
 def app_armor_is_not_switched_off(subject: Pod | Container) -> Iterator[str]:
     profile = mapping(subject.security.get("appArmorProfile")).get("type", "RuntimeDefault")
     if profile not in CONFINED_PROFILES:
-        yield f"the AppArmor profile is {profile}; take it out"
+        yield f"the AppArmor profile is {profile}; remove it"
 
 
 @rule(pods)
@@ -89,20 +89,20 @@ def app_armor_annotation_is_not_unconfined(pod: Pod) -> Iterator[str]:
     for key, profile in pod.annotations.items():
         allowed = profile == "runtime/default" or profile.startswith("localhost/")
         if key.startswith(APP_ARMOR_ANNOTATION) and not allowed:
-            yield f"the annotation {key} is {profile}; take it out"
+            yield f"the annotation {key} is {profile}; remove it"
 
 
 @rule(pods_and_containers)
 def selinux_options_are_not_custom(subject: Pod | Container) -> Iterator[str]:
     options = mapping(subject.security.get("seLinuxOptions"))
     if options.get("type", "") not in SELINUX_TYPES or options.get("user") or options.get("role"):
-        yield "seLinuxOptions choose a type, user or role; take them out"
+        yield "seLinuxOptions choose a type, user or role; remove them"
 
 
 @rule(every_container)
 def proc_is_masked(container: Container) -> Iterator[str]:
     if container.security.get("procMount", "Default") != "Default":
-        yield "procMount shows more of /proc; take it out"
+        yield "procMount unmasks /proc; remove it"
 
 
 @rule(pods_and_containers)
@@ -118,7 +118,7 @@ def seccomp_profile_is_set(subject: Pod | Container) -> Iterator[str]:
 def sysctls_are_safe(pod: Pod) -> Iterator[str]:
     for sysctl in pod.security.get("sysctls") or []:
         if sysctl["name"] not in SAFE_SYSCTLS:
-            yield f"sysctl {sysctl['name']} is not a safe one; take it out"
+            yield f"sysctl {sysctl['name']} is unsafe; remove it"
 
 
 @rule(pods)
@@ -143,22 +143,22 @@ def container_does_not_run_as_root(container: Container) -> Iterator[str]:
 @rule(pods_and_containers)
 def user_is_not_0(subject: Pod | Container) -> Iterator[str]:
     if subject.security.get("runAsUser") == 0:
-        yield "runAsUser is 0; use another"
+        yield "runAsUser is 0; use another user"
 
 
 @rule(every_container)
 def capabilities_are_dropped(container: Container) -> Iterator[str]:
     capabilities = mapping(container.security.get("capabilities"))
     if "ALL" not in (capabilities.get("drop") or []):
-        yield "it keeps capabilities; set capabilities.drop: [ALL]"
+        yield "capabilities are kept; set capabilities.drop: [ALL]"
     for name in sorted(set(capabilities.get("add") or []) - {"NET_BIND_SERVICE"}):
-        yield f"it adds the capability {name}; take it out"
+        yield f"it adds the capability {name}; remove it"
 
 
 @rule(started_containers)
 def root_file_system_is_read_only(container: Container) -> Iterator[str]:
     if container.security.get("readOnlyRootFilesystem") is not True:
-        yield "it may write anywhere; set readOnlyRootFilesystem: true, with an emptyDir if need be"
+        yield "the root file system is writable; set readOnlyRootFilesystem: true"
 
 
 @rule(pairs)
@@ -174,20 +174,20 @@ def what_compose_writes_to_is_a_volume(pair: Pair) -> Iterator[str]:
 @rule(pods)
 def service_account_token_is_not_mounted(pod: Pod) -> Iterator[str]:
     if pod.spec.get("automountServiceAccountToken") is not False:
-        yield "pods get a token that they do not need; set automountServiceAccountToken: false"
+        yield "pods get a token they do not need; set automountServiceAccountToken: false"
 
 
 @rule(pods)
 def service_links_are_off(pod: Pod) -> Iterator[str]:
     if pod.spec.get("enableServiceLinks") is not False:
-        yield "Services become variables, as REDIS_PORT=tcp://...; set enableServiceLinks: false"
+        yield "Services become variables like REDIS_PORT=tcp://...; set enableServiceLinks: false"
 
 
 @rule(started_containers)
 def resources_are_requested_and_limited(container: Container) -> Iterator[str]:
     for field, name in (("requests", "cpu"), ("requests", "memory"), ("limits", "memory")):
         if name not in mapping(container.resources.get(field)):
-            yield f"resources.{field}.{name} is missing; give what the process was measured to need"
+            yield f"resources.{field}.{name} is missing; set what the process needs"
 
 
 @rule(started_containers)
@@ -197,4 +197,4 @@ def requests_fit_their_limits(container: Container) -> Iterator[str]:
         limit = limits.get(name) or request
         # What is not a quantity is NaN, which is not within anything.
         if not quantity(request) <= quantity(limit):
-            yield f"{name}: request {request} is not within limit {limit}; lower the request"
+            yield f"{name}: request {request} exceeds limit {limit}; lower the request"

@@ -31,7 +31,7 @@ def probe_port_is_a_container_port(container: Container) -> Iterator[str]:
         for action in ("httpGet", "tcpSocket", "grpc"):
             port = mapping(probe.get(action)).get("port")
             if port is not None and not container.has_port(port):
-                yield f"{name} asks port {port}, which is not in ports; name one that is"
+                yield f"{name} uses port {port}, which is not in ports; use one that is"
 
 
 @rule(serving_containers)
@@ -44,26 +44,26 @@ def probes_of_our_servers_ask_ready_and_health(container: Container) -> Iterator
         serves_http = "uvicorn" in container.command or "httpGet" in probe
         path = mapping(probe.get("httpGet")).get("path")
         if container.is_ours and serves_http and path != paths[name]:
-            yield f"{name} asks {path}; let it httpGet {paths[name]}"
+            yield f"{name} asks {path}; use httpGet {paths[name]}"
 
 
 @rule(serving_containers)
 def liveness_does_not_ask_for_readiness(container: Container) -> Iterator[str]:
     probe = mapping(container.probes.get("livenessProbe"))
     if str(mapping(probe.get("httpGet")).get("path")).startswith("/ready"):
-        yield "a dependency that is down would restart it; let livenessProbe ask /health"
+        yield "a dependency that is down would restart the pod; ask /health instead"
 
 
 @rule(pods)
 def rolling_update_keeps_every_replica(pod: Pod) -> Iterator[str]:
     if pod.kind == "Deployment" and pod.has_claim:
         if mapping(pod.owner.spec.get("strategy")).get("type") != "Recreate":
-            yield "two pods would write to the volume of one; strategy: {type: Recreate}"
+            yield "two pods would write to one volume; set strategy: {type: Recreate}"
     elif pod.kind == "Deployment" and pod.services:
         update = mapping(mapping(pod.owner.spec.get("strategy")).get("rollingUpdate"))
         keeps = str(update.get("maxUnavailable")) in {"0", "0%"}
         if not keeps or str(update.get("maxSurge", 1)) in {"0", "0%"}:
-            yield "an update stops a pod before another is ready; maxUnavailable: 0, maxSurge: 1"
+            yield "updates stop a pod before another is ready; set maxUnavailable: 0, maxSurge: 1"
 
 
 @rule(serving_containers)
@@ -72,13 +72,13 @@ def grace_period_covers_the_stop(container: Container) -> Iterator[str]:
     shutdown = container.graceful_shutdown_seconds or 0
     needed = container.sleep_seconds + shutdown + STOP_MARGIN_SECONDS
     if grace < needed:
-        yield f"it is killed after {grace} s; set terminationGracePeriodSeconds: {needed}"
+        yield f"it is killed {grace} s after SIGTERM; set terminationGracePeriodSeconds: {needed}"
 
 
 @rule(serving_containers)
 def uvicorn_stops_within_a_bound(container: Container) -> Iterator[str]:
     if "uvicorn" in container.command and container.graceful_shutdown_seconds is None:
-        yield "it waits for its last request for ever; add --timeout-graceful-shutdown SECONDS"
+        yield "it may wait for its last request forever; add --timeout-graceful-shutdown SECONDS"
 
 
 @rule(serving_containers)
@@ -86,4 +86,4 @@ def container_behind_a_service_sleeps_before_it_stops(container: Container) -> I
     # A server such as Redis in a StatefulSet of one has no second pod to take its requests.
     several = container.pod.kind == "Deployment" or container.is_ours
     if several and container.is_behind_a_service and not container.sleep_seconds:
-        yield "requests are still sent to it when it stops; add lifecycle.preStop.sleep"
+        yield "requests still arrive while it stops; add lifecycle.preStop.sleep"

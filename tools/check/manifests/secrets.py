@@ -22,7 +22,7 @@ PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:(?!\$\()[^/@\s]+@")
 @rule(of_kind("Secret"))
 def no_secret_is_written_out(secret: Object) -> Iterator[str]:
     if secret.body.get("data") or secret.body.get("stringData"):
-        yield "a Secret in clear; use a secretGenerator with an env file that is not committed"
+        yield "a Secret in plain text; use a secretGenerator with an env file that is not committed"
 
 
 @rule(kustomizations)
@@ -36,20 +36,20 @@ def no_secret_is_generated_from_literals(kustomization: Object) -> Iterator[str]
 def no_secret_is_in_a_config_map(config_map: Object) -> Iterator[str]:
     for name, value in mapping(config_map.body.get("data")).items():
         if is_secret(name, value):
-            yield f"{name} is in clear; take it from a Secret"
+            yield f"{name} is in plain text; take it from a Secret"
 
 
 @rule(every_container)
 def no_secret_is_in_a_containers_environment(container: Container) -> Iterator[str]:
     for variable in container.body.get("env") or []:
         if is_secret(variable["name"], str(variable.get("value") or "")):
-            yield f"{variable['name']} is in clear; take it from a Secret"
+            yield f"{variable['name']} is in plain text; take it from a Secret"
 
 
 @rule(every_container)
 def no_secret_is_in_a_command(container: Container) -> Iterator[str]:
     if any(PASSWORD_IN_ADDRESS.search(word) for word in container.own_command):
-        yield "its command holds a password in clear; take it from a Secret"
+        yield "the command contains a password; take it from a Secret"
 
 
 def is_secret(name: str, value: str) -> bool:

@@ -77,13 +77,13 @@ KUSTOMIZATION_SCHEMA = {
 @rule(files, is_of_shape=True)
 def every_file_is_yaml_with_unique_keys(file: File) -> Iterator[str]:
     if file.error:
-        yield f"{file.error}; correct the YAML"
+        yield f"{file.error}; fix the YAML"
 
 
 @rule(objects, is_of_shape=True)
 def every_object_has_a_version_a_kind_and_a_name(found: Object) -> Iterator[str]:
     if not found.is_named:
-        yield "apiVersion, kind or metadata.name is missing or not a text; give all three"
+        yield "apiVersion, kind or metadata.name is missing or not text; set all three"
 
 
 @rule(objects, is_of_shape=True)
@@ -149,7 +149,7 @@ def closed(schema: Body) -> Body:
 @rule(folder, is_of_shape=True)
 def there_is_one_kustomization(pattern: Pattern) -> Iterator[str]:
     if len(pattern.kustomizations) != 1:
-        yield "there is not exactly one document in kustomization.yml; list the other files there"
+        yield "kustomization.yml must hold exactly one document; list the other files there"
 
 
 @rule(kustomizations, is_of_shape=True)
@@ -165,14 +165,14 @@ def object_is_defined_once(found: Object) -> Iterator[str]:
         if other is found:
             return
         if (other.group, other.object) == (found.group, found.object):
-            yield f"{Path(other.file).name} defines it too; keep one"
+            yield f"{Path(other.file).name} defines the same object; keep one"
 
 
 @rule(objects)
 def api_version_is_the_current_one(found: Object) -> Iterator[str]:
     current = CURRENT_VERSIONS.get((found.group, found.kind), found.version)
     if found.version != current:
-        yield f"{found.version} is an old version; use {current}"
+        yield f"{found.version} is outdated; use {current}"
 
 
 @rule(kustomizations)
@@ -188,16 +188,16 @@ def kustomization_lists_every_file(kustomization: Object) -> Iterator[str]:
     for name in sorted(present - set(listed)):
         yield f"{name} is not in resources; list it or delete it"
     for name in sorted(set(listed) - present):
-        yield f"resources names {name}, which is not in the folder; take it out"
+        yield f"resources names {name}, which is not in the folder; remove it"
     for name in sorted({name for name in listed if listed.count(name) > 1}):
-        yield f"resources names {name} twice; take one out"
+        yield f"resources names {name} twice; remove one"
 
 
 @rule(kustomizations)
 def namespace_of_the_kustomization_is_shipped(kustomization: Object) -> Iterator[str]:
     namespace = kustomization.body.get("namespace")
     if namespace and namespace not in kustomization.pattern.names("Namespace"):
-        yield f"no Namespace {namespace} is in the folder; add namespace.yml"
+        yield f"there is no Namespace {namespace} in the folder; add namespace.yml"
 
 
 @rule(objects)
@@ -210,4 +210,4 @@ def object_leaves_its_namespace_to_the_kustomization(found: Object) -> Iterator[
 def namespace_enforces_the_restricted_profile(namespace: Object) -> Iterator[str]:
     labels = mapping(namespace.metadata.get("labels"))
     if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
-        yield "pods are not checked; add the label pod-security.kubernetes.io/enforce: restricted"
+        yield "no restriction; add the label pod-security.kubernetes.io/enforce: restricted"

@@ -34,10 +34,10 @@ def no_step_of_ci_may_fail(repository: Repository) -> Iterator[str]:
     for path in (repository.root / CI_RUN, *workflows(repository)):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
             if found := SOFT_STEP.search(line.partition("#")[0]):
-                yield f"{path}:{number}: `{found[0]}` hides a failure; take it out"
+                yield f"{path}:{number}: `{found[0]}` hides a failure; remove it"
     tools = tomllib.loads((repository.root / "pyproject.toml").read_text("utf-8"))["tool"]
     if found := SOFT_STEP.search(" ".join(tools["pytest"]["ini_options"]["addopts"])):
-        yield f"{repository.root}/pyproject.toml: `{found[0]}` leaves tests out; take it out"
+        yield f"{repository.root}/pyproject.toml: `{found[0]}` skips tests; remove it"
 
 
 @rule()
@@ -45,11 +45,11 @@ def ci_runs_the_command_of_the_readme(repository: Repository) -> Iterator[str]:
     script = (repository.root / CI_RUN).read_text("utf-8").splitlines()
     shown = "".join(fence.content for fence in fences(repository.root / "README.md"))
     if not re.search(r"^(\$ )?make test( *#|$)", shown, re.MULTILINE):
-        yield f"{repository.root}/README.md: it does not show `make test`; show how to test"
+        yield f"{repository.root}/README.md: `make test` is missing; show how to run the tests"
     if "make test" not in script or not any(re.match(r"set -\w*e", line) for line in script):
-        yield f"{repository.root}/{CI_RUN}: it has no `set -e` or no `make test`; write both"
+        yield f"{repository.root}/{CI_RUN}: `set -e` or `make test` is missing; add both"
     if not any(CI_RUN in path.read_text("utf-8") for path in workflows(repository)):
-        yield f"{repository.root}/.github/workflows: none runs {CI_RUN}; run it"
+        yield f"{repository.root}/.github/workflows: no workflow runs {CI_RUN}; add a step"
 
 
 @rule()
@@ -57,7 +57,7 @@ def actions_are_pinned_by_commit(repository: Repository) -> Iterator[str]:
     for path in workflows(repository):
         for _, action in values_of(yaml.safe_load(path.read_text("utf-8")), "uses"):
             if not re.search(r"@[0-9a-f]{40}$", action):
-                yield f"{path}: {action} can change; write @ and the 40 digits of its commit"
+                yield f"{path}: {action} is not pinned; use @ and the full commit hash"
 
 
 @rule()
@@ -65,12 +65,12 @@ def workflows_only_read_and_know_no_secret(repository: Repository) -> Iterator[s
     for path in workflows(repository):
         content = yaml.safe_load(path.read_text("utf-8"))
         if re.search(r"\bsecrets\b", path.read_text("utf-8")):
-            yield f"{path}: it uses a secret; take it out"
+            yield f"{path}: the workflow uses a secret; remove it"
         if content.get("permissions") is None:
-            yield f"{path}: it may do whatever is the default; write permissions: contents: read"
+            yield f"{path}: permissions are not set; add permissions: contents: read"
         for _, granted in values_of(content, "permissions"):
             if not isinstance(granted, dict) or set(granted.values()) - {"read", "none"}:
-                yield f"{path}: it is granted {granted}; grant `read` by name"
+                yield f"{path}: permissions are {granted}; grant only `read`, by name"
 
 
 def skips(repository: Repository) -> Iterator[tuple[Path, int, str, ast.Call | None]]:
@@ -93,9 +93,9 @@ def every_skip_has_a_condition_and_a_reason(repository: Repository) -> Iterator[
         first = call.args[:1] if call and name in {"pytest.skip", "pytest.xfail"} else []
         reasons = [ast.unparse(reason) for reason in [*first, given.get("reason")] if reason]
         if reasons in ([], ["''"], ["None"]):
-            yield f"{path}:{line}: {name} has no reason; say why"
+            yield f"{path}:{line}: {name} has no reason; add one"
         if name.endswith(("mark.skip", "mark.xfail")) and not (call and call.args):
-            yield f"{path}:{line}: {name} has no condition; delete the test, or say when"
+            yield f"{path}:{line}: {name} is unconditional; add a condition or delete the test"
 
 
 @rule()
@@ -106,4 +106,4 @@ def the_tests_of_a_pattern_skip_little(repository: Repository) -> Iterator[str]:
     for path, found in lines.items():
         if len(found) > MOST_SKIPS_OF_A_FILE:
             shown = ", ".join(found)
-            yield f"{path}: it skips on lines {shown}; keep {MOST_SKIPS_OF_A_FILE} skips at most"
+            yield f"{path}: skips on lines {shown}; keep at most {MOST_SKIPS_OF_A_FILE} in a file"

@@ -30,4 +30,4 @@ def no_pattern_silences_a_whole_checker(repository: Repository) -> Iterator[str]
             ]
         for comment in comments:
             if SILENCED.search(comment.string):
-                yield f"{path}:{comment.start[0]}: {comment.string}; name one code, or correct it"
+                yield f"{path}:{comment.start[0]}: {comment.string}; name one code, or fix it"

@@ -15,7 +15,7 @@ def compose_runs_the_same_without_docker(repository: Repository) -> Iterator[str
         name = pattern.name.replace("_", "-")
         try:
             if (found := load(pattern, variables={}).name) != name:
-                yield f"{pattern}/docker-compose.yml: its name is {found}; write name: {name}"
+                yield f"{pattern}/docker-compose.yml: the name is {found}; write name: {name}"
         except ComposeError as error:
             yield f"{pattern}/docker-compose.yml: {error}; see tools/read/compose.py"
 
@@ -25,7 +25,7 @@ def long_running_service_has_a_healthcheck(repository: Repository) -> Iterator[s
     for compose in repository.composes:
         for service in compose.services.values():
             if service.health is None and service.name not in compose.one_shots():
-                yield f"{compose.path}: {service.name} has no healthcheck; say when it is ready"
+                yield f"{compose.path}: {service.name} has no healthcheck; add one"
 
 
 @rule()
@@ -39,7 +39,7 @@ def built_service_may_do_little(repository: Repository) -> Iterator[str]:
                 "mem_limit": service.memory_limit_bytes is not None,
             }
             for what in (what for what, is_set in limits.items() if not is_set):
-                yield f"{compose.path}: {service.name} may do more than it has to; add {what}"
+                yield f"{compose.path}: {service.name} has more rights than it needs; add {what}"
 
 
 @rule()
@@ -49,6 +49,6 @@ def images_of_compose_have_a_name_and_a_version(repository: Repository) -> Itera
         for service in compose.services.values():
             image = service.image or "none"
             if service.build and not re.fullmatch(rf"{ours}[a-z0-9-]+:\d+\.\d+\.\d+", image):
-                yield f"{compose.path}: {service.name} is built as {image}; write {ours}...:1.2.3"
+                yield f"{compose.path}: {service.name} is built as {image}; name it {ours}...:1.2.3"
             elif not has_version(image):
-                yield f"{compose.path}: {image} has no fixed version; write IMAGE:VERSION"
+                yield f"{compose.path}: {image} is not pinned; write IMAGE:VERSION"

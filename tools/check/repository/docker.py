@@ -26,7 +26,7 @@ def base_images_have_a_version(repository: Repository) -> Iterator[str]:
         found = stages(path)
         for image in {stage.image for stage in found.values()} - found.keys():
             if not has_version(image):
-                yield f"{path}: {image} has no fixed version; write IMAGE:VERSION"
+                yield f"{path}: {image} is not pinned; write IMAGE:VERSION"
 
 
 def has_version(image: str) -> bool:
@@ -38,7 +38,7 @@ def has_version(image: str) -> bool:
 def image_runs_as_a_numeric_user_who_is_not_root(repository: Repository) -> Iterator[str]:
     for path, stage, _ in repository.served_stages():
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", user := stage.last("USER")):
-            yield f"{path}: USER is {user or 'root'}; write a number, as in 10001:10001"
+            yield f"{path}: USER is {user or 'root'}; use a numeric id such as 10001:10001"
 
 
 @rule()
@@ -47,13 +47,13 @@ def image_starts_what_compose_starts(repository: Repository) -> Iterator[str]:
         try:
             command = list(json.loads(stage.last("CMD")))
         except ValueError:
-            yield f'{path}: CMD is not in the exec form; write CMD ["program", "argument"]'
+            yield f'{path}: CMD is not in exec form; write CMD ["program", "argument"]'
             continue
         # Replicas have an address of their own in Compose, and the image's in Kubernetes.
         comparable = without_address if any(service.labels for service in services) else list
         if comparable(command) not in [comparable(service.command) for service in services]:
             names = ", ".join(service.name for service in services)
-            yield f"{path}: CMD is not the command of {names} in docker-compose.yml; use the same"
+            yield f"{path}: CMD differs from the command of {names} in Compose; use the same"
 
 
 @rule()
@@ -63,7 +63,7 @@ def pip_checks_hashes_in_images(repository: Repository) -> Iterator[str]:
         for words in (part.split() for part in re.split(r"&&|[;|]", runs)):
             hashed = "--require-hashes" in words or words[-3:] == ["install", *UNHASHED]
             if {"pip", "install"} <= set(words) and not hashed:
-                yield f"{path}: `{' '.join(words)}` takes any file; add --require-hashes"
+                yield f"{path}: `{' '.join(words)}` does not verify hashes; add --require-hashes"
 
 
 @rule()
@@ -71,4 +71,4 @@ def docker_context_begins_with_nothing(repository: Repository) -> Iterator[str]:
     for path in repository.files_ending(".dockerignore"):
         lines = [line for line in path.read_text("utf-8").splitlines() if line[:1] not in {"", "#"}]
         if lines[:1] != ["*"]:
-            yield f"{path}: it lists what to leave out; write `*`, then `!` with what is copied"
+            yield f"{path}: it lists exclusions; start with `*`, then allow what is copied with `!`"

@@ -37,21 +37,21 @@ def imports_of_patterns(repository: Repository) -> Iterator[Import]:
 def no_pattern_imports_another(repository: Repository) -> Iterator[str]:
     for path, _, own, name, _ in imports_of_patterns(repository):
         if CHAPTER.match(name) and not name.startswith(own):
-            yield f"{path}: it imports {name[:-1]}; copy the file with a mark instead"
+            yield f"{path}: imports {name[:-1]}; make a marked copy instead"
 
 
 @rule()
 def what_an_image_runs_imports_neither_tools_nor_tests(repository: Repository) -> Iterator[str]:
     for path, part, _, name, _ in imports_of_patterns(repository):
         if part != LABORATORY and name.startswith(("tests.", "tools.")):
-            yield f"{path}: it imports {name[:-1]}, which no image holds; write what it needs"
+            yield f"{path}: imports {name[:-1]}, which is not in the image; write what it needs"
 
 
 @rule()
 def training_imports_nothing_of_app(repository: Repository) -> Iterator[str]:
     for path, part, own, name, _ in imports_of_patterns(repository):
         if part == "train" and name.startswith((f"{own}app.", "app.")):
-            yield f"{path}: it imports {name[:-1]}; the two meet only in models/"
+            yield f"{path}: imports {name[:-1]}; training and serving share only models/"
 
 
 @rule()
@@ -61,8 +61,8 @@ def a_package_imports_its_own_modules_relatively(repository: Repository) -> Iter
         if part == LABORATORY:
             continue
         if is_relative and not name.startswith(f"{own}{part}."):
-            yield f"{path}: it imports {name[:-1]} from outside {part}/; move that into {part}/"
+            yield f"{path}: imports {name[:-1]} from outside {part}/; move it into {part}/"
         siblings = {sibling.stem for sibling in path.parent.glob("*.py")} - installed
         by_its_whole_name = name.startswith(own) or name.partition(".")[0] in siblings | {part}
         if not is_relative and by_its_whole_name:
-            yield f"{path}: it imports {name[:-1]} by its whole name; write a relative import"
+            yield f"{path}: imports {name[:-1]} by its absolute name; use a relative import"

@@ -38,7 +38,7 @@ def every_directory_of_a_chapter_is_a_whole_pattern(repository: Repository) -> I
             training = (TRAINER,) if trains(pattern) else ()
             needed = (pattern / name for name in (*PATTERN_FILES, *training))
             for path in {*needed, test_module(pattern)} - known:
-                yield f"{path}: there is no such file; every pattern has one"
+                yield f"{path}: the file is missing; every pattern has one"
 
 
 def trains(pattern: Path) -> bool:
@@ -54,14 +54,14 @@ def every_test_module_of_a_chapter_belongs_to_a_pattern(repository: Repository) 
     for path in repository.files_ending(".py"):
         in_chapter = CHAPTER.match(path.parent.name) and path.match("tests/*/test_*.py")
         if in_chapter and path not in modules:
-            yield f"{path}: there is no such pattern; name it test_PATTERN.py"
+            yield f"{path}: no pattern has this name; call the file test_PATTERN.py"
 
 
 @rule()
 def makefile_of_a_pattern_includes_the_verbs(repository: Repository) -> Iterator[str]:
     for path in (pattern / "Makefile" for pattern in repository.patterns):
         if "include ../../pattern.mk" not in path.read_text("utf-8").splitlines():
-            yield f"{path}: it has not the verbs of a pattern; write include ../../pattern.mk"
+            yield f"{path}: the verbs of a pattern are missing; add include ../../pattern.mk"
 
 
 @rule()
@@ -76,7 +76,7 @@ def results_are_measured_and_hold(repository: Repository) -> Iterator[str]:
             yield f"{path}: {error}; run make measure there"
             continue
         if results.pattern != path.parents[1].name or not results.holds:
-            yield f"{path}: it is of {results.pattern} and holds: {results.holds}; measure again"
+            yield f"{path}: pattern {results.pattern}, holds {results.holds}; measure again"
 
 
 @rule()
@@ -86,7 +86,7 @@ def every_pattern_has_a_row_in_the_index(repository: Repository) -> Iterator[str
     for pattern in repository.patterns:
         link = f"({pattern.relative_to(repository.root).as_posix()})"
         if not any(link in row for row in rows):
-            yield f"{index}: the index has no row of {link}; run make fix"
+            yield f"{index}: the index has no row for {link}; run make fix"
 
 
 @rule()
@@ -101,6 +101,6 @@ def service_has_one_name_everywhere(repository: Repository) -> Iterator[str]:
         text = "".join(fence.content for fence in drawn if fence.info == "mermaid")
         for name in (service.name for service in compose.built()):
             if name not in deployed.get(pattern, set()):
-                yield f"{pattern}/manifests: no container is {name}; call it as in Compose"
+                yield f"{pattern}/manifests: no container is named {name}; use that name"
             if name not in re.findall(r"[\w-]+", text):
-                yield f"{readme}: {name} is not in the diagram; call it as in Compose"
+                yield f"{readme}: {name} is not in the diagram; use the name from Compose"

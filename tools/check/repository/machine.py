@@ -24,14 +24,14 @@ def nothing_that_git_ignores_is_committed(repository: Repository) -> Iterator[st
     command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-standard"]
     listing = subprocess.run(command, cwd=repository.root, capture_output=True, check=True)
     for name in filter(None, listing.stdout.decode().split("\0")):
-        yield f"{repository.root}/{name}: it is made on one machine; git rm --cached it"
+        yield f"{repository.root}/{name}: git ignores this file; remove it with git rm --cached"
 
 
 @rule()
 def no_path_is_of_one_machine(repository: Repository) -> Iterator[str]:
     for _, place, line in repository.lines():
         if found := MACHINE_PATH.search(line):
-            yield f"{place}: {found[0]} is on one machine; write a relative path"
+            yield f"{place}: {found[0]} exists on one machine only; use a relative path"
 
 
 @rule()
@@ -39,7 +39,7 @@ def no_host_is_a_private_one(repository: Repository) -> Iterator[str]:
     for _, place, line in repository.lines():
         hosts = {host for host in URL_HOST.findall(line) if not RESERVED_HOST.fullmatch(host)}
         for host in sorted(hosts - PUBLIC_HOSTS | set(INDEX_HOST.findall(line))):
-            yield f"{place}: {host} is not known as public; take it out, or into PUBLIC_HOSTS"
+            yield f"{place}: {host} may be private; remove it, or add it to PUBLIC_HOSTS"
 
 
 @rule()
@@ -47,4 +47,4 @@ def no_mail_address_is_in_a_file(repository: Repository) -> Iterator[str]:
     for path, place, line in repository.lines():
         mails = [host for host in MAIL_HOST.findall(line) if not RESERVED_HOST.fullmatch(host)]
         if mails and path.name not in {"LICENSE", "AUTHORS"}:
-            yield f"{place}: it holds a mail address at {mails[0]}; take it out"
+            yield f"{place}: contains a mail address at {mails[0]}; remove it"

@@ -61,25 +61,25 @@ def tagline_is_the_docstring_of_the_main_module(repository: Repository) -> Itera
     for path, text in repository.readmes():
         title, above, tagline, below, *_ = [*text.splitlines(), "", "", "", ""]
         if not title.startswith("# ") or above or below or not is_sentence(tagline):
-            yield f"{path}: it has not a title on line 1 and a sentence on line 3; write them"
+            yield f"{path}: line 1 must be a title and line 3 one sentence; write them"
         candidates = [path.parent / name for name in MAIN_MODULES]
         main = next((candidate for candidate in candidates if candidate.exists()), None)
         if main and (ast.get_docstring(module(main)) or "").partition("\n")[0] != tagline:
-            yield f"{path}: line 3 is not the docstring of {main.name}; write the same in both"
+            yield f"{path}: line 3 differs from the docstring of {main.name}; make them equal"
 
 
 @rule()
 def readme_has_the_headings_in_order(repository: Repository) -> Iterator[str]:
     for path, _ in repository.readmes():
         if (seen := " · ".join(sections(path))) != HEADINGS:
-            yield f"{path}: its headings are {seen}; write {HEADINGS}"
+            yield f"{path}: the headings are {seen}; use {HEADINGS}"
 
 
 @rule()
 def readme_has_a_diagram(repository: Repository) -> Iterator[str]:
     for path, _ in repository.readmes():
         if not any(fence.info == "mermaid" for fence in fences(path)):
-            yield f"{path}: it has no diagram; add a mermaid fence"
+            yield f"{path}: there is no diagram; add a mermaid block"
 
 
 @rule()
@@ -91,21 +91,21 @@ def readme_plays_from_make_up_to_make_down(repository: Repository) -> Iterator[s
             yield f"{path}: {error}; see tools/play/readme.py"
             continue
         if (commands[0], commands[-1]) != ("make up", "make down"):
-            yield f"{path}: its commands go from {commands[0]} to {commands[-1]}; play all of it"
+            yield f"{path}: plays {commands[0]} to {commands[-1]}; play make up to make down"
 
 
 @rule()
 def readme_names_plain_docker_compose(repository: Repository) -> Iterator[str]:
     for path, text in repository.readmes():
         if "docker compose up" not in text:
-            yield f"{path}: it hides how it starts without make; name `docker compose up`"
+            yield f"{path}: plain `docker compose up` is not mentioned; name it"
 
 
 @rule()
 def readme_has_a_place_for_its_results(repository: Repository) -> Iterator[str]:
     for path, text in repository.readmes():
         if [text.count(f"<!-- {slash}results -->") for slash in ("", "/")] != [1, 1]:
-            yield f"{path}: it holds no results; add <!-- results --> and <!-- /results -->"
+            yield f"{path}: no place for results; add <!-- results --> and <!-- /results -->"
 
 
 @rule()
@@ -114,7 +114,7 @@ def readme_pastes_no_code(repository: Repository) -> Iterator[str]:
         for fence in fences(path):
             if fence.info not in README_FENCES:
                 line = (fence.map or [0])[0] + 1
-                yield f"{path}:{line}: {fence.info or 'code'} is pasted; link the file instead"
+                yield f"{path}:{line}: {fence.info or 'code'} is pasted in; link to the file"
 
 
 @rule()
@@ -125,14 +125,14 @@ def how_it_works_links_what_it_names(repository: Repository) -> Iterator[str]:
             linked = list(links(step))
             # The items of a list are deeper than a paragraph around them.
             if step.type == "inline" and step.level > 1 and not linked:
-                yield f"{path}: the step `{step.content[:40]}...` has no link; link its function"
+                yield f"{path}: step `{step.content[:40]}...` has no link; link to its function"
             for name in (part.content for part in step.children or [] if part.tag == "code"):
                 if path.parent / name in known and name not in {code for _, code in linked}:
-                    yield f"{path}: {name} is named and not linked; link it"
+                    yield f"{path}: {name} is mentioned without a link; link to it"
             for target, code in linked:
                 source = path.parent / target
                 if source.suffix == ".py" and code.isidentifier() and code not in defined(source):
-                    yield f"{path}: {target} defines no {code}; link what does the step"
+                    yield f"{path}: {target} does not define {code}; link to the right function"
 
 
 def defined(path: Path) -> set[str]:
@@ -151,4 +151,4 @@ def every_relative_link_leads_to_a_file(repository: Repository) -> Iterator[str]
             relative = f".github/{workflow[1]}" if workflow else target.partition("#")[0]
             leads_to = Path(posixpath.normpath(path.parent / relative))
             if not re.match(r"[a-z]+:", target) and leads_to not in known:
-                yield f"{path}: {target} leads to no file of the repository; correct the link"
+                yield f"{path}: {target} is a broken link; correct it"

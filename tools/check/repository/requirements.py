@@ -46,11 +46,11 @@ def requirements_are_exported_from_the_lock(repository: Repository) -> Iterator[
     try:
         texts = exported(repository.root)
     except RequirementsError as error:
-        yield f"{repository.root}/{error}; name categories of the Pipfile there and run make fix"
+        yield f"{repository.root}/{error}; name categories of the Pipfile and run make fix"
         return
     for path, text in texts.items():
         if path.read_text("utf-8") != text:
-            yield f"{path}: it is not what the lock exports; run make fix"
+            yield f"{path}: it differs from the lock; run make fix"
 
 
 @rule()
@@ -89,7 +89,7 @@ def unequal_requirements(
     words &= {normalized(name) for table in repository.lock.values() for name in table}
     by_another = {name for name, owner in USED_BY_ANOTHER.items() if owner in imported | words}
     for name in sorted(required - imported - words - by_another):
-        yield f"{path}: nothing imports or starts {name}; take it out of its category"
+        yield f"{path}: nothing imports or starts {name}; remove it from its category"
     covered = required | {name for name, owner in RE_EXPORTED.items() if owner in required}
     for name in sorted((imported | words) - covered):
         yield f"{path}: {name} is imported or started; add it to a category in the Pipfile"
@@ -101,7 +101,7 @@ def lock_and_pipfile_name_no_index_and_no_path(repository: Repository) -> Iterat
     for name, content in (("Pipfile", repository.pipfile), ("Pipfile.lock", repository.lock)):
         for key, value in values_of(content, *keys):
             if value:
-                reason = f"{key} is {value}, which is one machine's"
+                reason = f"{key} is {value}, which only one machine has"
                 yield f"{repository.root}/{name}: {reason}; run make lock"
 
 
@@ -121,4 +121,4 @@ def lock_has_one_version_of_a_package(repository: Repository) -> Iterator[str]:
 def torch_is_pinned_to_one_version(repository: Repository) -> Iterator[str]:
     for _, version in values_of(repository.pipfile, "torch"):
         if not isinstance(version, dict) and not re.fullmatch(r"==\d+(\.\d+)+", version):
-            yield f"{repository.root}/Pipfile: torch is {version}; write ==VERSION"
+            yield f"{repository.root}/Pipfile: torch is {version}; pin it with ==VERSION"

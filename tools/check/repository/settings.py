@@ -21,7 +21,7 @@ def compose_sets_only_what_is_read(repository: Repository) -> Iterator[str]:
                 what = "add it to settings.py, or to x-program-variables with the reason"
                 yield f"{compose.path}: {told_what}; {what}"
             for name in sorted(by_programs - told | by_programs & known):
-                yield f"{compose.path}: x-program-variables has no use for {name}; take it out"
+                yield f"{compose.path}: x-program-variables names {name} needlessly; remove it"
 
 
 @rule()
@@ -36,7 +36,7 @@ def every_setting_is_read(repository: Repository) -> Iterator[str]:
                         if "settings" in owner or (owner, path) == ("self", settings):
                             read.add(node.attr)
             for name in settings_in(settings).keys() - read:
-                yield f"{settings}: nothing reads {name}; take it out"
+                yield f"{settings}: nothing reads {name}; remove it"
 
 
 @rule()

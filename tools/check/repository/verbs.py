@@ -52,7 +52,7 @@ def every_verb_with_help_is_shown_by_help(repository: Repository) -> Iterator[st
         text = path.read_text("utf-8")
         phony = {name for line in re.findall(r"^\.PHONY:(.*)", text, re.M) for name in line.split()}
         for name in phony - targets(path):
-            yield f"{path}: .PHONY names {name}, which is no target; take it out"
+            yield f"{path}: .PHONY names {name}, which is not a target; remove it"
         for names, help_text in re.findall(r"^([\w .-]+):(?!=).*##(.*)", text, re.MULTILINE):
             if not re.fullmatch("[a-z_]+", names) or names not in phony or len(help_text) < 2:
-                yield f"{path}: make help does not show {names}; give each a line of its own"
+                yield f"{path}: make help does not show {names}; give each target its own line"
