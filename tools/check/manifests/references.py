@@ -190,7 +190,7 @@ def disruption_budget_leaves_room_and_keeps_a_pod(budget: Object) -> Iterator[st
     else:
         may_go = share(budget.spec.get("maxUnavailable", 0), replicas)
     if replicas and may_go <= 0:
-        yield f"no replica may be evicted, so no node can be drained; allow one eviction"
+        yield "no replica may be evicted, so no node can be drained; allow one eviction"
     if replicas and may_go >= replicas:
         yield f"all {replicas} replicas may be evicted at once; allow fewer, or run more"
 
