@@ -79,7 +79,7 @@ def messages(repository: Repository, rule: Rule) -> Iterator[str]:
         if rule.is_of_shape or is_well_formed(pattern):
             for subject in rule.subjects(pattern):
                 for message in rule.check(subject):
-                    yield f"{subject.file}: {subject.object}: {subject.prefix}{message}"
+                    yield f"{subject.place}: {message}"
 
 
 @cache

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -292,8 +292,7 @@ class Compose:
     name: str
     # In the order in which they start: a service comes after those that it depends on.
     services: Mapping[str, Service]
-    volumes: tuple[str, ...]
-    without_training: str | None = field(default=None)
+    without_training: str | None
 
     @property
     def pattern_dir(self) -> Path:
@@ -341,7 +340,6 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         path,
         file.name or path.parent.name,
         {service.name: service for service in services},
-        tuple(file.volumes),
         file.without_training,
     )
 

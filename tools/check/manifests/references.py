@@ -33,7 +33,7 @@ def selectors_of_two_workloads_never_overlap(pod: Pod) -> Iterator[str]:
     if pod.kind not in KINDS_WITHOUT_SELECTOR:
         for other in pod.owner.selected_pods:
             if other is not pod:
-                yield f"the selector also matches pods of {other.object}; add a label that differs"
+                yield f"the selector also matches {other.owner.object}; add a label that differs"
 
 
 @rule(of_kind("Service"))
@@ -48,7 +48,7 @@ def service_port_is_a_port_of_its_pods(service: Object) -> Iterator[str]:
         for port in service.spec.get("ports") or []:
             target = port.get("targetPort", port["port"])
             if not any(container.has_port(target) for container in pod.running):
-                yield f"no container of {pod.object} has port {target}; use one that exists"
+                yield f"no container of {pod.owner.object} has port {target}; use one that exists"
 
 
 @rule(pods)

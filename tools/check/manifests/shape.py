@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import jsonschema
 import kubernetes_validate
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from tools.check.manifests.subjects import (
     Body,
@@ -45,33 +47,22 @@ CURRENT_VERSIONS = {
     ("security.istio.io", "PeerAuthentication"): "security.istio.io/v1",
     ("security.istio.io", "RequestAuthentication"): "security.istio.io/v1",
 }
-GENERATOR_SCHEMA = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["name"],
-        "additionalProperties": False,
-        "properties": {
-            "name": {"type": "string"},
-            "literals": {"type": "array", "items": {"type": "string"}},
-            "files": {"type": "array", "items": {"type": "string"}},
-            "envs": {"type": "array", "items": {"type": "string"}},
-        },
-    },
-}
-KUSTOMIZATION_SCHEMA = {
-    "type": "object",
-    "required": ["apiVersion", "kind", "resources"],
-    "additionalProperties": False,
-    "properties": {
-        "apiVersion": {"const": "kustomize.config.k8s.io/v1beta1"},
-        "kind": {"const": "Kustomization"},
-        "namespace": {"type": "string"},
-        "resources": {"type": "array", "items": {"type": "string"}},
-        "configMapGenerator": GENERATOR_SCHEMA,
-        "secretGenerator": GENERATOR_SCHEMA,
-    },
-}
+
+
+class Generator(BaseModel, extra="forbid", strict=True):
+    name: str
+    literals: list[str] = []
+    files: list[str] = []
+    envs: list[str] = []
+
+
+class Kustomization(BaseModel, extra="forbid", strict=True):
+    version: Literal["kustomize.config.k8s.io/v1beta1"] = Field(alias="apiVersion")
+    kind: Literal["Kustomization"]
+    namespace: str = ""
+    resources: list[str]
+    config_maps: list[Generator] = Field([], alias="configMapGenerator")
+    secrets: list[Generator] = Field([], alias="secretGenerator")
 
 
 @rule(files, is_of_shape=True)
@@ -154,9 +145,12 @@ def there_is_one_kustomization(pattern: Pattern) -> Iterator[str]:
 
 @rule(kustomizations, is_of_shape=True)
 def kustomization_has_only_known_fields(kustomization: Object) -> Iterator[str]:
-    validator = jsonschema.Draft202012Validator(KUSTOMIZATION_SCHEMA)
-    for error in validator.iter_errors(kustomization.body):
-        yield f"{error.json_path}: {error.message}; correct the field"
+    try:
+        Kustomization.model_validate(kustomization.body)
+    except ValidationError as error:
+        for each in error.errors():
+            place = ".".join(map(str, each["loc"]))
+            yield f"{place}: {each['msg']}; correct the field"
 
 
 @rule(objects)

@@ -35,14 +35,10 @@ Body = dict[str, Any]
 
 
 class Subject(Protocol):
-    """What a rule looks at: it knows its file and object, and what its messages begin with."""
+    """What a rule looks at: it knows the place with which a finding about it begins."""
 
     @property
-    def file(self) -> str: ...
-    @property
-    def object(self) -> str: ...
-    @property
-    def prefix(self) -> str: ...
+    def place(self) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +46,6 @@ class Pattern:
     """A pattern's `manifests/` folder, and the compose file and settings that it agrees with."""
 
     compose: Compose
-    object = "folder"
-    prefix = ""
 
     @property
     def directory(self) -> Path:
@@ -60,6 +54,10 @@ class Pattern:
     @property
     def file(self) -> str:
         return f"{self.directory.parent.name}/{self.directory.name}/manifests"
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}: folder"
 
     @cached_property
     def files(self) -> list["File"]:
@@ -97,12 +95,14 @@ class Pattern:
 class File:
     pattern: Pattern
     path: Path
-    object = "file"
-    prefix = ""
 
     @property
     def file(self) -> str:
         return f"{self.pattern.file}/{self.path.name}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}: file"
 
     @property
     def documents(self) -> list[Body]:
@@ -130,11 +130,14 @@ class Object:
     pattern: Pattern
     file: str
     body: Body
-    prefix = ""
 
     @property
     def object(self) -> str:
         return f"{self.kind} {self.name}".strip() or "document"
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}: {self.object}"
 
     @property
     def version(self) -> str:
@@ -181,19 +184,14 @@ class Pod:
     """The pods that one object makes."""
 
     owner: Object
-    prefix = ""
 
     @property
     def pattern(self) -> Pattern:
         return self.owner.pattern
 
     @property
-    def file(self) -> str:
-        return self.owner.file
-
-    @property
-    def object(self) -> str:
-        return self.owner.object
+    def place(self) -> str:
+        return self.owner.place
 
     @property
     def kind(self) -> str:
@@ -265,20 +263,12 @@ class Container:
     body: Body
 
     @property
-    def file(self) -> str:
-        return self.pod.file
-
-    @property
-    def object(self) -> str:
-        return self.pod.object
-
-    @property
     def name(self) -> str:
         return str(self.body["name"])
 
     @property
-    def prefix(self) -> str:
-        return f"container {self.name}: "
+    def place(self) -> str:
+        return f"{self.pod.place}: container {self.name}"
 
     @property
     def image(self) -> str:
@@ -359,16 +349,8 @@ class Pair:
     service: Service
 
     @property
-    def file(self) -> str:
-        return self.container.file
-
-    @property
-    def object(self) -> str:
-        return self.container.object
-
-    @property
-    def prefix(self) -> str:
-        return self.container.prefix
+    def place(self) -> str:
+        return self.container.place
 
     @property
     def is_replica(self) -> bool:
