@@ -1,4 +1,4 @@
-# Copied from chapter2_training/iris_sklearn_rf/train/convert.py
+# Copied from chapter4_serving_patterns/web_single_pattern/train/convert.py
 """Converts an estimator of scikit-learn to ONNX, to the same bytes each time."""
 
 from typing import Any

@@ -104,7 +104,8 @@ def evaluate(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def export(pipeline: Pipeline, warps: np.ndarray) -> bytes:
     """Writes the ensemble as ONNX: float32 [rows, 64] in, float32 [rows, 10] probabilities out.
 
-    The graph scans over the warps; each step warps all rows alike and classifies them.
+    The graph scans over the warps; each step warps all rows alike and classifies them. It is
+    written by hand because skl2onnx converts estimators, and none of scikit-learn's warps images.
     """
     scaler, classifier = pipeline.named_steps.values()
     constants = {
