@@ -713,7 +713,7 @@ def test_a_server_that_does_not_start_is_an_error_with_its_log(state: Path, tmp_
         shutil.copytree(PATTERN / package, tmp_path / package, ignore=COMPILED)
     # The log is longer than what is shown of it, which begins inside of a character.
     why = "ä" * 2_000 + " it does not start"
-    (tmp_path / "app/row.py").write_text(f"raise SystemExit({why!a})\n")
+    (tmp_path / "app/schema.py").write_text(f"raise SystemExit({why!a})\n")
     done = run("train", state, pattern=tmp_path)
     assert done.returncode == 1
     assert "the server ended" in done.stderr

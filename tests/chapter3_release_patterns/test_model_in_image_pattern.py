@@ -444,7 +444,7 @@ def test_the_same_model_is_the_same_layer_under_another_server(
     models: Path, images: dict[str, Image]
 ) -> None:
     with context(models) as directory:
-        (directory / "app/row.py").write_text((directory / "app/row.py").read_text() + "\n")
+        (directory / "app/schema.py").write_text((directory / "app/schema.py").read_text() + "\n")
         with built(directory, "1.0.0", sha256_of(models, "1.0.0")) as image:
             assert image.digest != images["1.0.0"].digest
             assert image.layers[-1] == images["1.0.0"].layers[-1]
@@ -537,7 +537,7 @@ def test_with_docker_a_version_is_released_once(
         # Another model is refused by the model, another server by the image.
         refused = make(checkout, "docker", "release", version, "ARGS=--penalty 5")
         assert f"{UNUSED} is there already" in refused.stderr
-        code = checkout / "app/row.py"
+        code = checkout / "app/schema.py"
         code.write_text(code.read_text() + "\n")
         refused = make(checkout, "docker", "release", version)
         assert refused.returncode == 2
@@ -549,7 +549,7 @@ def test_with_docker_a_version_is_released_once(
             assert make(checkout, "docker", "release", version).returncode == 2
         assert docker("image", "ls", "-q", f"{tag}-candidate") != ""
         assert docker("image", "inspect", "-f", "{{.Id}}", tag) == digest
-        code.write_text((PATTERN / "app/row.py").read_text())
+        code.write_text((PATTERN / "app/schema.py").read_text())
         # What changes no file makes another image too.
         dockerfile = checkout / "Dockerfile"
         for line, other in {"USER 10001:10001": "USER 10002:10002", "EXPOSE 8000": ""}.items():

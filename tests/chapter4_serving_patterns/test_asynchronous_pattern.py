@@ -23,7 +23,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from chapter4_serving_patterns.asynchronous_pattern.app import jobs
 from chapter4_serving_patterns.asynchronous_pattern.app.model import Model
-from chapter4_serving_patterns.asynchronous_pattern.app.row import FEATURES
+from chapter4_serving_patterns.asynchronous_pattern.app.schema import FEATURES
 from chapter4_serving_patterns.asynchronous_pattern.app.settings import Settings
 from chapter4_serving_patterns.asynchronous_pattern.app.worker import Worker
 from chapter4_serving_patterns.asynchronous_pattern.measure import __main__ as measure

@@ -3,7 +3,7 @@
 import sys
 
 from .model import Model, ModelError
-from .row import FEATURES
+from .schema import FEATURES
 from .settings import Settings
 
 

@@ -4,49 +4,26 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from fastapi.routing import APIRoute
 from redis import RedisError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from . import jobs
-from .body import REFUSALS, REQUEST_BODY, UNAVAILABLE, Refusal, refuse_invalid, rows_of
 from .guard import Guard
+from .route import JsonRoute, refuse_invalid
+from .schema import REFUSALS, UNAVAILABLE, UNKNOWN, Accepted, Counts, Job, PredictRequest
 from .settings import Settings
 
 settings = Settings()
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
-
-
-class Accepted(BaseModel):
-    """The request is stored, and will be answered at `/job/{job_id}`."""
-
-    job_id: str
-
-
-class Job(BaseModel):
-    """What has become of a request; `prediction` holds one entry a row, `reason` why it failed."""
-
-    job_id: str
-    status: Literal["queued", "running", "done", "failed"]
-    prediction: list[list[float]] | list[str] | None = None
-    reason: str | None = None
-
-
-class Counts(BaseModel):
-    """How many jobs were accepted, and what has become of them: accepted = the others' sum."""
-
-    accepted: int
-    done: int
-    failed: int
-    pending: int
 
 
 @asynccontextmanager
@@ -63,7 +40,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.redis.aclose()
 
 
-app = FastAPI(title="asynchronous_pattern", description=__doc__, version="0.1.0", lifespan=lifespan)
+app = FastAPI(
+    title="asynchronous_pattern",
+    description=__doc__,
+    version="0.1.0",
+    lifespan=lifespan,
+    # Nothing here is traced, and FastAPI looks for a tracer at every request unless told so.
+    telemetry={"tracing": False, "metrics": False, "logs": False},
+)
+app.router.route_class = JsonRoute
 app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
@@ -99,8 +84,12 @@ def within_deadline() -> asyncio.Timeout:
 
 
 async def accept(
-    request: Request, kind: str, rows: list[list[float]], idempotency_key: str | None
-) -> Response:
+    request: Request,
+    response: Response,
+    kind: str,
+    rows: list[list[float]],
+    idempotency_key: str | None = None,
+) -> Accepted:
     """Stores a job, and only then says so."""
     try:
         async with within_deadline():
@@ -109,8 +98,59 @@ async def accept(
             )
     except jobs.KeyReusedError:
         raise HTTPException(422, "the Idempotency-Key came with another request before") from None
-    headers = {"location": f"/job/{job_id}"}
-    return JSONResponse({"job_id": job_id}, 202, headers)
+    response.headers["location"] = f"/job/{job_id}"
+    return Accepted(job_id=job_id)
+
+
+@app.post("/predict", status_code=202, responses=REFUSALS)
+async def predict(
+    request: Request,
+    response: Response,
+    body: PredictRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> Accepted:
+    """Accepts a job that asks for the probabilities of every row."""
+    return await accept(request, response, "probabilities", body.data, idempotency_key)
+
+
+@app.post("/predict/label", status_code=202, responses=REFUSALS)
+async def predict_label(
+    request: Request,
+    response: Response,
+    body: PredictRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> Accepted:
+    """Accepts a job that asks for the label of every row."""
+    return await accept(request, response, "label", body.data, idempotency_key)
+
+
+@app.get("/job/{job_id}", response_model_exclude_none=True, responses=UNKNOWN | UNAVAILABLE)
+async def job(request: Request, job_id: str) -> Job:
+    """What has become of a job."""
+    async with within_deadline():
+        state = await jobs.look(redis_of(request), job_id, settings.lease_seconds)
+    if state is None:
+        raise HTTPException(404, "there is no job of this id, or it has expired")
+    return Job.model_validate_json(state)
+
+
+@app.get("/queue", responses=UNAVAILABLE)
+async def queue(request: Request) -> Counts:
+    """Counts the jobs since the queue began, all at one instant."""
+    async with within_deadline():
+        return Counts(**await jobs.count(redis_of(request)))
+
+
+@app.get("/predict/test", status_code=202, responses=UNAVAILABLE)
+async def predict_test(request: Request, response: Response) -> Accepted:
+    """Accepts the sample row of the metadata as a job."""
+    return await accept(request, response, "probabilities", metadata_of(request)["sample"])
+
+
+@app.get("/predict/test/label", status_code=202, responses=UNAVAILABLE)
+async def predict_test_label(request: Request, response: Response) -> Accepted:
+    """Accepts the sample row as a job that asks for its label."""
+    return await accept(request, response, "label", metadata_of(request)["sample"])
 
 
 @app.get("/health")
@@ -121,7 +161,7 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", responses=UNAVAILABLE)
 async def ready(request: Request) -> dict[str, str]:
-    """Redis answers, so jobs can be accepted; whether somebody works is not the API's concern."""
+    """Redis answers, so jobs can be accepted; whether a worker runs is not the API's concern."""
     async with within_deadline():
         await redis_of(request).ping()
     return {"status": "ready"}
@@ -139,54 +179,5 @@ async def label(request: Request) -> dict[int, str]:
     return dict(enumerate(metadata_of(request)["labels"]))
 
 
-@app.get("/queue", responses=UNAVAILABLE)
-async def queue(request: Request) -> Counts:
-    """Counts the jobs since the queue began, all at one instant."""
-    async with within_deadline():
-        return Counts(**await jobs.count(redis_of(request)))
-
-
-@app.get("/job/{job_id}", response_model=Job, responses={404: {"model": Refusal}, **UNAVAILABLE})
-async def job(request: Request, job_id: str) -> Response:
-    """What has become of a job."""
-    async with within_deadline():
-        state = await jobs.look(redis_of(request), job_id, settings.lease_seconds)
-    if state is None:
-        raise HTTPException(404, "there is no job of this id, or it has expired")
-    return Response(state, media_type="application/json")
-
-
-@app.get("/predict/test", status_code=202, response_model=Accepted, responses=UNAVAILABLE)
-async def predict_test(request: Request) -> Response:
-    """Accepts the sample row of the metadata as a job."""
-    return await accept(request, "probabilities", metadata_of(request)["sample"], None)
-
-
-@app.get("/predict/test/label", status_code=202, response_model=Accepted, responses=UNAVAILABLE)
-async def predict_test_label(request: Request) -> Response:
-    """Accepts the sample row as a job that asks for its label."""
-    return await accept(request, "label", metadata_of(request)["sample"], None)
-
-
-@app.post(
-    "/predict",
-    status_code=202,
-    response_model=Accepted,
-    responses=REFUSALS,
-    openapi_extra=REQUEST_BODY,
-)
-async def predict(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Accepts a job that asks for the probabilities of every row."""
-    return await accept(request, "probabilities", await rows_of(request), idempotency_key)
-
-
-@app.post(
-    "/predict/label",
-    status_code=202,
-    response_model=Accepted,
-    responses=REFUSALS,
-    openapi_extra=REQUEST_BODY,
-)
-async def predict_label(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Accepts a job that asks for the label of every row."""
-    return await accept(request, "label", await rows_of(request), idempotency_key)
+# Routes are tried in turn, and FastAPI has put those of the documentation first.
+app.router.routes.sort(key=lambda route: not isinstance(route, APIRoute))

@@ -20,7 +20,7 @@ from redis.retry import Retry
 from . import jobs
 from .jobs import Delivery, Outcome
 from .model import Model, ModelError
-from .row import FEATURES, HIGHEST, LOWEST
+from .schema import FEATURES, HIGHEST, LOWEST
 from .settings import Settings
 
 log = logging.getLogger("worker")

@@ -27,7 +27,7 @@ from tools.measure.server import free_port, interleave, median_and_spread, serve
 
 from ..app import jobs
 from ..app.model import Model
-from ..app.row import FEATURES
+from ..app.schema import FEATURES
 from ..train.artifact import write_artifact
 from ..train.model import COPIES, train
 from .baselines import POISON, POPPED_LIST

@@ -13,7 +13,7 @@ from redis import Redis
 
 from ..app import worker
 from ..app.model import Model
-from ..app.row import FEATURES
+from ..app.schema import FEATURES
 from ..app.settings import Settings
 
 # Pixels are whole numbers. A row that begins with this one kills the process that predicts it.

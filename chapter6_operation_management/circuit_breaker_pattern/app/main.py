@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 
-from .answer import Labels, Probabilities, answer
-from .body import REFUSALS, REQUEST_BODY, UNAVAILABLE, refuse_invalid, rows_of
 from .guard import Guard
 from .model import Model
-from .row import FEATURES
+from .route import JsonRoute, refuse_invalid
+from .schema import FEATURES, REFUSALS, UNAVAILABLE, Labels, PredictRequest, Probabilities
 from .settings import Settings
 
 settings = Settings()
@@ -22,7 +22,7 @@ Prediction = TypeVar("Prediction")
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Loads the model before the port is opened: who can connect can predict."""
+    """Loads the model before the port opens, so a caller who can connect gets predictions."""
     app.state.model = Model(settings.model_directory, FEATURES)
     # One thread: more would share the core, and every answer would take as much longer.
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -31,8 +31,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(
-    title="circuit_breaker_pattern", description=__doc__, version="0.1.0", lifespan=lifespan
+    title="circuit_breaker_pattern",
+    description=__doc__,
+    version="0.1.0",
+    lifespan=lifespan,
+    # Nothing here is traced, and FastAPI looks for a tracer at every request unless told so.
+    telemetry={"tracing": False, "metrics": False, "logs": False},
 )
+app.router.route_class = JsonRoute
 app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
@@ -51,21 +57,33 @@ async def in_thread(
     return await loop.run_in_executor(request.app.state.thread, predict, rows)
 
 
-# Routes are tried in the order in which they stand here, so the busy ones come first.
-@app.post("/predict", response_model=Probabilities, responses=REFUSALS, openapi_extra=REQUEST_BODY)
-async def predict(request: Request) -> Response:
+@app.post("/predict", responses=REFUSALS)
+async def predict(request: Request, body: PredictRequest) -> Probabilities:
     """Predicts the probabilities of every row."""
-    rows = await rows_of(request)
-    probabilities = await in_thread(request, model_of(request).predict, rows)
-    return answer(Probabilities(prediction=probabilities.tolist()))
+    probabilities = await in_thread(request, model_of(request).predict, body.data)
+    return Probabilities(prediction=probabilities.tolist())
 
 
-@app.post("/predict/label", response_model=Labels, responses=REFUSALS, openapi_extra=REQUEST_BODY)
-async def predict_label(request: Request) -> Response:
+@app.post("/predict/label", responses=REFUSALS)
+async def predict_label(request: Request, body: PredictRequest) -> Labels:
     """Predicts the label of every row."""
-    rows = await rows_of(request)
-    labels = await in_thread(request, model_of(request).predict_labels, rows)
-    return answer(Labels(prediction=labels))
+    labels = await in_thread(request, model_of(request).predict_labels, body.data)
+    return Labels(prediction=labels)
+
+
+@app.get("/predict/test", responses=UNAVAILABLE)
+async def predict_test(request: Request) -> Probabilities:
+    """Predicts the sample row of the metadata."""
+    model = model_of(request)
+    probabilities = await in_thread(request, model.predict, model.sample)
+    return Probabilities(prediction=probabilities.tolist())
+
+
+@app.get("/predict/test/label", responses=UNAVAILABLE)
+async def predict_test_label(request: Request) -> Labels:
+    """Predicts the label of the sample row."""
+    model = model_of(request)
+    return Labels(prediction=await in_thread(request, model.predict_labels, model.sample))
 
 
 @app.get("/health")
@@ -93,16 +111,5 @@ async def label(request: Request) -> dict[int, str]:
     return dict(enumerate(model_of(request).labels))
 
 
-@app.get("/predict/test", response_model=Probabilities, responses=UNAVAILABLE)
-async def predict_test(request: Request) -> Response:
-    """Predicts the sample row of the metadata."""
-    model = model_of(request)
-    probabilities = await in_thread(request, model.predict, model.sample)
-    return answer(Probabilities(prediction=probabilities.tolist()))
-
-
-@app.get("/predict/test/label", response_model=Labels, responses=UNAVAILABLE)
-async def predict_test_label(request: Request) -> Response:
-    """Predicts the label of the sample row."""
-    model = model_of(request)
-    return answer(Labels(prediction=await in_thread(request, model.predict_labels, model.sample)))
+# Routes are tried in turn, and FastAPI has put those of the documentation first.
+app.router.routes.sort(key=lambda route: not isinstance(route, APIRoute))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..app import main
 from ..app.model import Model
-from ..app.row import FEATURES
+from ..app.schema import FEATURES
 
 
 class CountingModel(Model):

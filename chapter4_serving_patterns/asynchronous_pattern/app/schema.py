@@ -1,0 +1,75 @@
+"""Defines what a request, an answer and a refusal look like, and which values a row may hold."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .settings import Settings
+
+FEATURES = 8 * 8
+# Black and white: far beyond them the model computes infinity minus infinity.
+HIGHEST = 16.0
+LOWEST = 0.0
+
+# Strict, because otherwise `true` and "1.5" are numbers.
+Feature = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=LOWEST, le=HIGHEST)]
+Row = Annotated[list[Feature], Field(min_length=FEATURES, max_length=FEATURES)]
+
+
+def show_sample(schema: dict[str, Any]) -> None:
+    """Adds the sample of the metadata as an example, which the page at `/docs` shows."""
+    metadata = json.loads((Settings().model_directory / "metadata.json").read_bytes())
+    schema["example"] = {"data": metadata["sample"]}
+
+
+class PredictRequest(BaseModel):
+    """Rows of numbers; `/metadata` names the features in their order."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=show_sample)
+
+    data: list[Row] = Field(min_length=1, max_length=Settings().max_rows)
+
+
+class Accepted(BaseModel):
+    """The request is stored, and will be answered at `/job/{job_id}`."""
+
+    job_id: str
+
+
+class Job(BaseModel):
+    """What has become of a request; `prediction` holds one entry a row, `reason` why it failed."""
+
+    job_id: str
+    status: Literal["queued", "running", "done", "failed"]
+    prediction: list[list[float]] | list[str] | None = None
+    reason: str | None = None
+
+
+class Counts(BaseModel):
+    """How many jobs were accepted, and what has become of them: accepted = the others' sum."""
+
+    accepted: int
+    done: int
+    failed: int
+    pending: int
+
+
+class Refusal(BaseModel):
+    """Why a request was not answered."""
+
+    detail: str | list[dict[str, Any]]
+
+
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {
+    503: {"model": Refusal, "description": "Not now: try again"},
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Refusal, "description": "The body was not complete at its deadline"},
+    413: {"model": Refusal, "description": "The body is too large"},
+    422: {"model": Refusal, "description": "Not a valid request"},
+    **UNAVAILABLE,
+}
+UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": Refusal, "description": "There is no job of this id, or it has expired"},
+}
