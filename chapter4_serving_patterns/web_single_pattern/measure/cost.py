@@ -1,0 +1,138 @@
+"""Measures what a prediction costs this server, beside others that differ in one thing each."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import uvloop
+from matplotlib.figure import Figure
+
+from tools.measure.load import Request, Run, closed_loop, open_loop
+from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
+
+HERE = Path(__file__).parents[1]
+ROOT = HERE.parents[1]
+PACKAGE = ".".join(HERE.relative_to(ROOT).parts)
+QUIET = ["--no-access-log"]
+OURS = ("app.main:app", QUIET)
+CARELESS = ("measure.baselines:careless", QUIET)
+# All run with uvicorn's own defaults; each arm changes one thing of the one before it.
+ARMS: dict[str, tuple[str, list[str]]] = {
+    "plain": ("measure.baselines:plain", []),
+    "without_access_log": ("measure.baselines:plain", QUIET),
+    "async_def": ("measure.baselines:plain_async", QUIET),
+    "without_json_route": ("measure.baselines:without_json_route", QUIET),
+    "ours": OURS,
+    # The floor: a route of FastAPI that answers a constant.
+    "noop": ("measure.baselines:noop", QUIET),
+}
+ONE_ROW = b'{"data": [[5.1, 3.5, 1.4, 0.2]]}'
+ROUNDS, CONNECTIONS, REQUESTS = 15, 16, 4_000
+# The share of the plain server's capacity at which the delays are compared.
+LOAD, SECONDS = 0.7, 4
+# The server has one core to itself and the load the other, where there are two.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+Rounds = dict[str, list[dict[str, float]]]
+
+
+@contextmanager
+def server(app: str, options: list[str]) -> Iterator[Server]:
+    """Starts a server with uvicorn, on a core of its own."""
+    port = free_port()
+    with serve(
+        [sys.executable, "-m", "uvicorn", f"{PACKAGE}.{app}", "--port", str(port), *options],
+        cwd=ROOT,
+        ready_url=f"http://127.0.0.1:{port}/ready",
+        port=port,
+        cpus={CORES[0]},
+    ) as running:
+        yield running
+
+
+def answered(run: Run) -> Run:
+    """Passes on a run in which every request was answered."""
+    if run.statuses[200] != run.sent:
+        raise SystemExit(f"error: not every request was answered: {run.statuses} {run.errors}")
+    return run
+
+
+def cost(running: Server) -> dict[str, float]:
+    """Returns the server's CPU time a prediction, and how many a second it answers."""
+    request, before = Request(f"{running.url}/predict", ONE_ROW), running.cpu_seconds()
+    load = closed_loop(request, connections=CONNECTIONS, count=REQUESTS, deadline_seconds=30)
+    run = answered(uvloop.run(load))
+    cpu_us = (running.cpu_seconds() - before) / REQUESTS * 1e6
+    return {"cpu_us": cpu_us, "per_second": run.per_second}
+
+
+def latency(running: Server, rate_per_second: float) -> dict[str, float]:
+    """Returns the 99th percentile of the answers to requests that arrive at random."""
+    load = open_loop(
+        Request(f"{running.url}/predict", ONE_ROW),
+        rate_per_second=rate_per_second,
+        seconds=SECONDS,
+        deadline_seconds=SECONDS,
+        poisson_seed=0,
+    )
+    run = answered(uvloop.run(load))
+    return {"p99_ms": run.p99_ms, "lag_p99_ms": run.lag_p99_ms}
+
+
+def refuse_100_mb(running: Server) -> float:
+    """Returns the seconds after which a body of 100 MB is refused."""
+    request = Request(f"{running.url}/predict", b" " * 100_000_000)
+    run = uvloop.run(closed_loop(request, connections=1, count=1, deadline_seconds=30))
+    if set(run.statuses) != {413}:
+        raise SystemExit(f"error: 100 MB were not refused: {run.statuses} {run.errors}")
+    return run.p50_ms / 1000
+
+
+def median(rounds: Rounds, arm: str, figure: str) -> float:
+    """The middle of what was measured of an arm."""
+    return median_and_spread([values[figure] for values in rounds[arm]]).median
+
+
+def ratio(rounds: Rounds, figure: str, other: str) -> float:
+    """The median over the rounds, so that a noisy moment spoils one ratio and not all."""
+    pairs = zip(rounds["ours"], rounds[other], strict=True)
+    return median_and_spread([mine[figure] / theirs[figure] for mine, theirs in pairs]).median
+
+
+def measure_costs(servers: dict[str, Server]) -> tuple[dict[str, float], Rounds]:
+    """Returns the figures, and the CPU time of each arm in each round."""
+    for running in servers.values():
+        cost(running)
+    costs = interleave({name: partial(cost, arm) for name, arm in servers.items()}, ROUNDS)
+    rate = LOAD * median(costs, "plain", "per_second")
+    arms = {name: partial(latency, servers[name], rate) for name in ("plain", "ours")}
+    delays = interleave(arms, ROUNDS)
+    return {
+        "cpu_us": median(costs, "ours", "cpu_us"),
+        "plain_cpu_us": median(costs, "plain", "cpu_us"),
+        "noop_cpu_us": median(costs, "noop", "cpu_us"),
+        "cpu_ratio_to_plain": ratio(costs, "cpu_us", "plain"),
+        "cpu_ratio_to_noop": ratio(costs, "cpu_us", "noop"),
+        "p99_ms": median(delays, "ours", "p99_ms"),
+        "p99_ratio_to_plain": ratio(delays, "p99_ms", "plain"),
+        "generator_lag_p99_ms": median(delays, "ours", "lag_p99_ms"),
+    }, costs
+
+
+def draw(costs: Rounds, path: Path) -> None:
+    """Draws the CPU time of each arm, and the floor as a line."""
+    bars = {name: median(costs, name, "cpu_us") for name in ARMS if name != "noop"}
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh([name.replace("_", " ") for name in bars], list(bars.values()))
+    axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.axvline(
+        median(costs, "noop", "cpu_us"), color="black", linestyle="--", label="no-op route"
+    )
+    axes.set(xlabel="CPU time a prediction (microseconds)")
+    axes.invert_yaxis()
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
