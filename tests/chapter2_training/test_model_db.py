@@ -24,8 +24,8 @@ import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from chapter2_training.model_db.app.body import MOST_BYTES
 from chapter2_training.model_db.app.database import connect
+from chapter2_training.model_db.app.schema import MOST_BYTES
 from chapter2_training.model_db.app.settings import Settings
 from chapter2_training.model_db.app.tables import Table
 from chapter2_training.model_db.measure import __main__ as measure

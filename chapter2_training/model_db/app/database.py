@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg2
+from fastapi import Depends, Request
 from psycopg2.extensions import POLL_OK, POLL_READ, set_wait_callback
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.orm import Session
@@ -98,3 +99,12 @@ def writing(engine: Engine) -> Iterator[Session]:
     engine = engine.execution_options(writes=True)
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def engine_of(request: Request) -> Engine:
+    """Returns the pool of connections that the lifespan has made."""
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+Database = Annotated[Engine, Depends(engine_of)]

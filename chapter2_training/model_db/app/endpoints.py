@@ -1,89 +1,39 @@
 """Answers for projects, models and experiments, each request in a transaction of its own."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from sqlalchemy import ColumnElement, Engine, select
+from fastapi import APIRouter, Query, Response
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from . import registry
-from .answer import ExperimentRow, ModelRow, Page, ProjectRow, Row
-from .body import (
+from .capacity import Part, PartOf
+from .database import Database, reading, writing
+from .route import JsonRoute
+from .schema import (
     CONFLICT,
     INVALID,
     REFUSALS,
     UNKNOWN,
+    ExperimentRow,
+    ModelRow,
     Name,
     NewArtifactFilePaths,
     NewEvaluations,
     NewExperiment,
     NewModel,
     NewProject,
+    Page,
+    ProjectRow,
     Promotion,
-    body_of,
-    schema_of,
+    Row,
 )
-from .database import reading, writing
 from .tables import Experiment, Model, Project, Table
 
-api = APIRouter(prefix="/v0.1/api", responses=INVALID)
-
-# So few, because each may hold what body.py allows, and slow readers keep 64 lists in memory.
-MOST_ROWS = 25
-LIST_WAIT_SECONDS = 2.0
+api = APIRouter(prefix="/v0.1/api", responses=INVALID, route_class=JsonRoute)
 
 Found = TypeVar("Found", bound=Row)
-
-
-class Part(NamedTuple):
-    """How many rows are asked for, and how many come before them."""
-
-    limit: int
-    offset: int
-
-
-async def one_of_few(request: Request) -> AsyncIterator[None]:
-    """Waits until few other lists are being put together, which is what takes memory.
-
-    Raises:
-        HTTPException: it takes too long, as it does while the database does not answer.
-    """
-    lists: asyncio.Semaphore = request.app.state.lists
-    try:
-        async with asyncio.timeout(LIST_WAIT_SECONDS):
-            await lists.acquire()
-    except TimeoutError:
-        raise HTTPException(503, "too many lists at once", {"retry-after": "1"}) from None
-    try:
-        yield
-    finally:
-        lists.release()
-
-
-# Until the answer is complete and not until it is sent, which a slow reader would draw out.
-OneOfFew = Depends(one_of_few, scope="function")
-
-
-def part_of(
-    _: Annotated[None, OneOfFew],
-    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = MOST_ROWS,
-    offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
-) -> Part:
-    """Reads which part of a list is asked for."""
-    return Part(limit, offset)
-
-
-def engine_of(request: Request) -> Engine:
-    """Returns the pool of connections that the lifespan has made."""
-    engine: Engine = request.app.state.engine
-    return engine
-
-
-Database = Annotated[Engine, Depends(engine_of)]
-PartOf = Annotated[Part, Depends(part_of)]
 
 
 def page(
@@ -131,11 +81,10 @@ def project_by_name(database: Database, project_name: Name) -> ProjectRow:
     "/projects",
     status_code=201,
     responses=existing(ProjectRow),
-    openapi_extra=schema_of(NewProject),
 )
 def add_project(
     database: Database,
-    new: Annotated[NewProject, Depends(body_of(NewProject))],
+    new: NewProject,
     response: Response,
 ) -> ProjectRow:
     """Adds a project, or finds the one of this name; another description than its own is a 409."""
@@ -199,11 +148,10 @@ def champion_by_model_name(
     "/models",
     status_code=201,
     responses={**existing(ModelRow), **UNKNOWN},
-    openapi_extra=schema_of(NewModel),
 )
 def add_model(
     database: Database,
-    new: Annotated[NewModel, Depends(body_of(NewModel))],
+    new: NewModel,
     response: Response,
 ) -> ModelRow:
     """Adds a model to a project, or finds the one of this name; another description is a 409."""
@@ -265,11 +213,8 @@ def experiments_by_project_id(
     "/experiments",
     status_code=201,
     responses={**UNKNOWN, **CONFLICT, **REFUSALS},
-    openapi_extra=schema_of(NewExperiment),
 )
-def add_experiment(
-    database: Database, new: Annotated[NewExperiment, Depends(body_of(NewExperiment))]
-) -> ExperimentRow:
+def add_experiment(database: Database, new: NewExperiment) -> ExperimentRow:
     """Adds an experiment; a version that the model has already is a 409 that names it."""
     with writing(database) as session:
         experiment = registry.add_experiment(
@@ -281,12 +226,11 @@ def add_experiment(
 @api.post(
     "/experiments/evaluations/{experiment_id}",
     responses={**UNKNOWN, **CONFLICT, **REFUSALS},
-    openapi_extra=schema_of(NewEvaluations),
 )
 def add_evaluations(
     database: Database,
     experiment_id: UUID,
-    new: Annotated[NewEvaluations, Depends(body_of(NewEvaluations))],
+    new: NewEvaluations,
 ) -> ExperimentRow:
     """Adds evaluations to those that are there."""
     with writing(database) as session:
@@ -297,12 +241,11 @@ def add_evaluations(
 @api.post(
     "/experiments/artifact-file-paths/{experiment_id}",
     responses={**UNKNOWN, **CONFLICT, **REFUSALS},
-    openapi_extra=schema_of(NewArtifactFilePaths),
 )
 def add_artifact_file_paths(
     database: Database,
     experiment_id: UUID,
-    new: Annotated[NewArtifactFilePaths, Depends(body_of(NewArtifactFilePaths))],
+    new: NewArtifactFilePaths,
 ) -> ExperimentRow:
     """Adds paths of files to those that are there."""
     with writing(database) as session:
@@ -315,12 +258,11 @@ def add_artifact_file_paths(
 @api.post(
     "/experiments/promote/{experiment_id}",
     responses={**UNKNOWN, **CONFLICT, **REFUSALS},
-    openapi_extra=schema_of(Promotion),
 )
 def promote(
     database: Database,
     experiment_id: UUID,
-    promotion: Annotated[Promotion, Depends(body_of(Promotion))],
+    promotion: Promotion,
 ) -> ExperimentRow:
     """Makes an experiment the champion of its model, unless it is not the expected one's turn."""
     with writing(database) as session:

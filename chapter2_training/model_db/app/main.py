@@ -4,34 +4,28 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Annotated, Any
 
 import psycopg2.errors
 from anyio.to_thread import current_default_thread_limiter
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from . import registry
-from .body import UNAVAILABLE, refuse_invalid
-from .database import connect, is_embedded, reading
-from .endpoints import Database, OneOfFew, api
+from .database import Database, connect, is_embedded
+from .endpoints import api
 from .guard import Guard
 from .migrate import current_revision, migrate, outdated_revisions
+from .page import router as page
+from .route import JsonRoute, refuse_invalid
+from .schema import UNAVAILABLE
 from .settings import Settings
 
 settings = Settings()
 log = logging.getLogger("uvicorn.error")
-# A list may take ten times the memory of its answer while it is put together.
-LISTS_AT_ONCE = 4
 NOT_MIGRATED = "the database is not migrated: run python -m app.migrate"
-MODELS_A_PAGE = 20
-EXPERIMENTS_A_MODEL = 5
-METRICS_AN_EXPERIMENT = 12
 
 
 @asynccontextmanager
@@ -41,36 +35,26 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.outdated_revisions = outdated_revisions()
     # A thread without a connection would only wait for one.
     current_default_thread_limiter().total_tokens = settings.database_connections
-    app.state.lists = asyncio.Semaphore(LISTS_AT_ONCE)
+    app.state.lists = asyncio.Semaphore(settings.lists_at_once)
     if is_embedded(app.state.engine):
         migrate(app.state.engine)
     yield
     app.state.engine.dispose()
 
 
-app = FastAPI(title="model_db", description=__doc__, version="0.1.0", lifespan=lifespan)
+app = FastAPI(
+    title="model_db",
+    description=__doc__,
+    version="0.1.0",
+    lifespan=lifespan,
+    # Nothing here is traced, and FastAPI looks for a tracer at every request unless told so.
+    telemetry={"tracing": False, "metrics": False, "logs": False},
+)
+app.router.route_class = JsonRoute
 app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 app.include_router(api)
-
-
-def metrics_of(evaluations: dict[str, Any]) -> list[tuple[str, float]]:
-    """Returns the first evaluations that are numbers, with their names."""
-    numbers = [
-        (name, value)
-        for name, value in evaluations.items()
-        # An integer may be too large to be written as 1.5e+10.
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    ]
-    return numbers[:METRICS_AN_EXPERIMENT]
-
-
-pages = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-)
-pages.filters["metrics"] = metrics_of
-# The page needs nothing from anywhere, so that what somebody smuggles into it does nothing either.
-PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+app.include_router(page)
 
 
 @app.exception_handler(registry.UnknownError)
@@ -122,20 +106,3 @@ def ready(request: Request, database: Database) -> dict[str, str]:
     if current_revision(database) in request.app.state.outdated_revisions:
         raise HTTPException(503, NOT_MIGRATED, {"retry-after": "1"})
     return {"status": "ready"}
-
-
-# For people, so it is no part of what is described to programs.
-@app.get("/", include_in_schema=False, dependencies=[OneOfFew])
-def page(database: Database, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1) -> Response:
-    """Shows every model with its champion and its newest experiments."""
-    with reading(database) as session:
-        found = registry.overviews(
-            session,
-            limit=MODELS_A_PAGE + 1,
-            offset=MODELS_A_PAGE * (page - 1),
-            newest=EXPERIMENTS_A_MODEL,
-        )
-    content = pages.get_template("page.html").render(
-        overviews=found[:MODELS_A_PAGE], page=page, has_next=len(found) > MODELS_A_PAGE
-    )
-    return HTMLResponse(content, headers=PAGE_HEADERS)

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
-from .body import small
+from .schema import small
 from .tables import Experiment, Model, Project, Table
 
 Stored = TypeVar("Stored", bound=Table)

@@ -1,23 +1,12 @@
-"""Reads the body of a request, and says what is wrong with one that is not valid."""
+"""Defines what a request, an answer and a refusal look like, and how large they may be."""
 
 import json
 import math
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 # Of the parameters, evaluations or paths of an experiment, as JSON. Parsed, empty lists in a list
 # take sixteen times as much, and every list of the API is parsed and written anew.
@@ -65,26 +54,24 @@ Values = Annotated[
     dict[Key, JsonValue],
     AfterValidator(storable),
     AfterValidator(small),
-    # The schema of any JSON would refer to itself, which the description of a body cannot hold.
-    WithJsonSchema({"type": "object", "propertyNames": {"minLength": 1, "maxLength": 255}}),
 ]
 Paths = Annotated[dict[Key, str], AfterValidator(small)]
 
 
-class Body(BaseModel):
-    """A misspelt field is an error, and never left out in silence."""
+class Strict(BaseModel):
+    """A misspelt field is an error, and is never dropped without a word."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class NewProject(Body):
+class NewProject(Strict):
     """A project that may be there already."""
 
     project_name: Name
     description: Line | None = None
 
 
-class NewModel(Body):
+class NewModel(Strict):
     """A model that may be there already in its project."""
 
     project_id: UUID
@@ -92,7 +79,7 @@ class NewModel(Body):
     description: Line | None = None
 
 
-class NewExperiment(Body):
+class NewExperiment(Strict):
     """One training of a version that the model does not have yet."""
 
     model_id: UUID
@@ -106,22 +93,74 @@ class NewExperiment(Body):
     artifact_sha256: Sha256 | None = None
 
 
-class NewEvaluations(Body):
+class NewEvaluations(Strict):
     """What is added to the evaluations of an experiment; a key that is there is replaced."""
 
     evaluations: Values
 
 
-class NewArtifactFilePaths(Body):
+class NewArtifactFilePaths(Strict):
     """What is added to the paths of an experiment; a key that is there is replaced."""
 
     artifact_file_paths: Paths
 
 
-class Promotion(Body):
+class Promotion(Strict):
     """Which experiment the caller takes for the champion, null for none; another one is a 409."""
 
     expected_champion: UUID | None
+
+
+class Row(BaseModel):
+    """A row is answered as it is stored."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class ProjectRow(Row):
+    """What models are trained for."""
+
+    project_id: UUID
+    project_name: str
+    description: str | None
+    created_datetime: datetime
+
+
+class ModelRow(Row):
+    """What a project predicts with."""
+
+    model_id: UUID
+    project_id: UUID
+    model_name: str
+    description: str | None
+    created_datetime: datetime
+
+
+class ExperimentRow(Row):
+    """One training of one version of a model."""
+
+    experiment_id: UUID
+    model_id: UUID
+    model_version_id: str
+    stage: Literal["candidate", "champion", "retired"]
+    parameters: dict[str, Any]
+    training_dataset: str | None
+    validation_dataset: str | None
+    test_dataset: str | None
+    evaluations: dict[str, Any]
+    artifact_file_paths: dict[str, str]
+    artifact_sha256: str | None
+    created_datetime: datetime
+
+
+Found = TypeVar("Found", bound=Row)
+
+
+class Page(BaseModel, Generic[Found]):
+    """A part of the rows, the oldest first, and how many there are in all."""
+
+    total: int
+    rows: list[Found]
 
 
 class Refusal(BaseModel):
@@ -148,38 +187,3 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "The body is too large"},
     **INVALID,
 }
-
-Read = TypeVar("Read", bound=Body)
-
-
-def schema_of(body: type[Body]) -> dict[str, Any]:
-    """Returns what the description of the interface says of a body."""
-    content = {"application/json": {"schema": body.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def body_of(body: type[Read]) -> Callable[[Request], Awaitable[Read]]:
-    """Returns a dependency that parses and checks a body in one step.
-
-    FastAPI's own detour by Python objects lets NaN through, and answers 500 when it echoes it.
-    """
-
-    async def read(request: Request) -> Read:
-        # The guard has read the body already and passes it on in one message.
-        content: bytes = (await request.receive())["body"]
-        try:
-            return body.model_validate_json(content)
-        except ValidationError as error:
-            reasons = error.errors(include_url=False, include_context=False, include_input=False)
-            raise RequestValidationError(reasons) from error
-
-    return read
-
-
-async def refuse_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """Says what is wrong, in a few short lines; FastAPI's own answer echoes the whole input."""
-    reasons = [
-        {"loc": [str(part)[:50] for part in reason["loc"]], "msg": reason["msg"][:200]}
-        for reason in error.errors()[:10]
-    ]
-    return JSONResponse({"detail": reasons}, 422)
