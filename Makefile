@@ -17,6 +17,9 @@ ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
 
 PATTERN ?= web_single_pattern
 CHAPTER ?=
+# Of which patterns `make test` runs the tests, or leaves them out: names, `tools`, `everything`.
+PATTERNS ?=
+WITHOUT ?=
 ARGS ?=
 PROCESSES ?= 2
 # The tests of a file stay together and in their order: test_readmes.py alone uses the ports of the
@@ -52,10 +55,13 @@ directory: # Prints the directory of PATTERN.
 
 .PHONY: test
 test: environment ## Run the tests; RUN=docker builds and runs every image and README with Docker
-	@[ -z "$(CHAPTER)" ] || [ -d "tests/$(CHAPTER)" ] || { \
-	  echo "error: there is no chapter $(CHAPTER); there are:" chapter*/ >&2; exit 2; }
-	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; $(BIN)/python -m pytest -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
-	  $(if $(CHAPTER),-k "$(CHAPTER)") $(ARGS)
+	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; $(BIN)/python -m pytest \
+	  -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
+	  --patterns="$(strip $(CHAPTER) $(PATTERNS))" --without="$(WITHOUT)" $(ARGS)
+
+.PHONY: changed
+changed: ## Print which patterns have changed since the last verified commit
+	@"$(PYTHON)" -m tools.check.changes
 
 .PHONY: measure
 measure: ## Measure a pattern's claim: both arms, counts, then times

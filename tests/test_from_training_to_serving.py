@@ -15,6 +15,14 @@ import pytest
 from tools.measure.server import Server, ServerError, free_port, serve
 from tools.read.patterns import ROOT
 
+pytestmark = pytest.mark.pattern(
+    "chapter2_training/iris_binary",
+    "chapter2_training/iris_sklearn_rf",
+    "chapter2_training/iris_sklearn_svc",
+    "chapter2_training/model_db",
+    "chapter3_release_patterns/model_load_pattern",
+)
+
 TRAINERS = ROOT / "chapter2_training"
 MODEL_LOAD = ROOT / "chapter3_release_patterns/model_load_pattern"
 ROWS = {"data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]}

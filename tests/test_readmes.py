@@ -14,6 +14,12 @@ from tools.read.patterns import ROOT, patterns
 NAMES = [str(pattern.relative_to(ROOT)) for pattern in patterns()]
 RELEASE = ROOT / "chapter3_release_patterns"
 REGISTRY = ROOT / "chapter2_training/model_db"
+# What a model goes through on its way from training to a server.
+on_the_way = pytest.mark.pattern(
+    "chapter2_training/iris_sklearn_svc",
+    "chapter2_training/model_db",
+    "chapter3_release_patterns/model_load_pattern",
+)
 
 
 def play(name: str, run: str) -> None:
@@ -22,6 +28,7 @@ def play(name: str, run: str) -> None:
     assert played.returncode == 0, played.stdout + played.stderr
 
 
+@pytest.mark.budget("README")
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_shows_what_happens_without_docker(name: str) -> None:
@@ -29,12 +36,16 @@ def test_the_readme_shows_what_happens_without_docker(name: str) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.budget("README with Docker")
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_shows_what_happens_with_docker(name: str) -> None:
     play(name, "docker")
 
 
+# It measures, tests and checks a whole pattern.
+@pytest.mark.slow
+@pytest.mark.pattern("tools", "chapter4_serving_patterns/web_single_pattern")
 @pytest.mark.timeout(900)
 def test_contributing_leads_from_make_new_to_green_tests(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
@@ -58,12 +69,14 @@ def follow_a_model(run: str) -> None:
             subprocess.run(["make", "-C", str(pattern), "down", f"RUN={run}"], check=True)
 
 
+@on_the_way
 @pytest.mark.timeout(900)
 def test_a_model_goes_from_training_through_the_registry_to_a_server_without_docker() -> None:
     follow_a_model("local")
 
 
 @pytest.mark.docker
+@on_the_way
 @pytest.mark.timeout(900)
 def test_a_model_goes_from_training_through_the_registry_to_a_server_with_docker() -> None:
     follow_a_model("docker")

@@ -300,7 +300,7 @@ def test_make_alone_shows_what_there_is() -> None:
         (["run", "PATTERN="], "there is no pattern"),
         (["run", "PATTERN=*_pattern"], "there is no pattern"),
         (["measure", "PATTERN=nothing"], "there is no pattern nothing"),
-        (["test", "CHAPTER=chapter9"], "there is no chapter chapter9"),
+        (["test", "CHAPTER=chapter9"], "there is no chapter9"),
         (["run", "RUN=podman"], "docker or local"),
     ],
 )

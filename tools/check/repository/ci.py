@@ -18,6 +18,14 @@ MOST_SKIPS_OF_A_FILE = 2
 SOFT_STEP = re.compile(
     r"\|\|\s*(?:true|:|exit 0)(?!\w)|continue-on-error|set \+e|set \+o errexit"
     r"|(?<!\S)(?:-k|--deselect|--ignore(?:-glob)?)(?![\w-])"
+    # A selection of tests comes from `make changed`, and from nothing else.
+    r"|(?<!\S)(?:ARGS|CHAPTER|PATTERNS|WITHOUT)=(?!\"\$changed\")"
+)
+# Together these run every test: of what has changed, of the rest, and with Docker.
+CI_TESTS = (
+    'make test FULL=1 PATTERNS="$changed"',
+    'make test WITHOUT="$changed"',
+    'make test RUN=docker FULL=1 PATTERNS="$changed"',
 )
 
 
@@ -46,8 +54,11 @@ def ci_runs_the_command_of_the_readme(repository: Repository) -> Iterator[str]:
     shown = "".join(fence.content for fence in fences(repository.root / "README.md"))
     if not re.search(r"^(\$ )?make test( *#|$)", shown, re.MULTILINE):
         yield f"{repository.root}/README.md: `make test` is missing; show how to run the tests"
-    if "make test" not in script or not any(re.match(r"set -\w*e", line) for line in script):
-        yield f"{repository.root}/{CI_RUN}: `set -e` or `make test` is missing; add both"
+    missing = [command for command in CI_TESTS if not any(command in line for line in script)]
+    if not any(re.match(r"set -\w*e", line) for line in script):
+        missing.insert(0, "set -e")
+    if missing:
+        yield f"{repository.root}/{CI_RUN}: {' and '.join(missing)} missing; add it"
     if not any(CI_RUN in path.read_text("utf-8") for path in workflows(repository)):
         yield f"{repository.root}/.github/workflows: no workflow runs {CI_RUN}; add a step"
 

@@ -1,0 +1,219 @@
+"""What has changed since the verified commit decides what is tested thoroughly."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.check.changes import BASE_FILE, EVERYTHING, TOOLCHAIN_PATTERNS, TOOLS, main
+from tools.generate.copies import tracked
+from tools.read.patterns import ROOT, patterns
+
+ASYNCHRONOUS = "chapter4_serving_patterns/asynchronous_pattern"
+WEB_SINGLE = "chapter4_serving_patterns/web_single_pattern"
+CIRCUIT_BREAKER = "chapter6_operation_management/circuit_breaker_pattern"
+SVC = "chapter2_training/iris_sklearn_svc"
+MODEL_DB = "chapter2_training/model_db"
+MODEL_LOAD = "chapter3_release_patterns/model_load_pattern"
+OF_THE_TOOLCHAIN = {TOOLS, ASYNCHRONOUS, WEB_SINGLE, CIRCUIT_BREAKER}
+
+
+def git(root: Path, *arguments: str) -> str:
+    options = ["-c", "user.name=nobody", "-c", "user.email=", "-c", "commit.gpgsign=false"]
+    command = ["git", *options, *arguments]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def commit(root: Path) -> None:
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--allow-empty", "--message=a change")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This repository as it is now, with one commit, which is the verified one."""
+    root = tmp_path_factory.mktemp("changes") / "repository"
+    for name in tracked(ROOT):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, root / name)
+    git(root, "init", "--quiet")
+    commit(root)
+    (root / BASE_FILE).write_text(git(root, "rev-parse", "HEAD"))
+    commit(root)
+    return root
+
+
+@pytest.fixture
+def clone(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.delenv("CI_BASE", raising=False)
+    git(repository, "clone", "--quiet", ".", str(tmp_path / "clone"))
+    yield tmp_path / "clone"
+
+
+@pytest.fixture
+def found(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], set[str]]:
+    """What the command prints of the clone."""
+
+    def names() -> set[str]:
+        monkeypatch.setattr("sys.argv", ["changes", str(clone)])
+        assert main() == 0
+        return set(capsys.readouterr().out.split())
+
+    return names
+
+
+def append(path: Path, text: str = "\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(text)
+
+
+CHANGES = {
+    f"{CIRCUIT_BREAKER}/manifests/hpa.yml": {CIRCUIT_BREAKER},
+    f"{CIRCUIT_BREAKER}/README.md": {CIRCUIT_BREAKER},
+    f"{MODEL_DB}/app/a_new_file.py": {MODEL_DB},
+    f"tests/{MODEL_DB.replace('/', '/test_')}.py": {MODEL_DB},
+    "tests/tools/test_copies.py": OF_THE_TOOLCHAIN,
+    "tests/conftest.py": OF_THE_TOOLCHAIN,
+    "tests/test_readmes.py": OF_THE_TOOLCHAIN,
+    "tools/run/a_new_file.py": OF_THE_TOOLCHAIN,
+    "Makefile": OF_THE_TOOLCHAIN,
+    "pattern.mk": OF_THE_TOOLCHAIN,
+    "Pipfile.lock": OF_THE_TOOLCHAIN,
+    ".ci/run": OF_THE_TOOLCHAIN,
+    ".github/workflows/ci.yml": OF_THE_TOOLCHAIN,
+    "a_new_file": OF_THE_TOOLCHAIN,
+    "README.md": set(),
+    "chapter2_training/README.md": set(),
+    "LICENSE": set(),
+    ".ci/base": set(),
+    # Sessions that are played lead through these.
+    "CONTRIBUTING.md": {WEB_SINGLE},
+    "chapter3_release_patterns/README.md": {MODEL_DB, SVC, MODEL_LOAD, WEB_SINGLE}
+    | {"chapter3_release_patterns/model_in_image_pattern"},
+}
+
+
+@pytest.mark.parametrize(("path", "expected"), CHANGES.items(), ids=CHANGES)
+def test_one_changed_file_counts_for_whatever_it_is_an_input_of(
+    clone: Path, found: Callable[[], set[str]], path: str, expected: set[str]
+) -> None:
+    if path == BASE_FILE:
+        (clone / path).write_text(git(clone, "rev-parse", "HEAD"))
+    else:
+        append(clone / path)
+    assert found() == expected
+
+
+def test_a_change_counts_before_it_is_staged_and_after_it_is_committed(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    append(clone / "Makefile")
+    assert found() == OF_THE_TOOLCHAIN
+    git(clone, "add", "Makefile")
+    assert found() == OF_THE_TOOLCHAIN
+    commit(clone)
+    assert found() == OF_THE_TOOLCHAIN
+
+
+def test_nothing_has_changed(found: Callable[[], set[str]]) -> None:
+    assert found() == set()
+
+
+def test_an_original_counts_for_its_copies_before_they_are_written(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    append(clone / f"{WEB_SINGLE}/app/guard.py")
+    changed = found()
+    with_copy = {
+        path.parents[1].relative_to(clone).as_posix()
+        for path in clone.glob("chapter*/*/app/guard.py")
+        if path.read_text("utf-8").startswith(f"# Copied from {WEB_SINGLE}/app/guard.py")
+    }
+    assert len(with_copy) > 1
+    assert changed == {WEB_SINGLE} | with_copy
+
+
+def test_a_file_that_moves_counts_where_it_was_and_where_it_is(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    (clone / f"{MODEL_DB}/moved").parent.mkdir(exist_ok=True)
+    git(clone, "mv", f"{CIRCUIT_BREAKER}/envoy.yaml", f"{MODEL_DB}/moved")
+    assert found() == {MODEL_DB, CIRCUIT_BREAKER}
+
+
+def test_a_pattern_that_is_deleted_is_tested_no_more(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    shutil.rmtree(clone / CIRCUIT_BREAKER)
+    (clone / f"tests/{CIRCUIT_BREAKER.replace('/', '/test_')}.py").unlink()
+    assert found() == set()
+
+
+def test_all_patterns_and_the_toolchain_are_everything(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    for pattern in patterns(clone):
+        append(pattern / "README.md")
+    assert found() == {path.relative_to(clone).as_posix() for path in patterns(clone)}
+    append(clone / "Makefile")
+    assert found() == {EVERYTHING}
+
+
+def test_the_base_of_an_event_comes_before_the_one_of_the_file(
+    clone: Path, found: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(clone / "Makefile")
+    commit(clone)
+    monkeypatch.setenv("CI_BASE", git(clone, "rev-parse", "HEAD").strip())
+    append(clone / f"{MODEL_DB}/README.md")
+    assert found() == {MODEL_DB}
+
+
+@pytest.mark.parametrize("named", ["", " ", "0" * 40, "--help", "no such commit"])
+def test_without_a_base_everything_counts(
+    clone: Path, found: Callable[[], set[str]], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clone / BASE_FILE).write_text(named)
+    assert found() == {EVERYTHING}
+    (clone / BASE_FILE).unlink()
+    assert found() == {EVERYTHING}
+    monkeypatch.setenv("CI_BASE", named)
+    assert found() == {EVERYTHING}
+
+
+def test_a_base_that_is_no_ancestor_counts_as_none(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    git(clone, "checkout", "--quiet", "-b", "elsewhere")
+    commit(clone)
+    elsewhere = git(clone, "rev-parse", "HEAD")
+    git(clone, "checkout", "--quiet", "-")
+    append(clone / "README.md")
+    commit(clone)
+    (clone / BASE_FILE).write_text(elsewhere)
+    assert found() == {EVERYTHING}
+
+
+def test_in_a_shallow_clone_everything_counts(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, shallow = f"file://{repository}", tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth=1", url, str(shallow))
+    monkeypatch.setenv("CI_BASE", "HEAD")
+    monkeypatch.setattr("sys.argv", ["changes", str(shallow)])
+    assert main() == 0
+    printed = capsys.readouterr()
+    assert printed.out.split() == [EVERYTHING]
+    assert printed.err == "this clone is shallow: everything counts as changed\n"
+
+
+def test_the_patterns_of_the_toolchain_exist() -> None:
+    assert {ROOT / name for name in TOOLCHAIN_PATTERNS} < set(patterns(ROOT))

@@ -1,0 +1,129 @@
+"""Options choose the patterns whose tests run; slow tests wait for an environment variable."""
+
+import pytest
+
+from tools.check import selection
+
+pytest_plugins = ["pytester"]
+
+WEB_SINGLE = "chapter4_serving_patterns/web_single_pattern"
+MODEL_DB = "chapter2_training/model_db"
+FILES = {
+    f"tests/{WEB_SINGLE.replace('/', '/test_')}": "def test_own(): pass",
+    f"tests/{MODEL_DB.replace('/', '/test_')}": """
+        import pytest
+
+        @pytest.mark.parametrize("other", ["web_single_pattern"])
+        def test_own(other): pass
+
+        @pytest.mark.slow
+        def test_slow(): pass
+    """,
+    "tests/test_readmes": f"""
+        import pytest
+
+        @pytest.mark.parametrize("name", ["{WEB_SINGLE}", "{MODEL_DB}"])
+        def test_each(name): pass
+
+        @pytest.mark.pattern("{WEB_SINGLE}", "{MODEL_DB}")
+        def test_both(): pass
+    """,
+    "tests/test_all": "def test_all(): pass",
+    "tests/tools/test_copies": """
+        import pytest
+
+        @pytest.mark.parametrize("name", ["web_single_pattern"])
+        def test_tool(name): pass
+    """,
+}
+OF_WEB_SINGLE = {
+    "chapter4_serving_patterns/test_web_single_pattern.py::test_own",
+    f"test_readmes.py::test_each[{WEB_SINGLE}]",
+    "test_readmes.py::test_both",
+}
+OF_MODEL_DB = {
+    "chapter2_training/test_model_db.py::test_own[web_single_pattern]",
+    "chapter2_training/test_model_db.py::test_slow",
+    f"test_readmes.py::test_each[{MODEL_DB}]",
+    "test_readmes.py::test_both",
+}
+OF_THE_TOOLS = {"test_all.py::test_all", "tools/test_copies.py::test_tool[web_single_pattern]"}
+ALL = OF_WEB_SINGLE | OF_MODEL_DB | OF_THE_TOOLS
+SLOW = {"chapter2_training/test_model_db.py::test_slow"}
+
+
+@pytest.fixture(autouse=True)
+def files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    markers = "[pytest]\nmarkers =\n    slow\n    pattern\n"
+    pytester.makeini(markers)
+    pytester.makepyfile(**FILES)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.setattr(selection, "FULL", True)
+
+
+def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
+    plugins = ("-pno:schemathesis", "-pno:xdist", "-ptools.check.selection", "--strict-markers")
+    return pytester.runpytest_inprocess(*plugins, "--import-mode=importlib", "-v", *options)
+
+
+def chosen(pytester: pytest.Pytester, *options: str) -> set[str]:
+    lines = run(pytester, *options).stdout.str().splitlines()
+    tests = {line.partition(" PASSED")[0] for line in lines if " PASSED" in line}
+    return {test.removeprefix("tests/") for test in tests}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (WEB_SINGLE, OF_WEB_SINGLE),
+        ("web_single_pattern", OF_WEB_SINGLE),
+        ("chapter2_training", OF_MODEL_DB),
+        ("tools", OF_THE_TOOLS),
+        (f"tools {MODEL_DB}", OF_THE_TOOLS | OF_MODEL_DB),
+        ("everything", ALL),
+    ],
+)
+def test_a_test_belongs_to_the_pattern_of_its_file_its_mark_or_its_parameters(
+    pytester: pytest.Pytester, names: str, expected: set[str]
+) -> None:
+    assert chosen(pytester, "--patterns", names) == expected
+    # What is left out runs nowhere twice, and nothing is forgotten.
+    assert chosen(pytester, "--without", names) == ALL - expected
+
+
+def test_without_options_every_test_runs(pytester: pytest.Pytester) -> None:
+    assert chosen(pytester) == chosen(pytester, "--patterns=", "--without=") == ALL
+
+
+def test_slow_tests_run_only_in_full(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "FULL", False)
+    assert chosen(pytester) == ALL - SLOW
+    assert chosen(pytester, "--patterns", MODEL_DB) == OF_MODEL_DB - SLOW
+
+
+@pytest.mark.parametrize("option", ["--patterns", "--without"])
+def test_an_unknown_name_is_an_error_that_names_the_known(
+    pytester: pytest.Pytester, option: str
+) -> None:
+    refused = run(pytester, option, "tools web_singel_pattern")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    expected = f"*{option}: there is no web_singel_pattern; there are: *{WEB_SINGLE}*"
+    refused.stderr.fnmatch_lines([expected])
+
+
+def test_no_test_at_all_is_an_error(pytester: pytest.Pytester) -> None:
+    assert run(pytester, "--without=everything").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_beside_others_the_file_that_takes_longest_comes_first(
+    pytester: pytest.Pytester, request: pytest.FixtureRequest
+) -> None:
+    items = [item for file in FILES for item in pytester.getitems("def test_it(): pass")]
+    for item, file in zip(items, FILES, strict=True):
+        item.path = pytester.path / f"{file}.py"
+    assert selection.in_order(items, side_by_side=False) == items
+    readmes, *others = selection.in_order(items, side_by_side=True)
+    assert readmes.path.name == "test_readmes.py"
+    assert others == [item for item in items if item is not readmes]
