@@ -18,7 +18,7 @@ ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
 PATTERN ?= web_single_pattern
 CHAPTER ?=
 # Of which patterns `make test` runs the tests, or leaves them out: names, `tools`, `everything`.
-PATTERNS ?=
+ONLY ?=
 WITHOUT ?=
 ARGS ?=
 PROCESSES ?= 2
@@ -57,7 +57,7 @@ directory: # Prints the directory of PATTERN.
 test: environment ## Run the tests; RUN=docker builds and runs every image and README with Docker
 	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; $(BIN)/python -m pytest \
 	  -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
-	  --patterns="$(strip $(CHAPTER) $(PATTERNS))" --without="$(WITHOUT)" $(ARGS)
+	  --only="$(strip $(CHAPTER) $(ONLY))" --without="$(WITHOUT)" $(ARGS)
 
 .PHONY: changed
 changed: ## Print which patterns have changed since the last verified commit

@@ -1,6 +1,8 @@
 """The load generator against real servers that are well, slow, stalled, rude or gone."""
 
 import asyncio
+import os
+import signal
 import socket
 import struct
 import sys
@@ -22,7 +24,8 @@ from tools.measure.server import Server, free_port, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-STALL_SECONDS = 1.0
+# Far longer than a busy machine takes for an answer without being told to.
+STALL_SECONDS = 4.0
 STALLED = 50
 
 Message = MutableMapping[str, Any]
@@ -34,7 +37,7 @@ async def app(
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
-    """Echoes a body; /stall stops the whole server once; ?status= chooses the answer's status."""
+    """Echoes a body; ?status= chooses the status; /stall and /die end that at one request."""
     global served
     message = await receive()
     if scope["type"] == "lifespan":
@@ -45,6 +48,8 @@ async def app(
         served += 1
     if scope["path"] == "/stall" and served == STALLED:
         time.sleep(STALL_SECONDS)  # noqa: ASYNC251
+    if scope["path"] == "/die" and served == STALLED:
+        os.kill(os.getpid(), signal.SIGKILL)
     status = int(parse_qs(scope["query_string"].decode()).get("status", ["200"])[0])
     headers = [(b"location", b"http://192.0.2.1/")] if status == 302 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -157,10 +162,11 @@ def test_an_open_loop_sees_the_queue_that_a_closed_loop_hides() -> None:
         stall = Request(f"{server.url}/stall")
         opened = uvloop.run(open_loop(stall, rate_per_second=100, seconds=2, deadline_seconds=30))
     assert closed.statuses == opened.statuses == {200: 200}
-    # One client that waits for its answer meets the stall once. Of 100 arrivals a second, those
-    # in the first three quarters of the stalled second wait longer than 250 ms.
-    assert 1 <= closed.sent - closed.answered_within(250) <= 5
-    assert opened.sent - opened.answered_within(250) >= 50
+    # One client that waits for its answer meets the stall once. Of 100 arrivals a second, those in
+    # the first half of the stall wait longer than the other half.
+    half_ms = 1000 * STALL_SECONDS / 2
+    assert 1 <= closed.sent - closed.answered_within(half_ms) <= 5
+    assert opened.sent - opened.answered_within(half_ms) >= 50
 
 
 def test_statuses_and_latencies_are_told_apart(server: Server) -> None:
@@ -217,13 +223,12 @@ def test_an_open_loop_never_waits_and_ends_by_itself() -> None:
 
     lock = Lock()
     with rude_server(hold) as request:
-        run = uvloop.run(open_loop(request, rate_per_second=100, seconds=1, deadline_seconds=0.5))
+        run = uvloop.run(open_loop(request, rate_per_second=100, seconds=1, deadline_seconds=3))
     assert_every_request_is_accounted_for(run, 100)
     assert run.errors == {"late": 100}
     assert run.p50_ms == np.inf
-    assert run.seconds < 30
-    # The requests of half a second, 50, are open together although none is ever answered.
-    assert max(held) >= 25
+    # All of them are open together although none is ever answered.
+    assert max(held) == 100
 
 
 def test_a_generator_that_lags_says_so_and_counts_it_as_latency(server: Server) -> None:
@@ -309,23 +314,24 @@ def test_an_answer_that_is_not_http_is_told_from_one_that_breaks_off() -> None:
 
 
 def test_a_server_that_is_not_there_is_a_connect_error() -> None:
-    nobody = Request(f"http://localhost:{free_port()}/")
-    closed = uvloop.run(closed_loop(nobody, connections=3, count=20, deadline_seconds=9))
-    opened = uvloop.run(open_loop(nobody, rate_per_second=100, seconds=0.2, deadline_seconds=9))
+    # It is bound, so that no other process gets it, and nobody listens.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        nobody = Request(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+        closed = uvloop.run(closed_loop(nobody, connections=3, count=20, deadline_seconds=9))
+        opened = uvloop.run(open_loop(nobody, rate_per_second=100, seconds=0.2, deadline_seconds=9))
     assert closed.errors == opened.errors == {"connect": 20}
     assert closed.per_second == 0
 
 
 def test_a_server_killed_under_load_leaves_no_request_unaccounted_for(server: Server) -> None:
-    async def kill_in_the_middle() -> Run:
-        asyncio.get_running_loop().call_later(0.5, server.kill)
-        request = Request(f"{server.url}/")
-        return await open_loop(request, rate_per_second=200, seconds=1, deadline_seconds=2)
-
-    run = uvloop.run(kill_in_the_middle())
+    request = Request(f"{server.url}/die")
+    run = uvloop.run(open_loop(request, rate_per_second=200, seconds=1, deadline_seconds=30))
+    # It has ended by itself, which is an error of a server that was not asked to.
+    server.kill()
     assert_every_request_is_accounted_for(run, 200)
-    assert run.statuses[200] > 0
-    assert run.errors["connect"] > 0
+    assert 0 < run.statuses[200] < STALLED
+    assert set(run.errors) <= {"connect", "reset"}
 
 
 @pytest.mark.parametrize(

@@ -86,13 +86,13 @@ def chosen(pytester: pytest.Pytester, *options: str) -> set[str]:
 def test_a_test_belongs_to_the_pattern_of_its_file_its_mark_or_its_parameters(
     pytester: pytest.Pytester, names: str, expected: set[str]
 ) -> None:
-    assert chosen(pytester, "--patterns", names) == expected
+    assert chosen(pytester, "--only", names) == expected
     # What is left out runs nowhere twice, and nothing is forgotten.
     assert chosen(pytester, "--without", names) == ALL - expected
 
 
 def test_without_options_every_test_runs(pytester: pytest.Pytester) -> None:
-    assert chosen(pytester) == chosen(pytester, "--patterns=", "--without=") == ALL
+    assert chosen(pytester) == chosen(pytester, "--only=", "--without=") == ALL
 
 
 def test_slow_tests_run_only_in_full(
@@ -100,10 +100,10 @@ def test_slow_tests_run_only_in_full(
 ) -> None:
     monkeypatch.setattr(selection, "FULL", False)
     assert chosen(pytester) == ALL - SLOW
-    assert chosen(pytester, "--patterns", MODEL_DB) == OF_MODEL_DB - SLOW
+    assert chosen(pytester, "--only", MODEL_DB) == OF_MODEL_DB - SLOW
 
 
-@pytest.mark.parametrize("option", ["--patterns", "--without"])
+@pytest.mark.parametrize("option", ["--only", "--without"])
 def test_an_unknown_name_is_an_error_that_names_the_known(
     pytester: pytest.Pytester, option: str
 ) -> None:

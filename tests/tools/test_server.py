@@ -100,7 +100,7 @@ def test_a_server_that_is_never_ready_is_stopped_and_says_why(
     log = tmp_path / "server.log"
     with (
         pytest.raises(ServerError, match=rf"not ready in time: http.*{path} answers {answer}"),
-        started(tmp_path, "parent", *traits, path=path, deadline_seconds=4, log=log),
+        started(tmp_path, "parent", *traits, path=path, deadline_seconds=10, log=log),
     ):
         pytest.fail("it is not ready")
     wait_until_gone(int(log.read_text().partition("child ")[2].split()[0]))

@@ -18,7 +18,7 @@ from tools.read.patterns import ROOT, patterns
 # The one switch for tests that take long: `make test FULL=1`. Tests marked `slow` run only then,
 # and a test that may try more (schemathesis, say) asks here whether it is to.
 FULL = os.environ.get("FULL", "") not in {"", "0"}
-OPTIONS = ("--patterns", "--without")
+OPTIONS = ("--only", "--without")
 
 
 @cache
@@ -29,7 +29,7 @@ def known() -> dict[str, str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("selection", "which tests run")
-    group.addoption("--patterns", default="", help="run only the tests of these, e.g. `tools`")
+    group.addoption("--only", default="", help="run only the tests of these, e.g. `tools`")
     group.addoption("--without", default="", help="run all tests but those of these")
 
 

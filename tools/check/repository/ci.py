@@ -19,13 +19,13 @@ SOFT_STEP = re.compile(
     r"\|\|\s*(?:true|:|exit 0)(?!\w)|continue-on-error|set \+e|set \+o errexit"
     r"|(?<!\S)(?:-k|--deselect|--ignore(?:-glob)?)(?![\w-])"
     # A selection of tests comes from `make changed`, and from nothing else.
-    r"|(?<!\S)(?:ARGS|CHAPTER|PATTERNS|WITHOUT)=(?!\"\$changed\")"
+    r"|(?<!\S)(?:ARGS|CHAPTER|ONLY|WITHOUT)=(?!\"\$changed\")"
 )
 # Together these run every test: of what has changed, of the rest, and with Docker.
 CI_TESTS = (
-    'make test FULL=1 PATTERNS="$changed"',
+    'make test FULL=1 ONLY="$changed"',
     'make test WITHOUT="$changed"',
-    'make test RUN=docker FULL=1 PATTERNS="$changed"',
+    'make test RUN=docker FULL=1 ONLY="$changed"',
 )
 
 
