@@ -17,7 +17,7 @@ ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
 
 PATTERN ?= web_single_pattern
 CHAPTER ?=
-# Of which patterns `make test` runs the tests, or leaves them out: names, `tools`, `everything`.
+# The patterns whose tests `make test` runs, or leaves out: names, `tools`, `everything`.
 ONLY ?=
 WITHOUT ?=
 ARGS ?=
@@ -37,6 +37,7 @@ help: ## Show this help
 	@echo
 	@echo "  PATTERN=$(PATTERN)       which pattern (make run, make measure)"
 	@echo "  CHAPTER=chapter4_serving_patterns   which chapter (make test); all without it"
+	@echo "  ONLY=\"tools model_db\"   which tests (make test); FULL=1 runs those that take long as well"
 	@echo "  RUN=docker|local                    with Docker or without; without it: Docker where it answers"
 	@echo
 	@echo "Inside a pattern's directory, make shows what there is for that pattern."
@@ -55,9 +56,9 @@ directory: # Prints the directory of PATTERN.
 
 .PHONY: test
 test: environment ## Run the tests; RUN=docker builds and runs every image and README with Docker
-	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; $(BIN)/python -m pytest \
+	@unset ARGS CHAPTER MAKEFLAGS MAKEOVERRIDES MFLAGS ONLY WITHOUT; $(BIN)/python -m pytest \
 	  -m $(if $(filter docker,$(RUN)),docker,"not docker" $(SIDE_BY_SIDE)) \
-	  --only="$(strip $(CHAPTER) $(ONLY))" --without="$(WITHOUT)" $(ARGS)
+	  $(if $(CHAPTER)$(ONLY),--only="$(CHAPTER) $(ONLY)") $(if $(WITHOUT),--without="$(WITHOUT)") $(ARGS)
 
 .PHONY: changed
 changed: ## Print which patterns have changed since the last verified commit

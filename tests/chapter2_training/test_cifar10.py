@@ -898,6 +898,7 @@ def test_a_server_without_a_published_model_does_not_start(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     module = "chapter2_training.cifar10.measure"
     measured = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]

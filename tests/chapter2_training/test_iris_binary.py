@@ -128,6 +128,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     module = "chapter2_training.iris_binary.measure"
     command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]

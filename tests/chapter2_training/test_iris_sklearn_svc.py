@@ -508,6 +508,7 @@ def test_a_container_trains_the_bytes_that_a_process_trains(models: Path) -> Non
     assert hashlib.sha256(trained.stdout).hexdigest() == ours
 
 
+@pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     module = "chapter2_training.iris_sklearn_svc.measure"
     command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path / PATTERN.name)]

@@ -1009,6 +1009,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(results: dict[str, Any]) -> None:
     assert results["holds"]
     assert results["counts"]["rows_acknowledged"] > 0

@@ -371,6 +371,7 @@ def measure(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.budget("measure --quick")
 def test_what_needs_no_image_is_measured_without_docker(tmp_path: Path) -> None:
     measured = measure("--quick", "--output", str(tmp_path / PATTERN.name))
     assert measured.returncode == 0, measured.stderr

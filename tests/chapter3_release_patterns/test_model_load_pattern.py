@@ -746,6 +746,7 @@ def test_a_server_without_an_init_step_does_not_start(tmp_path: Path) -> None:
 # --- the claim ------------------------------------------------------------------------------------
 
 
+@pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     if not (PATTERN / "models/metadata.json").exists():
         train(PATTERN / "models")

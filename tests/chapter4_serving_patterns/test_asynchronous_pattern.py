@@ -714,6 +714,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.budget("measure --quick")
 def test_measure_finds_that_no_job_is_lost(results: dict[str, Any]) -> None:
     assert results["holds"]
     assert results["counts"]["lost"] == 0

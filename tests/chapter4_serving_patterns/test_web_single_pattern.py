@@ -509,6 +509,7 @@ def test_training_twice_gives_the_same_bytes(models: Path, tmp_path: Path) -> No
         assert (tmp_path / name).read_bytes() == (models / name).read_bytes()
 
 
+@pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     if not (PATTERN / "models/metadata.json").exists():
         train(PATTERN / "models")

@@ -366,6 +366,7 @@ def test_the_envoy_configuration_is_what_the_manifests_translate_to() -> None:
     assert (HERE / "envoy.yaml").read_text("utf-8") == mesh.translate(HERE)
 
 
+@pytest.mark.budget("measure --quick")
 def test_the_measurement_holds(tmp_path: Path) -> None:
     module = "chapter6_operation_management.circuit_breaker_pattern.measure"
     command = [sys.executable, "-m", module, "--quick", "--output", str(tmp_path)]

@@ -279,9 +279,9 @@ def test_what_make_test_is_told_does_not_reach_the_makes_that_the_tests_start(
     tmp_path: Path,
 ) -> None:
     probe = tmp_path / "test_probe.py"
-    told = "{'ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS'} & set(os.environ)"
+    told = "{'ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS', 'ONLY'} & set(os.environ)"
     probe.write_text(f"import os\n\ndef test_told() -> None:\n    assert not {told}\n")
-    probed = make("test", "PROCESSES=0", f"ARGS={probe}")
+    probed = make("test", "PROCESSES=0", "ONLY=tools", f"ARGS=-c pyproject.toml {probe}")
     assert probed.returncode == 0, probed.stdout
     assert "1 passed" in probed.stdout
 

@@ -403,9 +403,7 @@ def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
     )
     # Long enough for the server to be asked once.
     monkeypatch.setattr(ready, "READY_DEADLINE_SECONDS", 8)
-    with pytest.raises(
-        LocalError, match=r"(?s)not ready after 8 s.*Error 503.*log lines.*GET"
-    ):
+    with pytest.raises(LocalError, match=r"(?s)not ready after 8 s.*Error 503.*lines.*GET"):
         start.up(pattern)
     assert all_of(state_dir(pattern)) == []
 
