@@ -3,58 +3,58 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 
 from tools.measure.results import Results, quick_argument
 from tools.measure.server import interleave, median_and_spread
+from tools.read.patterns import ROOT
 
 from ..train.cifar import RECORD
-from ..train.curves import draw_curves
-from ..train.learning import make_deterministic
-from ..train.nets import Standardise, make_net
 from ..train.onnx_graph import export
 from ..train.parameters import PATTERN
+from ..train.step import EPOCHS
 
 CLAIM = (
     "A step runs only when its inputs have changed, and no model that is not better than chance "
     "is published."
 )
-SMALL = ("--images=300", "--epochs=4")
-# Parameters of `fit`.
-ANOTHER = "--epochs=5"
-KILLED = "--learning-rate=0.002"
+# Which steps run does not depend on how much they have to do.
+SMALL = ("--images=100", "--epochs=6")
 # ImageNet's statistics, as values from 0 to 255.
-IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+IMAGENET = {"0.mean": [123.675, 116.28, 103.53], "0.deviation": [58.395, 57.12, 57.375]}
+SPEED_ROUNDS = 9
 
 
 class Pipeline:
     """A pipeline with a directory of its own for all that it makes."""
 
-    def __init__(self, state: Path, options: Sequence[str]) -> None:
+    def __init__(self, state: Path, options: Sequence[str], *, tracked: bool = False) -> None:
         self.state = state
-        self.options = options
-        self.environment = {
-            **os.environ,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'tracking/mlflow.db'}",
-        }
+        options = [f"--output={state / 'models'}", *options]
+        self.command = [sys.executable, "-m", f"{__package__}.untracked", *options]
+        self.directory = ROOT
+        if tracked:
+            self.command, self.directory = [sys.executable, "-m", "train", *options], PATTERN
+        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{state / 'tracking/mlflow.db'}"}
+        self.environment = os.environ | store
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts it; arguments that come later count."""
-        output = f"--output={self.state / 'models'}"
         return subprocess.Popen(
-            [sys.executable, "-m", "train", output, *self.options, *arguments],
-            cwd=PATTERN,
+            [*self.command, *arguments],
+            cwd=self.directory,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -82,10 +82,6 @@ class Pipeline:
                 if "fit: epoch 1 of" in line:
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def forget(self) -> None:
-        """Takes away what the steps have kept, as a pipeline without it would have to begin."""
-        shutil.rmtree(self.state / "data")
-
     def made(self, step: str) -> Path:
         """Returns what a step made last."""
         found = (path for path in (self.state / "data").glob(f"{step}-*") if path.is_dir())
@@ -98,85 +94,88 @@ class Pipeline:
         return digest
 
 
-def unlike_training(pipeline: Pipeline, session: onnxruntime.InferenceSession) -> int:
+def count_after_a_kill(pipeline: Pipeline) -> tuple[int, int]:
+    """Returns how many steps run after a kill in the first `fit`, and then with nothing changed."""
+    pipeline.kill_in_fit()
+    return pipeline.steps(), pipeline.steps()
+
+
+def count_without_an_epoch(pipeline: Pipeline) -> tuple[int, int, int]:
+    """Trains no epoch; returns how many steps run, and if a gate and no gate publish the model."""
+    before = pipeline.published()
+    _, steps, _ = pipeline.run("--epochs=0")
+    published = int(pipeline.published() != before)
+    pipeline.run("--epochs=0", "--margin=-0.9")
+    return steps, published, int(pipeline.published() != before)
+
+
+def unlike_training(pipeline: Pipeline, model: bytes) -> int:
     """Returns of how many test images a model says something else than the network it is from."""
     rows = np.fromfile(pipeline.made("preprocess") / "test.bin", np.uint8).reshape(-1, RECORD)
+    session = onnxruntime.InferenceSession(model)
     (answer,) = session.run(["probabilities"], {"X": rows[:, 1:].astype(np.float32)})
     return int((answer.argmax(1) != np.load(pipeline.made("fit") / "predicted.npy")).sum())
 
 
-def with_statistics_of_imagenet(pipeline: Pipeline, net: str) -> onnxruntime.InferenceSession:
+def with_statistics_of_imagenet(pipeline: Pipeline, net: str) -> bytes:
     """Returns the trained network behind another normalisation than it was trained with."""
-    statistics = json.loads((pipeline.made("preprocess") / "statistics.json").read_bytes())
-    trained = make_net(net, statistics["mean"], statistics["deviation"])
-    weights = torch.load(pipeline.made("fit") / "weights.pt", weights_only=True)
-    trained.load_state_dict(weights)
-    trained[0] = Standardise(*IMAGENET)
-    return onnxruntime.InferenceSession(export(trained.eval()))
+    others = {
+        name: np.array(values, np.float32).reshape(1, 3, 1, 1) for name, values in IMAGENET.items()
+    }
+    with np.load(pipeline.made("fit") / "weights.npz") as weights:
+        return export(net, {**weights, **others})
 
 
-def images_per_second(net: str) -> float:
-    """Returns how many images a network of this kind learns from in a second."""
-    make_deterministic(1)
-    learner = make_net(net, [128.0] * 3, [64.0] * 3).train()
-    optimizer = torch.optim.Adam(learner.parameters())
-    rows, labels = torch.rand(64, RECORD - 1) * 255, torch.arange(64) % 10
+def measure_times(directory: Path, output: Path) -> dict[str, float]:
+    """Times the whole training with its defaults, draws its curves, and times two networks."""
+    # These import PyTorch and Matplotlib for seconds, which a quick measurement does without.
+    from .curves import draw_curves
+    from .speed import images_per_second
+
+    whole = Pipeline(directory, (), tracked=True)
     began = perf_counter()
-    optimizer.zero_grad()
-    torch.autograd.backward(torch.nn.functional.cross_entropy(learner(rows), labels))
-    optimizer.step()
-    return 64 / (perf_counter() - began)
+    whole.steps()
+    trained = perf_counter()
+    whole.steps()
+    unchanged_seconds = perf_counter() - trained
+    history = [json.loads(line) for line in (whole.made("fit") / EPOCHS).open()]
+    draw_curves(history, "simple").savefig(output / "plot.png")
+    scores: dict[str, Any] = json.loads((whole.made("evaluate") / "scores.json").read_bytes())
+    speeds = interleave(
+        {net: partial(images_per_second, net) for net in ("simple", "vgg11")}, SPEED_ROUNDS
+    )
+    return {
+        "accuracy": scores["accuracy"],
+        "train_seconds": trained - began,
+        "unchanged_seconds": unchanged_seconds,
+        "server_p50_ms": scores["p50_ms"],
+        "server_images_per_second": scores["images_per_second"],
+        **{
+            f"{net}_learns_images_per_second": median_and_spread(values).median
+            for net, values in speeds.items()
+        },
+    }
 
 
 def main() -> int:
     arguments = quick_argument(__doc__)
-    with tempfile.TemporaryDirectory() as directory:
-        whole = Pipeline(Path(directory, "whole"), SMALL if arguments.quick else ())
-        began = perf_counter()
-        first = whole.steps()
-        train_seconds = perf_counter() - began
-        served = onnxruntime.InferenceSession(whole.made("build") / "model.onnx")
-        unlike = unlike_training(whole, served)
-        unlike_imagenet = unlike_training(whole, with_statistics_of_imagenet(whole, "simple"))
-        scores = json.loads((whole.made("evaluate") / "scores.json").read_bytes())
-        if output := arguments.directory(PATTERN):
-            output.mkdir(parents=True, exist_ok=True)
-            history = json.loads((whole.made("fit") / "history.json").read_bytes())
-            draw_curves(history, "simple").savefig(output / "plot.png")
-        began = perf_counter()
-        unchanged = whole.steps()
-        unchanged_seconds = perf_counter() - began
-
-        ours = whole
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with ThreadPoolExecutor() as threads:
+            killed = threads.submit(count_after_a_kill, Pipeline(directory / "killed", SMALL))
+            small = Pipeline(directory / "small", SMALL)
+            first = small.steps()
+            model = (small.made("build") / "model.onnx").read_bytes()
+            unlike = unlike_training(small, model)
+            unlike_imagenet = unlike_training(small, with_statistics_of_imagenet(small, "simple"))
+            changed, published, published_without_gate = count_without_an_epoch(small)
+            resumed, unchanged = killed.result()
+        figures, bounds = {}, {}
         if not arguments.quick:
-            # Which steps run does not depend on how much they have to do.
-            ours = Pipeline(Path(directory, "ours"), SMALL)
-            ours.steps()
-        changed = ours.steps(ANOTHER)
-        ours.kill_in_fit(KILLED)
-        killed = ours.steps(KILLED)
-
-        before = ours.published()
-        ours.run("--epochs=0")
-        published = int(ours.published() != before)
-        ours.run("--epochs=0", "--margin=-0.9")
-        published_without_gate = int(ours.published() != before)
-
-        # Without what the steps have kept, each time is the first one.
-        ours.forget()
-        unchanged_forgotten = ours.steps()
-        ours.forget()
-        changed_forgotten = ours.steps(ANOTHER)
-        ours.kill_in_fit(KILLED)
-        ours.forget()
-        killed_forgotten = ours.steps(KILLED)
-    speeds = interleave(
-        {
-            "simple": lambda: images_per_second("simple"),
-            "vgg11": lambda: images_per_second("vgg11"),
-        },
-        2 if arguments.quick else 9,
-    )
+            output = arguments.directory(PATTERN) or directory
+            output.mkdir(parents=True, exist_ok=True)
+            figures = measure_times(directory / "whole", output)
+            bounds = {"accuracy": (">=", 0.9), "train_seconds": ("<=", 120)}
     expected = {
         "steps_first": 4,
         "steps_unchanged": 0,
@@ -185,34 +184,28 @@ def main() -> int:
         "published_at_chance": 0,
         "predictions_unlike_training": 0,
     }
-    counts = dict(
-        zip(expected, (first, unchanged, changed, killed, published, unlike), strict=True)
-    )
+    counts = {
+        "steps_first": first,
+        "steps_unchanged": unchanged,
+        "steps_after_a_parameter_of_fit": changed,
+        "steps_after_a_kill_in_fit": resumed,
+        "published_at_chance": published,
+        "predictions_unlike_training": unlike,
+    }
     results = Results(
         pattern=PATTERN.name,
         claim=CLAIM,
         counts=counts,
+        # A pipeline that keeps nothing of its steps is always at its first run.
         control={
-            "steps_unchanged": unchanged_forgotten,
-            "steps_after_a_parameter_of_fit": changed_forgotten,
-            "steps_after_a_kill_in_fit": killed_forgotten,
+            "steps_unchanged": first,
+            "steps_after_a_parameter_of_fit": first,
+            "steps_after_a_kill_in_fit": first,
             "published_at_chance": published_without_gate,
             "predictions_unlike_training": unlike_imagenet,
         },
-        figures={
-            "accuracy": scores["accuracy"],
-            "train_seconds": train_seconds,
-            "unchanged_seconds": unchanged_seconds,
-            "server_p50_ms": scores["p50_ms"],
-            "server_images_per_second": scores["images_per_second"],
-            "simple_learns_images_per_second": median_and_spread(speeds["simple"]).median,
-            "vgg11_learns_images_per_second": median_and_spread(speeds["vgg11"]).median,
-        },
-        targets={
-            **{name: ("==", count) for name, count in expected.items()},
-            "accuracy": (">=", 0.9),
-            "train_seconds": ("<=", 120),
-        },
+        figures=figures,
+        targets={**{name: ("==", count) for name, count in expected.items()}, **bounds},
         holds=counts == expected,
     )
     return results.finish(arguments, PATTERN)

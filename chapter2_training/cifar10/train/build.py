@@ -3,27 +3,24 @@
 import json
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from .artifact import write_artifact
 from .cifar import CLASSES, PIXELS, RECORD
-from .curves import draw_curves
-from .nets import make_net
 from .onnx_graph import INPUT, OUTPUT, export
 from .parameters import Parameters
-from .step import STEPS, Inputs, file_digest, run
-from .tracking import record
+from .step import EPOCHS, STEPS, Found, Inputs, file_digest, run
 
 VERSION = "1"
 
 
-def build(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float]:
-    """Writes the model with its metadata, and returns the size of the model."""
+def build(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
+    """Writes the model with its metadata, and returns its size and the digests."""
     data, fitted = inputs["preprocess"], inputs["fit"]
     statistics = json.loads((data / "statistics.json").read_bytes())
-    history = json.loads((fitted / "history.json").read_bytes())
-    net = make_net(parameters.net, statistics["mean"], statistics["deviation"])
-    net.load_state_dict(torch.load(fitted / "weights.pt", weights_only=True))
+    epochs = (fitted / EPOCHS).read_text().splitlines()
+    with np.load(fitted / "weights.npz") as weights:
+        model = export(parameters.net, weights)
     with (data / "test.bin").open("rb") as file:
         sample = file.read(RECORD)[1:]
     metadata = {
@@ -34,14 +31,16 @@ def build(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, flo
         "labels": statistics["labels"],
         "parameters": {name: getattr(parameters, name) for name in STEPS["build"].parameters},
         "normalisation": {name: statistics[name] for name in ("mean", "deviation")},
-        "metrics": history[-1] if history else {},
+        "metrics": json.loads(epochs[-1]) if epochs else {},
         "training_data_sha256": file_digest(data / "train.bin"),
         "sample": [list(sample)],
     }
-    written = write_artifact(output, export(net.eval()), metadata)
-    model = output / written["file"]
-    record(written, model, {"curves.png": draw_curves(history, parameters.net)})
-    return {"model_bytes": model.stat().st_size}
+    written = write_artifact(output, model, metadata)
+    return {
+        "model_bytes": len(model),
+        "model_sha256": written["sha256"],
+        "training_data_sha256": written["training_data_sha256"],
+    }
 
 
 if __name__ == "__main__":

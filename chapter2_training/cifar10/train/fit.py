@@ -3,19 +3,17 @@
 import json
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import torch
 
-from .curves import draw_curves
 from .learning import batches, epochs, load, make_deterministic, predict, score
-from .nets import make_net
+from .nets import make_net, weights_of
 from .parameters import Parameters
-from .step import CHECKPOINT, Inputs, StepError, bar, console, run
+from .step import CHECKPOINT, EPOCHS, Found, Inputs, StepError, bar, console, run
 
 
-def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float]:
-    """Writes weights.pt, the labels that it predicts for the test images, and the curves.
+def fit(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
+    """Writes weights.npz, the labels that it predicts for the test images, and a line an epoch.
 
     Raises:
         StepError: there is no GPU, and one was asked for.
@@ -27,7 +25,6 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float
     statistics = json.loads((data / "statistics.json").read_bytes())
     net = make_net(parameters.net, statistics["mean"], statistics["deviation"]).to(device)
     train, test = load(data / "train.bin"), load(data / "test.bin")
-    mlflow.log_param("device_used", device.type)
 
     checkpoint = output / CHECKPOINT
     if checkpoint.is_file():
@@ -36,27 +33,22 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> dict[str, float
         name: getattr(parameters, name)
         for name in ("epochs", "batch_size", "learning_rate", "seed")
     }
-    history = []
-    with bar() as progress:
+    with bar() as progress, (output / EPOCHS).open("w") as file:
         steps = len(batches(len(train[0]), parameters.batch_size))
         task = progress.add_task(f"fit: {parameters.net}", total=parameters.epochs * steps)
         passed = epochs(net, train, test, settings, checkpoint, lambda: progress.advance(task))
         for number, row in enumerate(passed, start=1):
-            history.append(row)
             progress.update(task, completed=number * steps)
-            mlflow.log_metrics(row, step=number)
+            print(json.dumps(row), file=file, flush=True)
             console.print(
                 f"fit: epoch {number} of {parameters.epochs}:",
                 ", ".join(f"{name} {value:.4f}" for name, value in row.items()),
             )
 
     net.cpu()
-    torch.save(net.state_dict(), output / "weights.pt")
+    np.savez(output / "weights.npz", allow_pickle=False, **weights_of(net))
     np.save(output / "predicted.npy", predict(net, test[0]).argmax(1).numpy())
-    (output / "history.json").write_text(json.dumps(history))
-    draw_curves(history, parameters.net).savefig(output / "curves.png")
-    mlflow.log_artifact(str(output / "curves.png"))
-    return score(net, *test)
+    return {**score(net, *test), "device_used": device.type}
 
 
 def device_of(name: str) -> torch.device:

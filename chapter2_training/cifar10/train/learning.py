@@ -21,7 +21,8 @@ def make_deterministic(threads: int) -> None:
     # cuBLAS reads it when it is first used.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # As torch.use_deterministic_algorithms does, which imports PyTorch's compiler for it.
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
 
 
@@ -58,14 +59,18 @@ def epochs(
     """
     images, labels = train
     device = next(net.parameters()).device
-    optimizer = torch.optim.Adam(net.parameters(), lr=settings["learning_rate"])
-    history: list[dict[str, float]] = []
+    state: dict[str, Any] = {}
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         net.load_state_dict(state["net"])
+    history: list[dict[str, float]] = state.get("history", [])
+    yield from history
+    # With its first optimizer PyTorch imports its compiler, which takes a second.
+    if len(history) == settings["epochs"]:
+        return
+    optimizer = torch.optim.Adam(net.parameters(), lr=settings["learning_rate"])
+    if state:
         optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-        yield from history
     for epoch in range(len(history), settings["epochs"]):
         # Every epoch begins with a seed of its own, so a checkpoint needs no generator's state.
         seed = [settings["seed"], epoch]

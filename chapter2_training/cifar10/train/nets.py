@@ -2,20 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
-from .cifar import CLASSES
-
-# The number of channels of each convolution; "pool" halves both sides of the picture.
-VGG: dict[str, Sequence[int | str]] = {
-    "vgg11": (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
-    "vgg16": (
-        *(64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool"),
-        *(512, 512, 512, "pool", 512, 512, 512, "pool"),
-    ),
-}
-SIMPLE: Sequence[int | str] = (16, "pool", 32, "pool", 64, "pool")
+from .layers import EPSILON, Layer, layers_of
 
 
 class Standardise(nn.Module):
@@ -32,27 +23,39 @@ class Standardise(nn.Module):
         return (pictures - self.get_buffer("mean")) / self.get_buffer("deviation")
 
 
-def convolutions(plan: Sequence[int | str]) -> list[nn.Module]:
-    """Returns a 3 x 3 convolution, a batch normalisation and a ReLU for each number."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in plan:
-        if isinstance(width, int):
-            # The normalisation that follows has a bias of its own.
-            convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        else:
-            layers.append(nn.MaxPool2d(2))
-    return layers
-
-
 def make_net(name: str, mean: Sequence[float], deviation: Sequence[float]) -> nn.Sequential:
     """Returns an untrained network: float32 [rows, 3072] of 0 to 255 in, logits [rows, 10] out."""
-    if name == "simple":
-        plan, features, hidden = SIMPLE, 64 * 4 * 4, 128
-    else:
-        plan, features, hidden = VGG[name], 512, 512
-    head = [nn.Flatten(), nn.Dropout(), nn.Linear(features, hidden), nn.ReLU(), nn.Dropout()]
-    layers = [*convolutions(plan), *head, nn.Linear(hidden, CLASSES)]
-    return nn.Sequential(Standardise(mean, deviation), *layers)
+    standardise = Standardise(mean, deviation)
+    return nn.Sequential(*(module_of(layer, standardise) for layer in layers_of(name)))
+
+
+def module_of(layer: Layer, standardise: Standardise) -> nn.Module:
+    """Returns the module of a layer, untrained."""
+    match layer.kind:
+        case "standardise":
+            return standardise
+        case "convolution":
+            # The normalisation that follows has a bias of its own.
+            return nn.Conv2d(layer.inputs, layer.outputs, 3, padding=1, bias=False)
+        case "normalisation":
+            return nn.BatchNorm2d(layer.outputs, eps=EPSILON)
+        case "relu":
+            return nn.ReLU()
+        case "pool":
+            return nn.MaxPool2d(2)
+        case "flatten":
+            return nn.Flatten()
+        case "dropout":
+            return nn.Dropout()
+        case "linear":
+            return nn.Linear(layer.inputs, layer.outputs)
+
+
+def weights_of(net: nn.Sequential) -> dict[str, np.ndarray]:
+    """Returns what the network computes with, by the number of the layer and its own name."""
+    return {
+        name: tensor.detach().cpu().numpy()
+        for name, tensor in net.state_dict().items()
+        # Only training counts the batches.
+        if not name.endswith("num_batches_tracked")
+    }

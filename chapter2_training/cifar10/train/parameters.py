@@ -12,7 +12,7 @@ ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 # As published beside the download; the binary version holds no pickle.
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d13530"
 CIFAR10_IMAGES = 10_000
-SYNTHETIC_IMAGES = 1_000
+SYNTHETIC_IMAGES = 400
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Parameters:
     server: str
     output: Path
     steps: Path
-    parent_run: str
 
     @property
     def served_by(self) -> str:
@@ -62,9 +61,9 @@ def parse(program: str, description: str | None, argv: Sequence[str] | None = No
     add("--archive-url", default=ARCHIVE_URL, help="where CIFAR-10's binary version is")
     add("--archive-md5", default=ARCHIVE_MD5, help="the digest that it has to have")
     add("--net", choices=["simple", "vgg11", "vgg16"], default="simple")
-    add("--epochs", type=number(0, 1_000), default=8)
-    add("--batch-size", type=number(2, 4_096), default=64)
-    add("--learning-rate", type=real(0, 10), default=0.001)
+    add("--epochs", type=number(0, 1_000), default=5)
+    add("--batch-size", type=number(2, 4_096), default=32)
+    add("--learning-rate", type=real(0, 10), default=0.003)
     add("--seed", type=number(0, 2**32 - 1), default=0, help="of the drawing and the training")
     add("--threads", type=number(1, 256), default=1, help="another number adds in another order")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if any")
@@ -77,7 +76,6 @@ def parse(program: str, description: str | None, argv: Sequence[str] | None = No
     add("--server", default="", help="the URL of a server of the built model; none: start one")
     add("--output", type=Path, default=PATTERN / "models", help="where the model is published")
     add("--steps", type=Path, help="where the steps keep what they make; data beside --output")
-    add("--parent-run", default="", help="the MLflow run to which the run of a step belongs")
     given = vars(parser.parse_args(argv))
     drawn = given["data"] == "synthetic"
     given["images"] = given["images"] or (SYNTHETIC_IMAGES if drawn else CIFAR10_IMAGES)

@@ -19,13 +19,13 @@ from .cifar import (
 )
 from .parameters import Parameters
 from .shapes import write_archive
-from .step import Inputs, StepError, bar, run
+from .step import Found, Inputs, StepError, bar, run
 
 # The archive's own name, so that it can be placed there by hand.
 ARCHIVE = "cifar-10-binary.tar.gz"
 
 
-def preprocess(parameters: Parameters, _: Inputs, output: Path) -> dict[str, float]:
+def preprocess(parameters: Parameters, _: Inputs, output: Path) -> Found:
     """Writes train.bin and test.bin, in the format of CIFAR-10's files, and statistics.json.
 
     Raises:

@@ -16,18 +16,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import mlflow
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .parameters import PATTERN, Parameters, parse
-from .tracking import TrackingError, tracked
 
 RESULT = "result.json"
 # What a step goes on from. It is no part of what the step makes, and stays until that is whole.
 CHECKPOINT = "checkpoint.pt"
-EXPERIMENT = "cifar10"
+# A line for each epoch, as soon as it is over: the pipeline records it while the step goes on.
+EPOCHS = "epochs.jsonl"
 LINE_SECONDS = 5
 console = Console(soft_wrap=True, highlight=False)
 
@@ -43,6 +42,8 @@ class Step:
     after: tuple[str, ...]
     parameters: tuple[str, ...]
     packages: tuple[str, ...]
+    # The files that are kept with its run.
+    artifacts: tuple[str, ...] = ()
     # Code that it does not import but starts.
     starts: str = ""
 
@@ -58,14 +59,21 @@ STEPS = {
     "build": Step(
         ("preprocess", "fit"),
         ("data", "images", "net", "epochs", "batch_size", "learning_rate", "seed"),
-        ("numpy", "onnx", "torch"),
+        ("numpy", "onnx"),
+        artifacts=("model.onnx", "metadata.json"),
     ),
     "evaluate": Step(
-        ("preprocess", "fit", "build"), ("served_by",), ("fastapi", "onnxruntime"), "app"
+        ("preprocess", "fit", "build"),
+        ("served_by",),
+        ("fastapi", "onnxruntime"),
+        artifacts=("scores.json", "per_image.csv", "server.log"),
+        starts="app",
     ),
 }
 Inputs = Mapping[str, Path]
-Work = Callable[[Parameters, Inputs, Path], dict[str, float]]
+# In the run of the step, numbers are metrics and texts are parameters.
+Found = dict[str, float | str]
+Work = Callable[[Parameters, Inputs, Path], Found]
 
 
 def directory_of(name: str, parameters: Parameters) -> Path:
@@ -178,14 +186,14 @@ def run(name: str, description: str | None, work: Work, *, resumes: bool = False
     """Is the program of a step: `work` fills a directory, which gets its name when it is whole.
 
     A step that resumes finds what it left there when it was ended half-way; any other begins with
-    an empty directory. `work` returns metrics, which go into the run of the step.
+    an empty directory. What `work` returns is kept beside what it made, for the pipeline to record.
     """
     parameters = parse(f"train.{name}", description)
     end_in_order()
     try:
         inputs = {before: directory_of(before, parameters) for before in STEPS[name].after}
         directory = directory_of(name, parameters)
-        partial = directory.with_name(f"{directory.name}.partial")
+        partial = partial_of(directory)
         with lock(directory.with_name(f"{directory.name}.lock")):
             if finished(directory) is not None:
                 say_done(name, directory)
@@ -194,19 +202,18 @@ def run(name: str, description: str | None, work: Work, *, resumes: bool = False
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
             began = time.perf_counter()
-            with tracked(EXPERIMENT, name):
-                if parameters.parent_run:
-                    mlflow.set_tag("mlflow.parentRunId", parameters.parent_run)
-                mlflow.log_params({key: getattr(parameters, key) for key in STEPS[name].parameters})
-                metrics = work(parameters, inputs, partial)
-                seconds = time.perf_counter() - began
-                mlflow.log_metrics(metrics | {"seconds": seconds})
-                digest = content_digest(partial)
-                mlflow.set_tag("outputs_sha256", digest)
-                keep(partial, directory, {"sha256": digest, "metrics": metrics})
-            console.print(f"{name}: done in {seconds:.1f} s", shown(metrics))
-    except (StepError, TrackingError) as error:
+            found = work(parameters, inputs, partial)
+            seconds = time.perf_counter() - began
+            digest = content_digest(partial)
+            keep(partial, directory, {"sha256": digest, "seconds": seconds, "found": found})
+            console.print(f"{name}: done in {seconds:.1f} s", shown(found), f"({directory.name})")
+    except StepError as error:
         sys.exit(f"error: {name}: {error}")
+
+
+def partial_of(directory: Path) -> Path:
+    """Names the directory that a step fills."""
+    return directory.with_name(f"{directory.name}.partial")
 
 
 def keep(partial: Path, directory: Path, result: dict[str, Any]) -> None:
@@ -217,8 +224,12 @@ def keep(partial: Path, directory: Path, result: dict[str, Any]) -> None:
     (directory / CHECKPOINT).unlink(missing_ok=True)
 
 
-def shown(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if not isinstance(value, str)}
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers(found).items())
 
 
 def say_done(name: str, directory: Path) -> None:

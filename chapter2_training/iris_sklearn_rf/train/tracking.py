@@ -1,15 +1,13 @@
 # Copied from chapter2_training/iris_sklearn_svc/train/tracking.py
-"""Records a run of training with MLflow: parameters, metrics, digests, the model and pictures."""
+"""Makes a training a run of MLflow, and says why where it cannot be recorded."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from filelock import FileLock
-from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 EMBEDDED = "sqlite:///"
@@ -41,7 +39,9 @@ def tracked(experiment: str, run_name: str) -> Iterator[None]:
     except BaseException as error:
         # The reason of the failure is what has to be told, also where it cannot be recorded.
         with suppress(*LOST):
-            mlflow.end_run("FAILED")
+            # A run inside of this one has failed with it.
+            while mlflow.active_run():
+                mlflow.end_run("FAILED")
         if isinstance(error, MlflowException):
             raise lost(uri, error) from error
         raise
@@ -60,24 +60,6 @@ def experiment_id(uri: str, name: str) -> str:
         if known := mlflow.get_experiment_by_name(name):
             return str(known.experiment_id)
         return mlflow.create_experiment(name, (store.parent / "artifacts").as_uri())
-
-
-def record(metadata: dict[str, Any], model: Path, pictures: dict[str, Figure]) -> None:
-    """Adds to the run what `metadata` says of the model, the model's file, and pictures by name.
-
-    Raises:
-        TrackingError: the server has gone, or the store cannot be written.
-    """
-    data = {"training_data_sha256": metadata["training_data_sha256"]}
-    tags = {f"model.{name}": metadata[name] for name in ("name", "version", "sha256")}
-    with reachable(mlflow.get_tracking_uri()):
-        mlflow.log_params(metadata["parameters"] | data)
-        mlflow.log_metrics(metadata["metrics"])
-        mlflow.set_tags(tags)
-        mlflow.log_artifact(str(model))
-        mlflow.log_dict(metadata, "metadata.json")
-        for name, figure in pictures.items():
-            mlflow.log_figure(figure, name)
 
 
 @contextmanager

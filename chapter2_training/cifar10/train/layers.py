@@ -1,0 +1,70 @@
+"""Describes each network as a list of layers: PyTorch trains it, and ONNX serves it."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from .cifar import CLASSES
+
+Kind = Literal[
+    "standardise",
+    "convolution",
+    "normalisation",
+    "relu",
+    "pool",
+    "flatten",
+    "dropout",
+    "linear",
+]
+# What a batch normalisation adds to the variance.
+EPSILON = 1e-5
+# The number of channels of each convolution; "pool" halves both sides of the picture.
+VGG: dict[str, Sequence[int | str]] = {
+    "vgg11": (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
+    "vgg16": (
+        *(64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool"),
+        *(512, 512, 512, "pool", 512, 512, 512, "pool"),
+    ),
+}
+# It begins with a quarter of the pixels, so that a laptop trains it in seconds.
+SIMPLE: Sequence[int | str] = ("pool", 16, "pool", 32, "pool", 64)
+
+
+class Layer(NamedTuple):
+    """One layer: what it does, and the channels or numbers that go in and come out."""
+
+    kind: Kind
+    inputs: int = 0
+    outputs: int = 0
+
+
+def layers_of(net: str) -> list[Layer]:
+    """Returns the layers from rows [rows, 3072] of 0 to 255 to logits [rows, 10]."""
+    if net == "simple":
+        plan, head = SIMPLE, [Layer("linear", 64 * 4 * 4, CLASSES)]
+    else:
+        plan = VGG[net]
+        head = [
+            Layer("dropout"),
+            Layer("linear", 512, 512),
+            Layer("relu"),
+            Layer("dropout"),
+            Layer("linear", 512, CLASSES),
+        ]
+    return [Layer("standardise"), *convolutions(plan), Layer("flatten"), *head]
+
+
+def convolutions(plan: Sequence[int | str]) -> list[Layer]:
+    """Returns a 3 x 3 convolution, a batch normalisation and a ReLU for each number."""
+    layers: list[Layer] = []
+    channels = 3
+    for width in plan:
+        if isinstance(width, int):
+            layers += [
+                Layer("convolution", channels, width),
+                Layer("normalisation", width, width),
+                Layer("relu"),
+            ]
+            channels = width
+        else:
+            layers.append(Layer("pool"))
+    return layers

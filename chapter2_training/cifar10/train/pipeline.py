@@ -1,0 +1,131 @@
+"""Runs the steps whose inputs have changed, tells what happens, and publishes what is good."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from .artifact import write_artifact
+from .gate import refusal
+from .parameters import PATTERN, Parameters
+from .step import (
+    EPOCHS,
+    STEPS,
+    StepError,
+    console,
+    directory_of,
+    finished,
+    partial_of,
+    say_done,
+    shown,
+)
+
+POLL_SECONDS = 0.5
+
+
+class Began(NamedTuple):
+    """A step is run."""
+
+    step: str
+
+
+class Epoch(NamedTuple):
+    """The step that is run has learnt from every image once more."""
+
+    number: int
+    scores: dict[str, float]
+
+
+class Made(NamedTuple):
+    """A step has been run, or what it makes was there already."""
+
+    step: str
+    run: bool
+    directory: Path
+
+
+class Judged(NamedTuple):
+    """The gate has decided; without a reason against it the model is published."""
+
+    scores: dict[str, float]
+    model_sha256: str
+    reason: str | None
+
+
+Event = Began | Epoch | Made | Judged
+
+
+def pipeline(parameters: Parameters) -> Generator[Event, None, None]:
+    """Runs each step whose inputs have changed in a process of its own, then publishes the model.
+
+    Close it where it is not read to its end: only that ends the process of a step.
+
+    Raises:
+        StepError: a step has failed, or the model is not good enough.
+    """
+    for name in STEPS:
+        directory = directory_of(name, parameters)
+        run = finished(directory) is None
+        if run:
+            yield Began(name)
+            yield from epochs_of(name, parameters, directory)
+        else:
+            say_done(name, directory)
+        yield Made(name, run, directory)
+        if name == "build" and parameters.server:
+            # Whoever asked for it reads this line, and starts the server.
+            console.print(f"build: {directory} is to be served at {parameters.server}")
+    yield from publish(parameters)
+
+
+def epochs_of(name: str, parameters: Parameters, directory: Path) -> Iterator[Epoch]:
+    """Runs a step to its end, and yields its epochs as they pass.
+
+    Raises:
+        StepError: the step has failed.
+    """
+    command = [sys.executable, "-m", f"train.{name}", *parameters.arguments()]
+    process = subprocess.Popen(command, cwd=PATTERN)
+    code, told = None, 0
+    try:
+        while code is None:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(POLL_SECONDS)
+            lines = lines_of(directory if code == 0 else partial_of(directory))
+            for line in lines[told:]:
+                told += 1
+                yield Epoch(told, json.loads(line))
+    finally:
+        process.terminate()
+        process.wait()
+    if code:
+        raise StepError(f"{name} failed with exit code {code}; the steps before it are kept")
+
+
+def lines_of(directory: Path) -> list[str]:
+    """Returns the whole lines that a step has written about its epochs."""
+    with suppress(FileNotFoundError):
+        return (directory / EPOCHS).read_text().split("\n")[:-1]
+    return []
+
+
+def publish(parameters: Parameters) -> Iterator[Judged]:
+    """Puts the model where a server looks for it, if the gate lets it pass.
+
+    Raises:
+        StepError: it does not; what was published before stays.
+    """
+    built = directory_of("build", parameters)
+    scores = json.loads((directory_of("evaluate", parameters) / "scores.json").read_bytes())
+    metadata = json.loads((built / "metadata.json").read_bytes())
+    kept = {name: scores[name] for name in ("accuracy", "p50_ms", "p99_ms")}
+    reason = refusal(scores, len(metadata["labels"]), parameters.margin)
+    yield Judged(kept, metadata["sha256"], reason)
+    if reason:
+        raise StepError(f"not published: {reason}")
+    model = (built / metadata["file"]).read_bytes()
+    write_artifact(parameters.output, model, metadata | {"served_accuracy": kept["accuracy"]})
+    console.print(f"published in {parameters.output}:", shown(kept))
