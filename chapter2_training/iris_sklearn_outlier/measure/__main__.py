@@ -1,17 +1,14 @@
 """Measures the claim: the outlier share is the true share, and the scores are scikit-learn's."""
 
-import json
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from tools.measure.results import Results, quick_argument
 
-from ..train.model import draw_noise, fit, load
-from .reproduce import HERE, rows_equal, train_each
+from ..train.model import draw_noise, fit, load, train
+from .reproduce import HERE, digests_of, reproduce, rows_equal
 
 CLAIM = (
     "The share of outliers that the metadata name is the share of rows that the model scores below "
@@ -21,21 +18,16 @@ CLAIM = (
 
 def main() -> int:
     arguments = quick_argument(__doc__)
-    rounds = 2 if arguments.quick else 5
     rows = load()
     pipeline = fit(rows)
     expected = pipeline.decision_function(rows)[:, None]
-    with tempfile.TemporaryDirectory() as directory:
-        same, other = Path(directory, "same"), Path(directory, "other")
-        ours = train_each(same, [[]] * rounds)
-        changed = train_each(other, (["--nu", f"0.{digit}"] for digit in range(2, rounds + 2)))
-        metadata = json.loads((same / "metadata.json").read_bytes())
-        session = onnxruntime.InferenceSession(same / "model.onnx")
-        (scores,) = session.run([metadata["output"]["name"]], {"X": rows})
-        (noise,) = session.run([metadata["output"]["name"]], {"X": draw_noise(rows)})
-        equal, equal_of_other = (
-            rows_equal(models / "model.onnx", rows, expected) for models in (same, other)
-        )
+    model, metadata = train()
+    ours = reproduce(model, processes=1 if arguments.quick else 5)
+    changed = [train(digit / 10)[0] for digit in range(2, 7)]
+    session = onnxruntime.InferenceSession(model)
+    (scores,) = session.run([metadata["output"]["name"]], {"X": rows})
+    (noise,) = session.run([metadata["output"]["name"]], {"X": draw_noise(rows)})
+    equal, equal_of_other = (rows_equal(each, rows, expected) for each in (model, changed[-1]))
     named = round(metadata["metrics"]["outlier_share"] * len(rows))
     outliers = int((scores < metadata["threshold"]).sum())
     # What the mean of scikit-learn's -1 and 1 would name.
@@ -51,7 +43,7 @@ def main() -> int:
         },
         control={
             "named_too_many": mean_of_labels - outliers,
-            "distinct_models": len(changed.digests),
+            "distinct_models": len(digests_of(changed)),
             "rows_equal": equal_of_other,
         },
         figures={

@@ -1,8 +1,6 @@
 """Measures the claim: the same seed gives the same forest, and ONNX answers as scikit-learn."""
 
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_iris
@@ -10,8 +8,8 @@ from sklearn.datasets import load_iris
 from tools.measure.results import Results, quick_argument
 
 from ..train.iris import evaluate, load
-from ..train.model import fit
-from .reproduce import HERE, over_seeds, rows_equal, train_each
+from ..train.model import fit, train
+from .reproduce import HERE, digests_of, over_seeds, reproduce, rows_equal
 
 CLAIM = (
     "Trained again in a fresh process the forest has the same bytes, and it predicts every row as "
@@ -28,28 +26,23 @@ def score(seed: int) -> dict[str, float]:
 
 def main() -> int:
     arguments = quick_argument(__doc__)
-    rounds = 2 if arguments.quick else 5
     rows = load_iris().data.astype(np.float32)
     split = load()
     expected = fit(split.x_train, split.y_train).predict_proba(rows)
-    with tempfile.TemporaryDirectory() as directory:
-        same, other = Path(directory, "same"), Path(directory, "other")
-        ours = train_each(same, [[]] * rounds)
-        # Who fixes no seed gets another one each time.
-        unseeded = train_each(other, (["--seed", str(seed)] for seed in range(1, rounds + 1)))
-        equal, equal_of_other = (
-            rows_equal(models / "model.onnx", rows, expected) for models in (same, other)
-        )
-        kilobytes = (same / "model.onnx").stat().st_size / 1000
+    model, _ = train()
+    ours = reproduce(model, processes=1 if arguments.quick else 5)
+    # Without a fixed seed every training has another one.
+    unseeded = [train(seed)[0] for seed in range(1, 6)]
+    equal, equal_of_other = (rows_equal(each, rows, expected) for each in (model, unseeded[-1]))
     results = Results(
         pattern=HERE.name,
         claim=CLAIM,
         counts={"distinct_models": len(ours.digests), "rows_equal": equal},
-        control={"distinct_models": len(unseeded.digests), "rows_equal": equal_of_other},
+        control={"distinct_models": len(digests_of(unseeded)), "rows_equal": equal_of_other},
         figures={
-            **over_seeds(score),
+            **over_seeds(score, 2 if arguments.quick else 20),
             "train_seconds": ours.seconds,
-            "model_kilobytes": kilobytes,
+            "model_kilobytes": len(model) / 1000,
         },
         targets={
             "distinct_models": ("==", 1),

@@ -1,6 +1,7 @@
 # Copied from chapter2_training/iris_sklearn_svc/measure/reproduce.py
-"""Trains in fresh processes, and compares what comes out."""
+"""Trains in fresh processes what this process has trained, and compares what comes out."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -19,50 +20,56 @@ from numpy.typing import NDArray
 HERE = Path(__file__).parents[1]
 
 
-class Trained(NamedTuple):
-    """What several trainings gave: the digests of their models, and the seconds of the median."""
+class Reproduced(NamedTuple):
+    """The digests of the models of this process and of fresh ones, and a training's seconds."""
 
     digests: set[str]
     seconds: float
 
 
-def train(output: Path, *options: str, pattern: Path = HERE) -> list[dict[str, Any]]:
-    """Runs `python -m train` in a process of its own, and returns the metadata of its models.
+def reproduce(model: bytes, *options: str, processes: int) -> Reproduced:
+    """Trains in fresh processes with the options that `model` was trained with in this one."""
+    digests, seconds = digests_of([model]), []
+    for _ in range(processes):
+        begin = perf_counter()
+        digests.add(train_afresh(*options))
+        seconds.append(perf_counter() - begin)
+    return Reproduced(digests, median(seconds))
+
+
+def train_afresh(*options: str) -> str:
+    """Runs `python -m train` in a process of its own, and returns the digest of its model.
 
     The run is recorded in a store that is thrown away.
     """
-    with tempfile.TemporaryDirectory() as store:
+    with tempfile.TemporaryDirectory() as name:
+        models = Path(name, "models")
         subprocess.run(
-            [sys.executable, "-m", "train", "--output", str(output), *options],
-            cwd=pattern,
-            env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"},
+            [sys.executable, "-m", "train", "--output", str(models), *options],
+            cwd=HERE,
+            env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db"},
             check=True,
             capture_output=True,
         )
-    models = sorted(output.rglob("model.onnx"))
-    return [json.loads(model.with_name("metadata.json").read_bytes()) for model in models]
+        digest: str = json.loads((models / "metadata.json").read_bytes())["sha256"]
+    return digest
 
 
-def train_each(output: Path, options: Iterable[list[str]]) -> Trained:
-    """Trains with each of some options; the model of the last one stays in `output`."""
-    digests, seconds = set(), []
-    for each in options:
-        begin = perf_counter()
-        (metadata,) = train(output, *each)
-        digests.add(metadata["sha256"])
-        seconds.append(perf_counter() - begin)
-    return Trained(digests, median(seconds))
+def digests_of(models: Iterable[bytes]) -> set[str]:
+    return {hashlib.sha256(model).hexdigest() for model in models}
 
 
-def rows_equal(model: Path, rows: NDArray[np.float32], expected: NDArray[np.float64]) -> int:
+def rows_equal(
+    model: bytes | Path, rows: NDArray[np.float32], expected: NDArray[np.float64]
+) -> int:
     """Returns for how many rows [rows, features] a model answers what is expected, within 1e-5."""
     session = onnxruntime.InferenceSession(model)
     (answer,) = session.run([session.get_outputs()[-1].name], {"X": rows})
     return int(np.isclose(answer, expected, rtol=0, atol=1e-5).all(axis=1).sum())
 
 
-def over_seeds(score: Callable[[int], dict[str, float]]) -> dict[str, float]:
-    """Returns the median of each score over twenty seeds, and the lowest accuracy."""
-    scores = [score(seed) for seed in range(20)]
+def over_seeds(score: Callable[[int], dict[str, float]], seeds: int = 20) -> dict[str, float]:
+    """Returns the median of each score over some seeds, and the lowest accuracy."""
+    scores = [score(seed) for seed in range(seeds)]
     medians = {f"{name}_median": median(each[name] for each in scores) for name in scores[0]}
     return medians | {"accuracy_lowest": min(each["accuracy"] for each in scores)}

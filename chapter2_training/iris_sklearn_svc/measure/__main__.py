@@ -1,8 +1,7 @@
 """Measures the claim: the same seed gives the same bytes, which serving patterns predict with."""
 
 import sys
-import tempfile
-from pathlib import Path
+from importlib import import_module
 
 import numpy as np
 from sklearn.datasets import load_iris
@@ -11,8 +10,8 @@ from tools.measure.results import Results, quick_argument
 from tools.read.patterns import patterns
 
 from ..train.iris import evaluate, load
-from ..train.model import NAME, fit
-from .reproduce import HERE, over_seeds, rows_equal, train, train_each
+from ..train.model import fit, train
+from .reproduce import HERE, digests_of, over_seeds, reproduce, rows_equal
 
 CLAIM = (
     "Trained again in a fresh process the model has the same bytes, which are those that serving "
@@ -20,12 +19,12 @@ CLAIM = (
 )
 
 
-def dependents() -> list[Path]:
-    """Returns the serving patterns that train this model for themselves, by a marked copy."""
+def trained_by_dependents() -> list[bytes]:
+    """Returns this model as the serving patterns train it for themselves, by a marked copy."""
     _, _, code = (HERE / "train/model.py").read_text("utf-8").partition("\n")
     trainers = {pattern: pattern / "train/model.py" for pattern in patterns() if pattern != HERE}
     return [
-        pattern
+        import_module(f"{pattern.parent.name}.{pattern.name}.train.model").train()[0]
         for pattern, trainer in trainers.items()
         if trainer.is_file() and trainer.read_text("utf-8").endswith(code)
     ]
@@ -40,24 +39,16 @@ def score(seed: int) -> dict[str, float]:
 
 def main() -> int:
     arguments = quick_argument(__doc__)
-    rounds = 2 if arguments.quick else 5
     rows = load_iris().data.astype(np.float32)
     split = load()
     expected = fit(split.x_train, split.y_train).predict_proba(rows)
-    with tempfile.TemporaryDirectory() as directory:
-        same, other = Path(directory, "same"), Path(directory, "other")
-        ours = train_each(same, [[]] * rounds)
-        # Who fixes no seed gets another one each time.
-        unseeded = train_each(other, (["--seed", str(seed)] for seed in range(1, rounds + 1)))
-        equal, equal_of_other = (
-            rows_equal(models / "model.onnx", rows, expected) for models in (same, other)
-        )
-        loaded = [
-            metadata["sha256"]
-            for pattern in dependents()
-            for metadata in train(Path(directory, pattern.name), pattern=pattern)
-            if metadata["name"] == NAME
-        ]
+    model, _ = train()
+    ours = reproduce(model, processes=1 if arguments.quick else 5)
+    # Without a fixed seed every training has another one.
+    unseeded = [train(seed)[0] for seed in range(1, 6)]
+    digests_unseeded = digests_of(unseeded)
+    equal, equal_of_other = (rows_equal(each, rows, expected) for each in (model, unseeded[-1]))
+    loaded = [digest for each in trained_by_dependents() for digest in digests_of([each])]
     results = Results(
         pattern=HERE.name,
         claim=CLAIM,
@@ -68,11 +59,14 @@ def main() -> int:
             "dependents_with_another_model": sum(one not in ours.digests for one in loaded),
         },
         control={
-            "distinct_models": len(unseeded.digests),
+            "distinct_models": len(digests_unseeded),
             "rows_equal": equal_of_other,
-            "dependents_with_another_model": sum(one not in unseeded.digests for one in loaded),
+            "dependents_with_another_model": sum(one not in digests_unseeded for one in loaded),
         },
-        figures={**over_seeds(score), "train_seconds": ours.seconds},
+        figures={
+            **over_seeds(score, 2 if arguments.quick else 20),
+            "train_seconds": ours.seconds,
+        },
         targets={
             "distinct_models": ("==", 1),
             "rows_equal": ("==", len(rows)),

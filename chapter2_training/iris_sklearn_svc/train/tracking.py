@@ -30,6 +30,7 @@ def tracked(experiment: str, run_name: str) -> Iterator[None]:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{EMBEDDED}{STORE}"
     # MLflow's own patience with a server that does not answer is several minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     mlflow.set_tracking_uri(uri)
     with usable(uri):
         mlflow.start_run(experiment_id=experiment_id(uri, experiment), run_name=run_name)
