@@ -1,0 +1,202 @@
+"""The corpus of request bodies that no server may answer with a success.
+
+The bodies are written for rows of any width: what is valid comes from the server's own description
+of a row. Each names a part of the reason that the refusal has to give.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+
+class Bad(NamedTuple):
+    """A body, and a part of the reason for its refusal."""
+
+    body: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a server says of valid rows: their width, the bounds of a value, how many may come."""
+
+    sample: list[float]
+    lowest: float
+    highest: float
+    most: int
+
+    @property
+    def width(self) -> int:
+        return len(self.sample)
+
+    @property
+    def value(self) -> str:
+        """A valid value in as few digits as possible, so that many rows fit into a body."""
+        return json.dumps(next(v for v in (1, 0, self.lowest) if self.lowest <= v <= self.highest))
+
+    def row(self, first: str | None = None, width: int | None = None) -> str:
+        """A row, its first value as given; valid unless the first value or the width is not."""
+        width = self.width if width is None else width
+        return f"[{','.join([first or self.value, *[self.value] * (width - 1)])}]"
+
+    def body(self, first: str) -> str:
+        """A request of one row that begins with a value."""
+        return f'{{"data": [{self.row(first)}]}}'
+
+
+NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
+    "empty": ("", "Invalid JSON"),
+    "white space": ("   ", "Invalid JSON"),
+    "cut off in the name": ('{"da', "Invalid JSON"),
+    "cut off": ("{", "Invalid JSON"),
+    "single quotes": ("{'data': []}", "Invalid JSON"),
+    "no quotes": ("{data: []}", "Invalid JSON"),
+    "a comment": ("{} // nothing", "Invalid JSON"),
+    "two documents": ("{} {}", "Invalid JSON"),
+    "a form": ("data=5.1&data=3.5", "Invalid JSON"),
+    "XML": ("<data/>", "Invalid JSON"),
+    "10,000 levels of lists": ("[" * 10_000 + "]" * 10_000, "recursion limit"),
+    "10,000 levels of objects": ('{"data":' * 10_000 + "1" + "}" * 10_000, "recursion limit"),
+    "10,000 brackets": ("[" * 10_000, "recursion limit"),
+    "bytes that are no text": (b"\xff\xfe", "Invalid JSON"),
+    "zero bytes": (b"\x00" * 100, "Invalid JSON"),
+    "a byte order mark": (b"\xef\xbb\xbf{}", "Invalid JSON"),
+    "UTF-16": ("{}".encode("utf-16"), "Invalid JSON"),
+    "a PDF": (b"%PDF-1.4 \x80", "Invalid JSON"),
+    "a PNG": (b"\x89PNG\r\n\x1a\n", "Invalid JSON"),
+    "gzip": (b"\x1f\x8b\x08\x00\x00\x00", "Invalid JSON"),
+}
+NO_OBJECT: Mapping[str, tuple[str, str]] = {
+    "null": ("null", "an object"),
+    "true": ("true", "an object"),
+    "a number": ("1", "an object"),
+    "a text": ('"data"', "an object"),
+    "an empty list": ("[]", "an object"),
+    "a list of objects": ("[{}]", "an object"),
+}
+UNKNOWN_FIELDS: Mapping[str, tuple[str, str]] = {
+    "an unknown field": ('{"xyzzy": 1}', "Extra inputs"),
+    "15,000 unknown fields": (
+        "{" + ",".join(f'"field{number}": 1' for number in range(15_000)) + "}",
+        "Extra inputs",
+    ),
+    "a field name of 200 kB": (f'{{"{"x" * 200_000}": 1}}', "Extra inputs"),
+}
+
+
+def of_any_object(required: bool) -> dict[str, Bad]:
+    """Returns bodies that are wrong wherever a JSON object is expected."""
+    found = {**NOT_JSON, **NO_OBJECT, **UNKNOWN_FIELDS}
+    if required:
+        found["no field"] = ("{}", "Field required")
+    return {name: bad(*parts) for name, parts in found.items()}
+
+
+def of_rows(rows: Rows) -> dict[str, Bad]:
+    """Returns bodies that are wrong where `{"data": rows}` is expected."""
+    row, value, width = rows.row(), rows.value, rows.width
+    least = f"at least {width} item"
+    found: dict[str, tuple[str | bytes, str]] = {
+        "a list of rows": (f"[{row}]", "an object"),
+        "a misspelt field": (f'{{"dat": [{row}]}}', "Field required"),
+        "a field in capitals": (f'{{"DATA": [{row}]}}', "Field required"),
+        "a field too many": (f'{{"data": [{row}], "model": "x"}}', "Extra inputs"),
+        "data twice": (f'{{"data": [{row}], "data": []}}', "at least 1 item"),
+        "data is null": ('{"data": null}', "valid array"),
+        "data is true": ('{"data": true}', "valid array"),
+        "data is a number": (f'{{"data": {value}}}', "valid array"),
+        "data is a text": (f'{{"data": "{value}"}}', "valid array"),
+        "data is an object": (f'{{"data": {{"0": {row}}}}}', "valid array"),
+        "data is no text": (b'{"data": "\xff"}', "Invalid JSON"),
+        "half a character": ('{"data": "\\ud800"}', "Invalid JSON"),
+        "a row without brackets": (f'{{"data": [{value}]}}', "valid array"),
+        "no rows": ('{"data": []}', "at least 1 item"),
+        "too many rows": (f'{{"data": [{",".join([row] * (rows.most + 1))}]}}', "at most"),
+        "an empty row": ('{"data": [[]]}', least),
+        "a value too few": (f'{{"data": [{short_row(rows)}]}}', least),
+        "a value too many": (f'{{"data": [{rows.row(width=width + 1)}]}}', "at most"),
+        "ragged rows": (f'{{"data": [{row}, {short_row(rows)}]}}', least),
+        "an empty second row": (f'{{"data": [{row}, []]}}', least),
+        "a row too deep": (f'{{"data": [[{row}]]}}', "valid number"),
+        "a null row": ('{"data": [null]}', "valid array"),
+        "a row that is a text": ('{"data": ["row"]}', "valid array"),
+        "a row that is an object": ('{"data": [{}]}', "valid array"),
+        "cut off in a row": (f'{{"data": [[{value}, {value}', "Invalid JSON"),
+        "a trailing comma": (f'{{"data": [{row},]}}', "Invalid JSON"),
+        "something after the end": (f'{{"data": [{row}]}}\x00', "Invalid JSON"),
+    }
+    for name, (first, reason) in wrong_values(rows).items():
+        found[name] = (rows.body(first), reason)
+    return {name: bad(*parts) for name, parts in found.items()}
+
+
+def wrong_values(rows: Rows) -> dict[str, tuple[str, str]]:
+    """Returns values that no row may begin with."""
+    return {
+        "a null value": ("null", "valid number"),
+        "true": ("true", "valid number"),
+        "false": ("false", "valid number"),
+        "a number as text": ('"1.5"', "valid number"),
+        "an empty text": ('""', "valid number"),
+        "a value too deep": (f"[{rows.value}]", "valid number"),
+        "an object as value": ("{}", "valid number"),
+        "NaN": ("NaN", "finite number"),
+        "infinity": ("Infinity", "finite number"),
+        "minus infinity": ("-Infinity", "finite number"),
+        "NaN as text": ('"NaN"', "valid number"),
+        "above float64": ("1e999", "finite number"),
+        "below float64": ("-1e999", "finite number"),
+        "a number of 400 digits": ("9" * 400, "number"),
+        "above the highest": (json.dumps(beyond(rows.highest)), "less than or equal"),
+        "below the lowest": (json.dumps(-beyond(-rows.lowest)), "greater than or equal"),
+        "above float32": ("1e39", "less than or equal"),
+        "below float32": ("-1e39", "greater than or equal"),
+        "hexadecimal": ("0x10", "Invalid JSON"),
+        "a leading zero": ("01", "Invalid JSON"),
+        "a plus sign": ("+1", "Invalid JSON"),
+        "no digit before the point": (".5", "Invalid JSON"),
+    }
+
+
+def at_the_limit(limit_bytes: int, rows: Rows | None) -> dict[str, bytes]:
+    """Returns bodies that are as large as a server lets them be, and made of many small errors."""
+    found = {
+        "unknown fields": filled(limit_bytes, "{", (f'"k{number}":0' for number in count()), "}"),
+        "brackets": b"[" * limit_bytes,
+    }
+    if rows:
+        wrong_row = json.dumps([""] * rows.width)
+        found |= {
+            "empty rows": filled(limit_bytes, '{"data":[', iter(lambda: "[]", ""), "]}"),
+            "numbers for rows": filled(limit_bytes, '{"data":[', iter(lambda: "0", ""), "]}"),
+            "one endless row": filled(limit_bytes, '{"data":[[', iter(lambda: "0", ""), "]]}"),
+            "rows of texts": filled(limit_bytes, '{"data":[', iter(lambda: wrong_row, ""), "]}"),
+        }
+    return found
+
+
+def filled(limit_bytes: int, start: str, parts: Iterable[str], end: str) -> bytes:
+    """Returns as many parts as fit, between a start and an end, with commas."""
+    chosen: list[str] = []
+    size = len(start) + len(end)
+    for part in parts:
+        size += len(part) + 1
+        if size > limit_bytes + 1:
+            break
+        chosen.append(part)
+    return f"{start}{','.join(chosen)}{end}".encode()
+
+
+def beyond(bound: float) -> float:
+    """Returns a number a little above a bound."""
+    return bound + max(abs(bound), 1) * 0.01
+
+
+def short_row(rows: Rows) -> str:
+    return rows.row(width=rows.width - 1) if rows.width > 1 else "[]"
+
+
+def bad(body: str | bytes, reason: str) -> Bad:
+    return Bad(body.encode() if isinstance(body, str) else body, reason)

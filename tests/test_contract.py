@@ -1,0 +1,732 @@
+"""Every server keeps the contract: it is found in the compose files, started, asked and attacked.
+
+A server is a service of a pattern's own that uvicorn runs. What it has to keep follows from its
+OpenAPI document: one that declares `/predict` has the endpoints of a prediction server, an
+operation with a body refuses every bad one, and a declared 408, 413 or 503 is seen to happen. A
+pattern's own tests hold only what the pattern adds.
+"""
+
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache, cached_property, partial
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows
+from tools.measure.server import Server, wait_until
+from tools.measure.servers import run_uvicorn
+from tools.measure.services import asgi_services, copy_of, run_around, run_service
+from tools.read.compose import Compose, load
+from tools.read.patterns import ROOT, patterns
+
+FULL = os.environ.get("FULL") == "1"
+EXAMPLES = 200 if FULL else 25
+# No answer comes near this bound; it is for a server that hangs.
+PATIENCE_SECONDS = 60.0
+STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "BODY_DEADLINE_SECONDS": "0.5"}
+LARGE_BYTES = 100_000_000
+MEGABYTE = b" " * 1_000_000
+LONGEST_ANSWER_BYTES = 5_000
+SOME_ID = "00000000-0000-4000-8000-000000000000"
+JSON = {"content-type": "application/json"}
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
+PREDICTS = {
+    ("/predict", "post"): {408, 413, 422, 503},
+    ("/predict/label", "post"): {408, 413, 422, 503},
+    ("/predict/test", "get"): {503},
+    ("/predict/test/label", "get"): {503},
+    ("/health", "get"): set(),
+    ("/ready", "get"): {503},
+    ("/metadata", "get"): {503},
+    ("/label", "get"): {503},
+}
+DESCRIBED = {
+    *("name", "version", "sha256", "input", "output", "labels", "metrics", "sample"),
+    "training_data_sha256",
+}
+
+
+class Findings(list[str]):
+    """What a server does that it must not do; empty where it keeps the contract."""
+
+    def expect(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            self.append(otherwise)
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        try:
+            wait_until(condition, what, seconds)
+        except TimeoutError as error:
+            self.append(str(error))
+
+
+class Subject:
+    """A running server, and what its OpenAPI document says of it."""
+
+    def __init__(self, server: Server, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self.server = server
+        self.url = server.url
+        self.address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        self.patience_seconds = patience_seconds
+        self.client = httpx.Client(
+            base_url=self.url, timeout=patience_seconds, trust_env=False, follow_redirects=False
+        )
+        answer = self.client.get("/openapi.json")
+        # A server without a description, such as one of files, has no operations to hold to it.
+        self.document: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
+
+    @property
+    def operations(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The declared operations by path and method."""
+        return {
+            (path, method): operation
+            for path, methods in self.document.get("paths", {}).items()
+            for method, operation in methods.items()
+        }
+
+    @property
+    def predicts(self) -> bool:
+        return ("/predict", "post") in self.operations
+
+    def declared(self, path: str, method: str) -> set[int]:
+        operation = self.operations.get((path, method), {"responses": {}})
+        return {int(status) for status in operation["responses"]}
+
+    @property
+    def with_body(self) -> list[str]:
+        """The paths that take a body of JSON, in their order."""
+        return [
+            path
+            for (path, method), operation in self.operations.items()
+            if method == "post" and "requestBody" in operation
+        ]
+
+    @property
+    def bounded(self) -> str | None:
+        """A path that takes a body and declares what happens to one that is too large or slow."""
+        found = [path for path in self.with_body if {408, 413} <= self.declared(path, "post")]
+        return real(found[0]) if found else None
+
+    @property
+    def counted(self) -> str | None:
+        """A path that is refused while too many requests are under way."""
+        exempt = ("/health", "/ready")
+        found = [
+            path
+            for path, method in self.operations
+            if method == "get" and "{" not in path and not path.endswith(exempt)
+        ]
+        return found[0] if found else None
+
+    def resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Follows the references of a schema."""
+        while "$ref" in schema:
+            schema = self.definitions[schema["$ref"].rpartition("/")[2]]
+        return schema
+
+    @property
+    def definitions(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.document.get("components", {}).get("schemas", {})
+        return found
+
+    def body_schema(self, path: str) -> dict[str, Any]:
+        content = self.operations[path, "post"]["requestBody"]["content"]
+        return self.resolved(content["application/json"]["schema"])
+
+    @cached_property
+    def rows(self) -> Rows:
+        """What `/metadata` and the schema of `/predict` say of rows."""
+        data = self.resolved(self.body_schema("/predict")["properties"]["data"])
+        row = self.resolved(data.get("items", {}))
+        value = self.resolved(row.get("items", {}))
+        sample = self.client.get("/metadata").json()["sample"][0]
+        # A server that declares no bounds is held to those of the numbers that models compute with.
+        highest = 3.4028234663852886e38
+        return Rows(
+            sample,
+            value.get("minimum", -highest),
+            value.get("maximum", highest),
+            data.get("maxItems", 1_000),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path)
+
+    def post(self, path: str, body: bytes) -> httpx.Response:
+        """Posts a body; a connection that breaks is a status that no operation declares."""
+        try:
+            return self.client.post(path, content=body, headers=JSON)
+        except httpx.TransportError as error:
+            return httpx.Response(599, text=repr(error))
+
+    def lives(self) -> bool:
+        return self.client.get("/health").status_code == 200
+
+
+def real(path: str) -> str:
+    """Puts an id that nobody has into a path."""
+    return re.sub(r"{[^}]*}", SOME_ID, path)
+
+
+# --- the checks: each returns what it has found ---------------------------------------------------
+
+
+def check_endpoints(subject: Subject) -> Findings:
+    """The endpoints are there, say what they should, and answer one entry a row in their order."""
+    found = Findings()
+    health = subject.get("/health")
+    found.expect(health.json() == {"status": "ok"}, f"GET /health: {health.text}")
+    ready = subject.get("/ready")
+    found.expect(ready.status_code == 200, f"GET /ready: {ready.status_code}")
+    if not subject.predicts:
+        return found
+    for (path, method), refusals in PREDICTS.items():
+        if (path, method) not in subject.operations:
+            found.append(f"{method} {path} is not declared")
+        elif missing := refusals - subject.declared(path, method):
+            found.append(f"{method} {path} does not declare {missing}")
+    metadata = subject.get("/metadata").json()
+    found.expect(not DESCRIBED - set(metadata), f"/metadata has no {DESCRIBED - set(metadata)}")
+    labels = subject.get("/label").json()
+    names = [labels.get(str(index)) for index in range(len(labels))]
+    found.expect(names == metadata.get("labels"), f"GET /label: {labels}")
+    check_predictions(subject, names, found)
+    return found
+
+
+def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
+    """Rows are answered in their order, alone as in company, the outermost values too."""
+    rows = subject.rows
+    sample, usual = rows.sample, [float(rows.value)] * rows.width
+    outermost = [[bound] * rows.width for bound in (rows.lowest, rows.highest)]
+    data = [sample, usual, sample[::-1], *outermost]
+    together = predicted(subject, "/predict", found, data)
+    found.expect(len(together) == len(data), f"{len(data)} rows: {len(together)} entries")
+    for row, entry in zip(data, together, strict=False):
+        what = f"{str(row)[:50]}: {entry}"
+        alone = predicted(subject, "/predict", found, [row])
+        found.expect([entry] == [pytest.approx(one, abs=1e-5) for one in alone], f"{what}, {alone}")
+        is_whole = len(entry) == len(names) and None not in entry
+        found.expect(is_whole and sum(entry) == pytest.approx(1, abs=1e-3), what)
+    labels = predicted(subject, "/predict/label", found, data)
+    expected = [names[row.index(max(row))] for row in together if len(row) == len(names)]
+    found.expect(labels == expected, f"/predict/label: {labels}, not {expected}")
+    for path in ("/predict", "/predict/label"):
+        of_sample = predicted(subject, path, found, [sample])
+        of_test = predicted(subject, path.replace("/predict", "/predict/test"), found)
+        found.expect(of_test == of_sample, f"{path} of the sample: {of_test}, not {of_sample}")
+
+
+def predicted(
+    subject: Subject, path: str, found: Findings, rows: list[list[float]] | None = None
+) -> list[Any]:
+    """Asks for a prediction and, where it is a job, waits until that is over."""
+    method = "post" if rows else "get"
+    answer = subject.client.request(method, path, json={"data": rows} if rows else None)
+    if not {answer.status_code} & subject.declared(path, method) & {200, 202}:
+        found.append(f"{method} {path}: {answer.status_code} {answer.text[:200]}")
+        return []
+    if answer.status_code == 202:
+        job = answer.headers["location"]
+
+        def is_over() -> bool:
+            return subject.get(job).json()["status"] not in ("queued", "running")
+
+        found.wait_until(is_over, f"the job of {path}", subject.patience_seconds)
+        answer = subject.get(job)
+    prediction: list[Any] = answer.json().get("prediction") or []
+    return prediction
+
+
+def check_bad_bodies(subject: Subject) -> Findings:
+    """Every body of the corpus is refused with its reason, and no answer echoes one."""
+    found = Findings()
+    for path in subject.with_body:
+        corpus = of_any_object(bool(subject.body_schema(path).get("required")))
+        if path.startswith("/predict"):
+            corpus |= of_rows(subject.rows)
+            assert len(corpus) >= 60
+        for name, (body, reason) in corpus.items():
+            answer = subject.post(real(path), body)
+            what = f"{path}, {name}: {answer.status_code} {answer.text[:200]}"
+            found.expect(answer.status_code == 422 and reason in answer.text, what)
+            found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{path}, {name}: an echo")
+    found.expect(subject.lives(), "it does not live any more")
+    return found
+
+
+def check_bodies_at_the_limit(subject: Subject) -> Findings:
+    """Bodies as large as they may be, of many small errors, are refused and leave it alive."""
+    found = Findings()
+    if not subject.bounded:
+        return found
+    refused = subject.post(subject.bounded, MEGABYTE * 10)
+    limit = re.search(r"larger than (\d+) bytes", refused.text)
+    if refused.status_code != 413 or not limit:
+        return Findings([f"10 MB: {refused.status_code} {refused.text[:200]}"])
+    rows = subject.rows if subject.predicts else None
+    for name, body in at_the_limit(int(limit[1]), rows).items():
+        answer = subject.post(subject.bounded, body)
+        what = f"{name}, {len(body)} bytes: {answer.status_code} {answer.text[:200]}"
+        found.expect(answer.status_code in (413, 422), what)
+        found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{name}: an echo")
+        found.expect(subject.lives(), f"{name}: it does not live any more")
+    return found
+
+
+def check_large_body(subject: Subject) -> Findings:
+    """100 MB are refused, announced or not, while others are answered."""
+    found = Findings()
+    if not subject.bounded:
+        return found
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def others() -> None:
+        with httpx.Client(base_url=subject.url, timeout=subject.patience_seconds) as client:
+            while not over.is_set():
+                statuses.append(client.get("/ready").status_code)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        found.wait_until(lambda: bool(statuses), "the others", subject.patience_seconds)
+        for framing in (f"Content-Length: {LARGE_BYTES}", "Transfer-Encoding: chunked"):
+            status = send_large_body(subject, framing)
+            found.expect(status == 413, f"100 MB, {framing}: {status}")
+    finally:
+        over.set()
+        thread.join()
+    found.expect(set(statuses) == {200}, f"the others: {set(statuses)}")
+    return found
+
+
+def send_large_body(subject: Subject, framing: str) -> int:
+    """Sends 100 MB, refused or not, and returns the status of the answer."""
+    block = MEGABYTE if "Length" in framing else b"%x\r\n%b\r\n" % (len(MEGABYTE), MEGABYTE)
+    status = 0
+    with opened(subject, f"POST {subject.bounded} HTTP/1.1\nHost: a\n{framing}") as connection:
+        # A server that has refused closes at last, and may do so in the middle.
+        with suppress(ConnectionError):
+            for _ in range(LARGE_BYTES // len(MEGABYTE)):
+                if not status and select.select([connection], [], [], 0)[0]:
+                    status = status_of(connection)
+                connection.sendall(block)
+            if "chunked" in framing:
+                connection.sendall(b"0\r\n\r\n")
+        return status or status_of(connection)
+
+
+def check_slow_body(subject: Subject) -> Findings:
+    """A body that does not arrive, or trickles, is a 408 at its deadline."""
+    found = Findings()
+    if not subject.bounded:
+        return found
+    head = f"POST {subject.bounded} HTTP/1.1\nHost: a\nContent-Length: 50000"
+    for part in (b"", b'{"data"'):
+        with opened(subject, head, part) as connection:
+            status = status_of(connection)
+            found.expect(status == 408, f"{part!r} and no more: {status}")
+    with opened(subject, head) as connection, suppress(ConnectionError):
+        answers = partial(answers_to_a_byte, connection)
+        found.wait_until(answers, "an answer to single bytes", subject.patience_seconds)
+        status = status_of(connection)
+        found.expect(status == 408, f"a byte now and then: {status}")
+    return found
+
+
+def answers_to_a_byte(connection: socket.socket) -> bool:
+    """Sends one more byte and tells whether there is an answer."""
+    connection.sendall(b" ")
+    return bool(select.select([connection], [], [], 0.05)[0])
+
+
+def check_requests_at_once(subject: Subject) -> Findings:
+    """A third request beside two is a 503 with Retry-After, `/health` is answered all the time."""
+    found = Findings()
+    path = subject.counted
+    if not (path and subject.bounded):
+        return found
+    with ExitStack() as stack:
+
+        def is_full() -> bool:
+            # Those that wait end at the deadline of their body, so there are always new ones.
+            for _ in range(2):
+                stack.enter_context(waiting(subject))
+            before, health, after = subject.get(path), subject.get("/health"), subject.get(path)
+            found.expect(health.status_code == 200, f"/health: {health.status_code}")
+            if {before.status_code, after.status_code} != {503}:
+                return False
+            found.expect(before.headers.get("retry-after") == "1", "a 503 without Retry-After")
+            return True
+
+        found.wait_until(is_full, "a third request to be refused", subject.patience_seconds)
+    is_free: Callable[[], bool] = lambda: subject.get(path).status_code == 200  # noqa: E731
+    found.wait_until(is_free, "a free place", subject.patience_seconds)
+    return found
+
+
+@contextmanager
+def waiting(subject: Subject) -> Iterator[socket.socket]:
+    """Opens a request that is under way: the server has read its head and asks for its body."""
+    head = f"POST {subject.bounded} HTTP/1.1\nHost: a\nContent-Length: 50\nExpect: 100-continue"
+    with opened(subject, head) as connection:
+        # 100 where it is let in, 503 where it is not.
+        select.select([connection], [], [], subject.patience_seconds)
+        yield connection
+
+
+def check_clients_that_leave(subject: Subject) -> Findings:
+    """Clients that go away in their body leave both places free."""
+    found = Findings()
+    path = subject.counted
+    if not (path and subject.bounded):
+        return found
+    for _ in range(20):
+        with waiting(subject) as connection, suppress(ConnectionError):
+            connection.sendall(b"{")
+
+    def has_two_places() -> bool:
+        with waiting(subject):
+            return subject.get(path).status_code == 200
+
+    found.wait_until(has_two_places, "two free places", subject.patience_seconds)
+    return found
+
+
+NO_HTTP = (
+    "POST /predict HTTP/1.1\nHost: a\nContent-Length: x",
+    "POST /predict HTTP/1.1\nHost: a\nContent-Length: -5",
+    "POST /predict HTTP/1.1\nHost: a\nContent-Length: 5\nTransfer-Encoding: chunked",
+    "POST /predict HTTP/1.1\nHost: a\nBad header\nContent-Length: 0",
+    "\x16\x03\x01",
+    "NONSENSE",
+)
+
+
+def check_what_is_not_http(subject: Subject) -> Findings:
+    """Whatever is not HTTP is a 400."""
+    found = Findings()
+    for head in NO_HTTP:
+        with opened(subject, head) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            status = status_of(connection)
+        found.expect(status == 400, f"{head!r}: {status}")
+    return found
+
+
+def check_methods_and_paths(subject: Subject) -> Findings:
+    """Other methods are a 405, other paths a 404."""
+    found = Findings()
+    declared: dict[str, set[str]] = {"/health": {"GET"}, "/ready": {"GET"}}
+    for path, method in subject.operations:
+        declared.setdefault(path, set()).add(method.upper())
+    for path, methods in declared.items():
+        for method in set(METHODS) - methods:
+            # An id may be a word as well, so the path of one operation may be that of another.
+            if any(re.fullmatch(pattern_of(other), path) for other in declared if other != path):
+                continue
+            status = subject.client.request(method, real(path)).status_code
+            found.expect(status == 405, f"{method} {path}: {status}")
+    elsewhere = ("/nothing", "//predict/test", "/ready/1", "/%2e%2e/%2e%2e/etc/passwd")
+    for path in (*elsewhere, f"/{'x' * 10_000}"):
+        answer = subject.get(path)
+        found.expect(answer.status_code == 404, f"GET {path[:50]}: {answer.status_code}")
+        found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"GET {path[:50]}: an echo")
+    return found
+
+
+def pattern_of(path: str) -> str:
+    return re.sub(r"\\{[^}]*\\}", "[^/]+", re.escape(path))
+
+
+def check_generated_requests(subject: Subject) -> Findings:
+    """No generated request gets an answer that is not declared."""
+    if not subject.operations:
+        return Findings()
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        *["run", f"{subject.url}/openapi.json", "--max-examples", str(EXAMPLES)],
+        *["--seed", "1", "--no-color"],
+        *["--exclude-checks", ",".join(unfit_checks(subject))],
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    return Findings([run.stdout[-5_000:]] if run.returncode else [])
+
+
+def unfit_checks(subject: Subject) -> list[str]:
+    """Returns the names of checks of Schemathesis that ask for what HTTP does not."""
+    # FastAPI itself answers OPTIONS of a path with the methods of its first route only.
+    found = ["unsupported_method"]
+    parameters = [
+        parameter["name"]
+        for operation in subject.operations.values()
+        for parameter in operation.get("parameters", [])
+    ]
+    # The same key with another request is a 422, however valid that request is.
+    if "idempotency-key" in parameters:
+        found.append("positive_data_acceptance")
+    return found
+
+
+def check_stop(subject: Subject) -> Findings:
+    """SIGTERM under load: what was accepted is answered, whole, and then the process ends."""
+    found = Findings()
+    path, body = something_to_ask(subject)
+    request = f"{'POST' if body else 'GET'} {path} HTTP/1.1\nHost: a\nConnection: close"
+    answered: list[int] = []
+    with ExitStack() as stack:
+        held = []
+        if body:
+            head = f"{request}\nContent-Length: {len(body)}\nExpect: 100-continue"
+            held = [stack.enter_context(opened(subject, head)) for _ in range(16)]
+            for connection in held:
+                # Only a request that was accepted is told to continue.
+                found.expect(status_of(connection) == 100, "a request was not accepted")
+        threads = [
+            threading.Thread(target=ask_until_refused, args=(subject, path, body, answered, found))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        found.wait_until(lambda: len(answered) >= 200, "200 answers", PATIENCE_SECONDS)
+        subject.server.terminate()
+        for connection in held:
+            try:
+                connection.sendall(body)
+                found.expect(status_of(connection) in (200, 202, 422), "not answered")
+            except OSError as error:
+                found.append(f"an accepted request was not answered: {error!r}")
+        for thread in threads:
+            thread.join()
+    code = subject.server.wait(PATIENCE_SECONDS)
+    found.expect(code in (0, -signal.SIGTERM), f"it ended with exit code {code}")
+    found.expect(set(answered) <= {200, 202, 422}, f"{set(answered)}")
+    return found
+
+
+def something_to_ask(subject: Subject) -> tuple[str, bytes]:
+    """Returns a path and a body for it; a prediction where there is one."""
+    if subject.predicts:
+        return "/predict", json.dumps({"data": [subject.rows.sample]}).encode()
+    return (subject.bounded, b"{}") if subject.bounded else ("/ready", b"")
+
+
+def ask_until_refused(
+    subject: Subject, path: str, body: bytes, answered: list[int], found: Findings
+) -> None:
+    """Asks again and again, with a connection for each request, until there is no server.
+
+    A request that was accepted gets a whole answer; one that was not is refused, or closed before
+    the first byte of an answer.
+    """
+    while True:
+        connection = http.client.HTTPConnection(*subject.address, timeout=PATIENCE_SECONDS)
+        try:
+            connection.request("POST" if body else "GET", path, body)
+            answer = connection.getresponse()
+        except (OSError, http.client.RemoteDisconnected):
+            return
+        try:
+            json.loads(answer.read())
+            answered.append(answer.status)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            found.append(f"an answer was cut short: {error!r}")
+        finally:
+            connection.close()
+
+
+@contextmanager
+def opened(subject: Subject, head: str, body: bytes = b"") -> Iterator[socket.socket]:
+    """Opens a connection and sends the beginning of a request."""
+    with socket.create_connection(subject.address, subject.patience_seconds) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        yield connection
+
+
+def status_of(connection: socket.socket) -> int:
+    """Reads the head of an answer and returns its status; 0 where there is none."""
+    head = b""
+    try:
+        # A byte at a time, because what follows an interim answer is another one.
+        while not head.endswith(b"\r\n\r\n"):
+            head += (byte := connection.recv(1))
+            if not byte:
+                break
+    except (TimeoutError, ConnectionError):
+        return 0
+    return int(head.split()[1]) if head.startswith(b"HTTP/1.1 ") else 0
+
+
+# --- every server ---------------------------------------------------------------------------------
+
+
+def servers() -> list[tuple[Path, str]]:
+    """Returns the pattern and the service of every server of the repository."""
+    found = [
+        (pattern, service.name)
+        for pattern in patterns()
+        for service in asgi_services(load(pattern))
+    ]
+    if not found:
+        raise FileNotFoundError("no compose file has a service that uvicorn runs")
+    return found
+
+
+def name_of(found: tuple[Path, str]) -> str:
+    pattern, service = found
+    return f"{pattern.name}/{service}"
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compose]:
+    """Copies a pattern, and trains its model, once for all of its servers."""
+
+    @cache
+    def copied(pattern: Path) -> Compose:
+        return copy_of(pattern, tmp_path_factory.mktemp(pattern.name))
+
+    return copied
+
+
+Start = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="module", params=servers(), ids=name_of)
+def start(request: pytest.FixtureRequest, copies: Callable[[Path], Compose]) -> Iterator[Start]:
+    """Starts one of the servers, whose dependencies run."""
+    pattern, service = request.param
+    compose = copies(pattern)
+    with run_around(compose, service):
+        yield partial(run_service, compose, service)
+
+
+@pytest.fixture(scope="module")
+def subject(start: Start) -> Iterator[Subject]:
+    with start() as server, Subject(server) as subject:
+        yield subject
+
+
+@pytest.fixture(scope="module")
+def strict(start: Start) -> Iterator[Subject]:
+    with start(**STRICT) as server, Subject(server) as subject:
+        yield subject
+
+
+CHECKS = (
+    check_endpoints,
+    check_bad_bodies,
+    check_bodies_at_the_limit,
+    check_large_body,
+    check_what_is_not_http,
+    check_methods_and_paths,
+    check_generated_requests,
+)
+STRICT_CHECKS = (check_slow_body, check_requests_at_once, check_clients_that_leave)
+Check = Callable[[Subject], Findings]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
+    found = check(subject)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("check", STRICT_CHECKS, ids=lambda check: check.__name__)
+def test_the_server_keeps_its_limits(strict: Subject, check: Check) -> None:
+    found = check(strict)
+    assert not found, "\n".join(found)
+
+
+def test_the_server_stops_in_order(start: Start) -> None:
+    with start() as server, Subject(server) as subject:
+        found = check_stop(subject)
+    assert not found, "\n".join(found)
+
+
+def test_no_pattern_with_a_server_is_left_out() -> None:
+    """An application that no compose file starts with uvicorn would never be tested."""
+    found = {pattern for pattern, _ in servers()}
+    for pattern in patterns():
+        applications = [
+            path
+            for path in pattern.glob("*/*.py")
+            if path.parent.name not in ("measure", "train")
+            and re.search(r"^app = (FastAPI|Starlette)\(", path.read_text("utf-8"), re.MULTILINE)
+        ]
+        assert bool(applications) == (pattern in found), f"{pattern.name}: {applications}"
+
+
+# --- the control ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "finding"),
+    [
+        (check_endpoints, "5 rows: 1 entries"),
+        (check_endpoints, "/label is not declared"),
+        (check_bad_bodies, "/predict, true: 200"),
+        (check_bad_bodies, "/predict, NaN: 5"),
+        (check_bodies_at_the_limit, "10 MB: 422"),
+        (check_large_body, "100 MB, Transfer-Encoding: chunked: 422"),
+        (check_methods_and_paths, "GET /nothing: 200"),
+        (check_generated_requests, "Schema-violating request accepted"),
+        (check_requests_at_once, "a 503 without Retry-After"),
+        (check_requests_at_once, "/health: 503"),
+        (check_slow_body, "no more: 0"),
+        (check_clients_that_leave, "two free places"),
+        (check_stop, "exit code 3"),
+    ],
+)
+def test_a_careless_server_does_not_keep_it(check: Check, finding: str) -> None:
+    # These wait for what never comes.
+    patience_seconds = 1 if check in (check_slow_body, check_clients_that_leave) else 60
+    limits = STRICT if check in STRICT_CHECKS else {}
+    with (
+        run_uvicorn("tests.careless:app", cwd=ROOT, env=limits) as server,
+        Subject(server, patience_seconds) as careless,
+    ):
+        found = check(careless)
+    assert finding in "\n".join(found)
+
+
+def test_a_server_that_answers_whatever_comes_does_not_keep_it() -> None:
+    class Anything(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Anything) as tcp:
+        thread = threading.Thread(target=tcp.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{tcp.server_address[1]}"
+            server: Any = type("Answering", (), {"url": url})
+            with Subject(server) as subject:
+                found = check_what_is_not_http(subject)
+        finally:
+            tcp.shutdown()
+            thread.join()
+    assert len(found) == len(NO_HTTP)

@@ -1,0 +1,225 @@
+"""Real servers on free ports, and services of a compose file that ask each other."""
+
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg2
+import pytest
+
+from tools.measure.server import ServerError, free_port
+from tools.measure.servers import PostgresServer, Process, run_postgres, run_redis, run_uvicorn
+from tools.measure.services import (
+    ServiceError,
+    asgi_services,
+    copy_of,
+    dependencies_of,
+    run_around,
+    run_service,
+)
+from tools.read.compose import load
+
+# Answers each path with the text of an environment variable of this name, else with 404.
+APPLICATION = """
+import os
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    name = scope["path"].strip("/").upper()
+    status = 200 if name == "READY" or name in os.environ else 404
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": os.environ.get(name, "").encode()})
+"""
+COMPOSE = """
+name: shop
+services:
+  api:
+    build: .
+    command: [uvicorn, "app.main:app", --host, 0.0.0.0, --port, "8000"]
+    environment: {QUEUE: "redis://queue:6379/0", OTHER: "http://other:8001/ready", FOLDER: /data}
+    ports: ["127.0.0.1:8000:8000"]
+    volumes: ["folder:/data"]
+    depends_on:
+      queue: {condition: service_healthy}
+      other: {condition: service_started}
+      fill: {condition: service_completed_successfully}
+  replica:
+    build: .
+    command: [uvicorn, "app.main:app", --host, 0.0.0.0, --port, "8002"]
+    environment: {QUEUE: "redis://queue:6379/0", OTHER: "http://other:8001/ready", FOLDER: /data}
+    expose: ["8002"]
+  other:
+    build: .
+    command: [uvicorn, "app.main:app", --host, 0.0.0.0, --port, "8001"]
+    ports: ["127.0.0.1:8001:8001"]
+  worker:
+    build: .
+    command: [python, -c, "open('/data/worked', 'w').close(); import time; time.sleep(600)"]
+    volumes: ["folder:/data"]
+  fill:
+    build: .
+    command: [python, -c, "import sys; open('/data/filled', 'w').write(' '.join(sys.argv[1:]))"]
+    x-quick-arguments: [--images, "60"]
+    volumes: ["folder:/data"]
+  page:
+    build: .
+    command: [python, -m, http.server, "8003"]
+    ports: ["127.0.0.1:8003:8003"]
+  queue:
+    image: redis:8.0
+    expose: ["6379"]
+    healthcheck: {test: [CMD, redis-cli, ping]}
+volumes:
+  folder:
+"""
+
+
+@pytest.fixture
+def pattern(tmp_path: Path) -> Path:
+    directory = tmp_path / "shop"
+    (directory / "app").mkdir(parents=True)
+    (directory / "app/main.py").write_text(APPLICATION)
+    (directory / "docker-compose.yml").write_text(COMPOSE)
+    return directory
+
+
+def test_an_application_runs_with_its_settings_until_the_end_of_the_block(pattern: Path) -> None:
+    with run_uvicorn("app.main:app", cwd=pattern, env={"COLOUR": "blue"}) as server:
+        assert httpx.get(f"{server.url}/colour").text == "blue"
+    assert server.process.returncode == -signal.SIGTERM
+    port = free_port()
+    with run_uvicorn("app.main:app", cwd=pattern, env={"UP": ""}, ready="/up", port=port) as server:
+        assert server.url == f"http://127.0.0.1:{port}"
+
+
+def test_an_application_that_is_not_there_says_so(pattern: Path) -> None:
+    with pytest.raises(ServerError, match="Could not import module"), run_uvicorn("no:app", cwd=pattern):
+        pytest.fail("there is nothing to run")
+
+
+def test_a_process_is_killed_started_again_and_stopped_though_it_is_suspended(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(600)"]
+    process = Process(command, cwd=tmp_path, log=tmp_path / "log", env={"A": "b"})
+    first = process.process.pid
+    process.kill()
+    assert not process.is_alive()
+    process.start()
+    assert process.is_alive()
+    assert process.process.pid != first
+    process.process.send_signal(signal.SIGSTOP)
+    assert process.stop() == -signal.SIGTERM
+
+
+def command_redis(port: int, *words: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(" ".join(words).encode() + b"\r\n")
+        return connection.recv(1_000)
+
+
+def test_redis_finds_again_what_it_had_when_it_was_killed(tmp_path: Path) -> None:
+    with run_redis(tmp_path / "redis", "--maxmemory", "50mb") as server:
+        assert command_redis(server.port, "SET", "key", "value") == b"+OK\r\n"
+        server.kill()
+        assert not server.answers()
+        server.start()
+        assert command_redis(server.port, "GET", "key") == b"$5\r\nvalue\r\n"
+        assert b"52428800" in command_redis(server.port, "CONFIG", "GET", "maxmemory")
+    assert not server.is_alive()
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    with run_postgres(user="reader", database="library") as server:
+        yield server
+
+
+def query(server: PostgresServer, statement: str, password: str | None = None) -> object:
+    connection = psycopg2.connect(
+        host="127.0.0.1",
+        port=server.port,
+        user=server.user,
+        password=password or server.password,
+        dbname=server.database,
+    )
+    try:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+    finally:
+        connection.close()
+
+
+def test_postgres_finds_again_what_it_had_when_it_was_killed(postgres: PostgresServer) -> None:
+    query(postgres, "CREATE TABLE book (title text)")
+    query(postgres, "INSERT INTO book VALUES ('one')")
+    postgres.kill()
+    assert not postgres.answers()
+    postgres.start()
+    assert query(postgres, "SELECT title FROM book") == ("one",)
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        query(postgres, "SELECT 1", password="another")  # noqa: S106
+
+
+def test_servers_are_found_and_of_replicas_one(pattern: Path) -> None:
+    assert sorted(service.name for service in asgi_services(load(pattern))) == ["api", "other"]
+
+
+def test_a_service_runs_with_what_it_depends_on_and_the_workers_and_with_nothing_else(
+    pattern: Path, tmp_path: Path
+) -> None:
+    compose = copy_of(pattern, tmp_path / "copy")
+    assert dependencies_of(compose, {"api"}) == {"queue", "other", "fill"}
+    with run_around(compose, "api"), run_service(compose, "api", COLOUR="red") as api:
+        # A second one has a port of its own.
+        with run_service(compose, "api") as second:
+            assert httpx.get(f"{second.url}/colour").status_code == 404
+        assert httpx.get(f"{api.url}/colour").text == "red"
+        queue = httpx.URL(httpx.get(f"{api.url}/queue").text)
+        assert (queue.host, queue.port) != ("127.0.0.1", 6379)
+        assert command_redis(queue.port or 0, "PING") == b"+PONG\r\n"
+        assert httpx.get(httpx.get(f"{api.url}/other").text).status_code == 200
+        folder = Path(httpx.get(f"{api.url}/folder").text)
+        assert (folder / "filled").read_text() == "--images 60"
+        (page,) = compose.services["page"].ports
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{page}")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(api.url)
+    # The pattern itself is as it was.
+    assert (pattern / "docker-compose.yml").read_text() == COMPOSE
+    assert not (pattern / ".local").exists()
+
+
+def test_a_one_shot_that_fails_says_what_it_wrote(pattern: Path, tmp_path: Path) -> None:
+    text = COMPOSE.replace("import sys; open", "raise SystemExit('no data'); open")
+    (pattern / "docker-compose.yml").write_text(text)
+    compose = copy_of(pattern, tmp_path / "copy")
+    with pytest.raises(ServiceError, match="fill failed with exit code 1: no data"):
+        run_around(compose, "api").__enter__()
+
+
+def test_a_training_that_is_no_service_is_run_and_says_why_it_fails(
+    pattern: Path, tmp_path: Path
+) -> None:
+    (pattern / "train").mkdir()
+    (pattern / "train/__main__.py").write_text("open('trained', 'w').close()")
+    copy_of(pattern, tmp_path / "copy")
+    assert (tmp_path / "copy/trained").exists()
+    (pattern / "train/__main__.py").write_text("raise SystemExit('no data')")
+    with pytest.raises(ServiceError, match="train failed with exit code 1: no data"):
+        copy_of(pattern, tmp_path / "other")
+
+
+def test_an_image_that_nothing_runs_yet_is_named(pattern: Path, tmp_path: Path) -> None:
+    text = COMPOSE.replace("redis:8.0", "prom/prometheus:v3.0.0").replace("redis-cli", "curl")
+    (pattern / "docker-compose.yml").write_text(text)
+    compose = copy_of(pattern, tmp_path / "copy")
+    with pytest.raises(ServiceError, match=r"queue: no function of .* runs prom/prometheus"):
+        run_around(compose, "api").__enter__()
