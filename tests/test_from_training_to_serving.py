@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
-from tools.measure.server import Server, ServerError, free_port, serve
+from tools.measure.server import Server, ServerError
+from tools.measure.servers import run_uvicorn
 from tools.read.patterns import ROOT
 
 pytestmark = pytest.mark.pattern(
@@ -46,22 +48,17 @@ def run(module: str, directory: Path, *options: str, **environment: str) -> None
     )
 
 
-def uvicorn(directory: Path, **environment: str) -> Iterator[Server]:
-    port = free_port()
-    with serve(
-        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(port)],
-        cwd=directory,
-        env=environment,
-        ready_url=f"http://127.0.0.1:{port}/ready",
-        port=port,
-    ) as server:
-        yield server
+def serving(models: Path) -> AbstractContextManager[Server]:
+    """Runs the server of model_load_pattern with what was loaded into a directory."""
+    return run_uvicorn("app.main:app", cwd=MODEL_LOAD, env={"MODEL_DIRECTORY": str(models)})
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     database = tmp_path_factory.mktemp("registry") / "registry.db"
-    yield from uvicorn(TRAINERS / "model_db", DATABASE_URL=f"sqlite:///{database}")
+    settings = {"DATABASE_URL": f"sqlite:///{database}"}
+    with run_uvicorn("app.main:app", cwd=TRAINERS / "model_db", env=settings) as server:
+        yield server
 
 
 @pytest.mark.parametrize("trainer", ["iris_sklearn_svc", "iris_sklearn_rf"])
@@ -77,7 +74,7 @@ def test_the_champion_of_the_registry_is_what_answers(
 
     champion = f"{registry.url}/v0.1/api/models/champion/{trained['name']}"
     run("app.load", MODEL_LOAD, CHAMPION_URL=champion, MODEL_DIRECTORY=str(served))
-    for server in uvicorn(MODEL_LOAD, MODEL_DIRECTORY=str(served)):
+    with serving(served) as server:
         assert httpx.get(f"{server.url}/metadata").json() == trained
         answer = httpx.post(f"{server.url}/predict/label", json=ROWS).json()
         assert answer == {"prediction": ["setosa", "virginica"]}
@@ -102,7 +99,7 @@ def champion(registry: Server, tmp_path_factory: pytest.TempPathFactory) -> Cham
 
 def test_a_champion_is_loaded_after_another_training(champion: Champion, tmp_path: Path) -> None:
     run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
-    for server in uvicorn(MODEL_LOAD, MODEL_DIRECTORY=str(tmp_path)):
+    with serving(tmp_path) as server:
         assert httpx.get(f"{server.url}/metadata").json() == champion.metadata
 
 
@@ -115,8 +112,8 @@ def test_a_champion_whose_file_has_changed_is_not_loaded(
         run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
     champion.file.write_bytes(content)
     assert b"the SHA-256 is" in failed.value.stderr
-    with pytest.raises(ServerError):
-        next(uvicorn(MODEL_LOAD, MODEL_DIRECTORY=str(tmp_path)))
+    with pytest.raises(ServerError), serving(tmp_path):
+        pass
 
 
 def test_the_models_of_the_three_irises_are_three_files(registry: Server, tmp_path: Path) -> None:

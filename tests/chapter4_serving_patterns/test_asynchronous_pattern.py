@@ -33,15 +33,14 @@ from chapter4_serving_patterns.asynchronous_pattern.measure.baselines import POI
 from chapter4_serving_patterns.asynchronous_pattern.measure.processes import (
     PACKAGE,
     ROOT,
-    Child,
-    RedisChild,
+    Queue,
     run_api,
-    run_redis,
     run_workers,
 )
 from chapter4_serving_patterns.asynchronous_pattern.train import model as trainer
 from chapter4_serving_patterns.asynchronous_pattern.train.artifact import write_artifact
 from tools.measure.server import wait_until
+from tools.measure.servers import Process
 
 LEASE_SECONDS = 0.5
 FRAGILE = (f"{PACKAGE}.measure.baselines",)
@@ -84,7 +83,7 @@ class Stack:
         self.directory = directory
         self.models = models
         self.stack = stack
-        self.redis: RedisChild = stack.enter_context(run_redis(directory / "redis"))
+        self.redis = stack.enter_context(Queue(directory / "redis"))
 
     def settings(self, **others: str) -> dict[str, str]:
         return {
@@ -100,7 +99,7 @@ class Stack:
 
     def workers(
         self, count: int, command: tuple[str, ...] = (f"{PACKAGE}.app.worker",), **others: str
-    ) -> list[Child]:
+    ) -> list[Process]:
         env = self.settings(**others)
         return self.stack.enter_context(
             run_workers(count, self.redis.url, self.directory, command, env=env)
@@ -632,7 +631,7 @@ def test_a_redis_that_is_killed_on_a_slow_disk_loses_a_job_only_if_it_does_not_w
     compiler = ["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     subprocess.run(compiler, input=SLOW_DISK, text=True, check=True)
     ids: list[str] = []
-    with run_redis(tmp_path / "redis", *options, env={"LD_PRELOAD": str(library)}) as redis:
+    with Queue(tmp_path / "redis", *options, env={"LD_PRELOAD": str(library)}) as redis:
 
         def has_jobs_in_memory_only() -> bool:
             ids.extend(asyncio.run(accept(redis.url, row)))

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from tools.measure.server import ServerError, free_port
-from tools.measure.servers import PostgresServer, Process, run_postgres, run_redis, run_uvicorn
+from tools.measure.servers import PostgresServer, Process, RedisServer, run_uvicorn
 from tools.measure.services import (
     ServiceError,
     asgi_services,
@@ -97,7 +97,10 @@ def test_an_application_runs_with_its_settings_until_the_end_of_the_block(patter
 
 
 def test_an_application_that_is_not_there_says_so(pattern: Path) -> None:
-    with pytest.raises(ServerError, match="Could not import module"), run_uvicorn("no:app", cwd=pattern):
+    with (
+        pytest.raises(ServerError, match="Could not import module"),
+        run_uvicorn("no:app", cwd=pattern),
+    ):
         pytest.fail("there is nothing to run")
 
 
@@ -123,7 +126,7 @@ def command_redis(port: int, *words: str) -> bytes:
 
 
 def test_redis_finds_again_what_it_had_when_it_was_killed(tmp_path: Path) -> None:
-    with run_redis(tmp_path / "redis", "--maxmemory", "50mb") as server:
+    with RedisServer(tmp_path / "redis", "--maxmemory", "50mb") as server:
         assert command_redis(server.port, "SET", "key", "value") == b"+OK\r\n"
         server.kill()
         assert not server.answers()
@@ -135,7 +138,7 @@ def test_redis_finds_again_what_it_had_when_it_was_killed(tmp_path: Path) -> Non
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresServer]:
-    with run_postgres(user="reader", database="library") as server:
+    with PostgresServer(user="reader", database="library") as server:
         yield server
 
 

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 from tools.measure.server import Server, free_port, serve, wait_until
@@ -55,7 +56,7 @@ def run_uvicorn(
     """
     port = port or free_port()
     return serve(
-        [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options],
+        uvicorn(app, port, options),
         cwd=cwd,
         env=env,
         ready_url=f"http://127.0.0.1:{port}{ready}",
@@ -65,8 +66,13 @@ def run_uvicorn(
     )
 
 
+def uvicorn(app: str, port: int, options: Sequence[str] = UVICORN_OPTIONS) -> list[str]:
+    """Returns the command that serves an application on a port of this machine."""
+    return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
+
+
 class Process:
-    """A process that a measurement kills, suspends and starts again."""
+    """A process that is killed, suspended and started again, and gone at the end of a `with`."""
 
     def __init__(
         self,
@@ -77,12 +83,19 @@ class Process:
         env: Mapping[str, str] | None = None,
         cpus: set[int] | None = None,
     ) -> None:
+        """Starts the process; `env` is added to this process's environment."""
         self.command = command
         self.cwd = cwd
         self.log = log
         self.env = {**os.environ, **(env or {})}
         self.cpus = cpus
         self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         """Starts the process, anew if it has ended."""
@@ -118,19 +131,21 @@ class Process:
 
 
 class RedisServer(Process):
-    """A Redis server that keeps its data in a directory and has every write on the disk."""
+    """A Redis server that writes everything to a file before it answers, as the patterns do."""
 
     def __init__(
         self,
         directory: Path,
-        options: Sequence[str],
-        port: int,
-        env: Mapping[str, str] | None,
-        cpus: set[int] | None,
+        *options: str,
+        port: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cpus: set[int] | None = None,
     ) -> None:
-        self.port = port
-        self.url = f"redis://127.0.0.1:{port}/0"
-        here = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+        """Starts the server on a free port unless it is given, with its file in the directory."""
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        directory.mkdir(parents=True, exist_ok=True)
+        here = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)]
         append_only = ["--appendonly", "yes", "--appendfsync", "always"]
         command = [str(find("redis:8.0")), *here, *append_only, *options]
         super().__init__(command, cwd=directory, log=directory / "redis.log", env=env, cpus=cpus)
@@ -150,43 +165,44 @@ class RedisServer(Process):
             return False
 
 
-@contextmanager
-def run_redis(
-    directory: Path,
-    *options: str,
-    port: int | None = None,
-    env: Mapping[str, str] | None = None,
-    cpus: set[int] | None = None,
-) -> Iterator[RedisServer]:
-    """Runs a Redis server whose append-only file is in the directory."""
-    directory.mkdir(parents=True, exist_ok=True)
-    server = RedisServer(directory, options, port or free_port(), env, cpus)
-    try:
-        yield server
-    finally:
-        server.kill()
-
-
 class PostgresServer(Process):
-    """A PostgreSQL server on files of its own, which it finds again after a kill."""
+    """A PostgreSQL server on new files, which it finds again when it is started after a kill."""
 
-    def __init__(self, directory: Path, port: int, user: str, password: str, database: str) -> None:
-        self.port = port
+    def __init__(
+        self,
+        *,
+        port: int | None = None,
+        user: str = "postgres",
+        password: str | None = None,
+        database: str | None = None,
+    ) -> None:
+        """Starts the server; without a password it gets one that nobody knows."""
+        self.port = port or free_port()
         self.user = user
-        self.password = password
-        self.database = database
+        self.password = password or uuid4().hex
+        self.database = database or user
+        self.files = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
+        directory = Path(self.files.name)
+        # PostgreSQL never runs as root, and as nobody it has to get here.
+        directory.chmod(0o711)
         program = find("postgres:17")
         self.probe = [str(program.with_name("pg_isready")), "--quiet", "--host", "127.0.0.1"]
-        self.probe += ["--port", str(port), "--username", user, "--dbname", database]
+        self.probe += ["--port", str(self.port), "--username", user, "--dbname", self.database]
         # The program that starts it where there is no Docker.
-        command = [sys.executable, postgres.__file__, os.devnull, str(program), "-p", str(port)]
+        command = [sys.executable, postgres.__file__, os.devnull, str(program)]
         own = {
             "PGDATA": str(directory / "data"),
             "POSTGRES_USER": user,
-            "POSTGRES_DB": database,
-            "POSTGRES_PASSWORD": password,
+            "POSTGRES_DB": self.database,
+            "POSTGRES_PASSWORD": self.password,
         }
-        super().__init__(command, cwd=directory, log=directory / "log", env=own)
+        super().__init__(
+            [*command, "-p", str(self.port)], cwd=directory, log=directory / "log", env=own
+        )
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self.files.cleanup()
 
     def start(self) -> None:
         """Starts the server and waits until it has read its log again."""
@@ -202,24 +218,3 @@ class PostgresServer(Process):
         sessions = family_of(self.process.pid)
         super().kill()
         kill_all(sessions)
-
-
-@contextmanager
-def run_postgres(
-    *,
-    port: int | None = None,
-    user: str = "postgres",
-    password: str | None = None,
-    database: str | None = None,
-) -> Iterator[PostgresServer]:
-    """Runs a PostgreSQL server on new files; without a password it has one that nobody knows."""
-    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as name:
-        # PostgreSQL never runs as root, and as nobody it has to get here.
-        Path(name).chmod(0o711)
-        server = PostgresServer(
-            Path(name), port or free_port(), user, password or uuid4().hex, database or user
-        )
-        try:
-            yield server
-        finally:
-            server.kill()

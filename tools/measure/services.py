@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tools.measure.server import Server, free_port, serve
-from tools.measure.servers import Process, run_postgres, run_redis
+from tools.measure.servers import PostgresServer, Process, RedisServer
 from tools.read.compose import FILE_NAME, Compose, Service, load
 from tools.run.rewrite import Launch, launch_of, state_dir
 
@@ -128,17 +128,18 @@ def start(compose: Compose, service: Service, stack: ExitStack) -> None:
     elif service.build:
         launch = launched(compose, service.name)
         log = state_dir(compose.pattern_dir) / f"{service.name}.log"
-        worker = Process(launch.command, cwd=launch.directory, log=log, env=launch.environment)
-        stack.callback(worker.kill)
+        stack.enter_context(
+            Process(launch.command, cwd=launch.directory, log=log, env=launch.environment)
+        )
     elif image.startswith("redis:"):
         (port,) = service.ports
         folder = state_dir(compose.pattern_dir) / service.name
-        stack.enter_context(run_redis(folder, port=port))
+        stack.enter_context(RedisServer(folder, port=port))
     elif image.startswith("postgres:"):
         (port,) = service.ports
         user = service.environment["POSTGRES_USER"]
         stack.enter_context(
-            run_postgres(
+            PostgresServer(
                 port=port,
                 user=user,
                 password=service.environment["POSTGRES_PASSWORD"],

@@ -16,7 +16,8 @@ from sklearn.datasets import load_iris
 
 from tools.measure.docker import ask, engine, wait_until_answered
 from tools.measure.results import Results, quick_argument, this_machine
-from tools.measure.server import free_port, median_and_spread, serve
+from tools.measure.server import free_port, median_and_spread
+from tools.measure.servers import run_uvicorn
 
 from ..train.artifact import write_artifact
 from ..train.model import train
@@ -86,17 +87,11 @@ def roll(directories: Iterable[Path]) -> tuple[int, list[float]]:
     change in which nobody answered.
     """
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(port)]
     answers: list[list[list[float]]] = []
     changed: list[tuple[float, float]] = []
     for directory in directories:
-        with serve(
-            [*command, "--loop", "uvloop", "--http", "httptools", "--no-access-log"],
-            cwd=HERE,
-            env={"MODEL_DIRECTORY": str(directory)},
-            ready_url=f"http://127.0.0.1:{port}/ready",
-            port=port,
-        ) as started:
+        env = {"MODEL_DIRECTORY": str(directory)}
+        with run_uvicorn("app.main:app", cwd=HERE, env=env, port=port) as started:
             ready = time.perf_counter()
             answer = httpx.post(f"{started.url}/predict", json={"data": ROWS}, timeout=10)
             answers.append(answer.raise_for_status().json()["prediction"])

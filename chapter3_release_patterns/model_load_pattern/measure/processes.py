@@ -5,32 +5,22 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tools.measure.server import Server, free_port, serve
+from tools.measure.servers import run_uvicorn, uvicorn
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = "chapter3_release_patterns.model_load_pattern"
 INIT_STEP = [sys.executable, "-m", f"{PACKAGE}.app.load"]
 
 
-def uvicorn(app: str, port: int) -> list[str]:
-    options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--port", str(port)]
-    return [sys.executable, "-m", "uvicorn", f"{PACKAGE}.{app}", *options]
-
-
 @contextmanager
 def run_store(directory: Path, app: str = "app.store:app") -> Iterator[str]:
     """Gives out a directory over HTTP, and gives its URL."""
-    port = free_port()
-    with serve(
-        uvicorn(app, port),
-        cwd=ROOT,
-        ready_url=f"http://127.0.0.1:{port}/ready",
-        port=port,
-        env={"STORE_DIRECTORY": str(directory)},
-    ) as server:
+    env = {"STORE_DIRECTORY": str(directory)}
+    with run_uvicorn(f"{PACKAGE}.{app}", cwd=ROOT, env=env) as server:
         yield server.url
 
 
@@ -49,22 +39,21 @@ def run_load(
     )
 
 
-@contextmanager
 def replica(
     environment: Mapping[str, str], app: str = "app.main:app", *, init_step: bool = True
-) -> Iterator[Server]:
+) -> AbstractContextManager[Server]:
     """Runs the init step and, if it has succeeded, the server: what a pod does.
 
     Raises:
         ServerError: it ended before it was ready; the message holds the end of its log.
     """
     port = int(environment.get("PORT", free_port()))
-    steps = ([INIT_STEP] if init_step else []) + [["exec", *uvicorn(app, port)]]
-    with serve(
+    server = ["exec", *uvicorn(f"{PACKAGE}.{app}", port)]
+    steps = [INIT_STEP, server] if init_step else [server]
+    return serve(
         ["sh", "-c", " && ".join(map(shlex.join, steps))],
         cwd=ROOT,
         ready_url=f"http://127.0.0.1:{port}/ready",
         port=port,
         env=environment,
-    ) as server:
-        yield server
+    )

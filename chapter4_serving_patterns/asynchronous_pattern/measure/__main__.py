@@ -23,7 +23,8 @@ from redis.asyncio import Redis
 
 from tools.measure.load import Request, closed_loop, open_loop
 from tools.measure.results import Results, quick_argument
-from tools.measure.server import free_port, interleave, median_and_spread, serve, wait_until
+from tools.measure.server import interleave, median_and_spread, wait_until
+from tools.measure.servers import Process, run_uvicorn
 
 from ..app import jobs
 from ..app.model import Model
@@ -31,7 +32,7 @@ from ..app.schema import FEATURES
 from ..train.artifact import write_artifact
 from ..train.model import COPIES, train
 from .baselines import POISON, POPPED_LIST
-from .processes import PACKAGE, ROOT, Child, RedisChild, run_api, run_redis, run_workers
+from .processes import PACKAGE, ROOT, Queue, run_api, run_workers
 
 HERE = Path(__file__).parents[1]
 CLAIM = "A request is accepted as fast with a slow model, and no accepted job is lost to a kill."
@@ -88,7 +89,7 @@ def queue_arm(model: Path, directory: Path, seconds: float) -> Iterator[Callable
     directory.mkdir()
     env = {"MODEL_DIRECTORY": str(model)}
     with (
-        run_redis(directory, cpus=FRONT) as redis,
+        Queue(directory, cpus=FRONT) as redis,
         run_api(redis.url, directory, cpus=FRONT, env=env) as api,
         run_workers(2, redis.url, directory, cpus=BACK, env=env) as workers,
     ):
@@ -113,19 +114,11 @@ def queue_arm(model: Path, directory: Path, seconds: float) -> Iterator[Callable
 @contextmanager
 def synchronous_arm(model: Path, count: int) -> Iterator[Callable[[], float]]:
     """Runs a server that lets its only caller wait for the model; gives what measures its p99."""
-    port = free_port()
-    with serve(
-        [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            f"{PACKAGE}.measure.baselines:synchronous",
-            "--port",
-            str(port),
-        ],
+    with run_uvicorn(
+        f"{PACKAGE}.measure.baselines:synchronous",
         cwd=ROOT,
-        ready_url=f"http://127.0.0.1:{port}/ready",
-        port=port,
+        # A first server has uvicorn's own defaults.
+        options=[],
         env={"MODEL_DIRECTORY": str(model)},
         cpus=BACK,
     ) as server:
@@ -138,7 +131,7 @@ def synchronous_arm(model: Path, count: int) -> Iterator[Callable[[], float]]:
         yield sync_p99_ms
 
 
-def signal_all(children: list[Child], number: signal.Signals) -> None:
+def signal_all(children: list[Process], number: signal.Signals) -> None:
     for child in children:
         child.process.send_signal(number)
 
@@ -190,7 +183,7 @@ def states_of(url: str, ids: list[str]) -> Counter[str]:
     )
 
 
-def restart_dead(workers: list[Child], stopping: Event) -> None:
+def restart_dead(workers: list[Process], stopping: Event) -> None:
     """Starts workers again that have died, as Docker and Kubernetes do."""
     while not stopping.wait(0.05):
         for worker in workers:
@@ -198,12 +191,12 @@ def restart_dead(workers: list[Child], stopping: Event) -> None:
                 worker.start()
 
 
-def kill_in_a_batch(redis: RedisChild, workers: list[Child]) -> None:
+def kill_in_a_batch(redis: Queue, workers: list[Process]) -> None:
     """Kills the first worker that is found to have jobs."""
     wait_until(lambda: any(dies_with_jobs(redis, worker) for worker in workers), "a batch", 60)
 
 
-def dies_with_jobs(redis: RedisChild, worker: Child) -> bool:
+def dies_with_jobs(redis: Queue, worker: Process) -> bool:
     """Kills a worker if it has jobs; it is suspended while that is found out."""
     process = worker.process
     mark = f"-{process.pid}-".encode()
@@ -219,7 +212,7 @@ def dies_with_jobs(redis: RedisChild, worker: Child) -> bool:
     return False
 
 
-def kill_redis(redis: RedisChild) -> None:
+def kill_redis(redis: Queue) -> None:
     """Kills Redis, and starts it again on its file."""
     redis.kill()
     redis.start()
@@ -240,7 +233,7 @@ def count_lost(model: Path, directory: Path, size: Size) -> dict[str, int]:
     ids: list[str] = []
     stopping = Event()
     with (
-        run_redis(directory) as redis,
+        Queue(directory) as redis,
         run_api(redis.url, directory, env=env) as api,
         run_workers(2, redis.url, directory, FRAGILE, env=env) as workers,
         ThreadPoolExecutor() as threads,
@@ -288,7 +281,7 @@ def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
     parts = [texts[part :: size.worker_kills] for part in range(size.worker_kills)]
     stopping = Event()
     with (
-        run_redis(directory) as redis,
+        Queue(directory) as redis,
         run_workers(
             2, redis.url, directory, (*FRAGILE, "pop"), env={"MODEL_DIRECTORY": str(model)}
         ) as workers,
@@ -309,7 +302,7 @@ def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
         return size.jobs - int(done())
 
 
-def kill_one(workers: list[Child], chance: np.random.Generator) -> bool:
+def kill_one(workers: list[Process], chance: np.random.Generator) -> bool:
     """Kills a worker, unless all have just died of a job that kills its worker."""
     alive = [worker for worker in workers if worker.is_alive()]
     if alive:
@@ -317,7 +310,7 @@ def kill_one(workers: list[Child], chance: np.random.Generator) -> bool:
     return bool(alive)
 
 
-def is_shorter(redis: RedisChild, length: int) -> bool:
+def is_shorter(redis: Queue, length: int) -> bool:
     return bool(redis.client.llen(POPPED_LIST) < length)
 
 
@@ -343,7 +336,7 @@ def jobs_per_second(model: Path, parent: Path, batch_jobs: int, count: int) -> f
             "BATCH_JOBS": str(batch_jobs),
         }
         with (
-            run_redis(directory) as redis,
+            Queue(directory) as redis,
             run_workers(2, redis.url, directory, env=env) as workers,
         ):
             signal_all(workers, signal.SIGSTOP)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 import tools.mesh.proxy
 from tools.measure.load import Request, Run, closed_loop, open_loop
 from tools.measure.results import Results, quick_argument
-from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
+from tools.measure.server import Server, interleave, median_and_spread
+from tools.measure.servers import run_uvicorn
 from tools.mesh.proxy import Proxy, fetch, shipped, without
 from tools.read.compose import load as load_compose
 
@@ -41,24 +42,10 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 REPLICA_CPUS, PROXY_CPUS = {CORES[0]}, {CORES[-1]}
 
 
-@contextmanager
-def replica(app: str = "measure.baselines:counting") -> Iterator[Server]:
-    """Starts a replica, or the server that fails, as compose does, on the core of the replicas."""
-    port = free_port()
-    changes = {
-        "app.main:app": ".".join([*HERE.relative_to(ROOT).parts, app]),
-        "0.0.0.0": "127.0.0.1",  # noqa: S104
-        "8001": str(port),
-    }
-    command = [changes.get(word, word) for word in SERVICES["predictor-a"].command]
-    with serve(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        ready_url=f"http://127.0.0.1:{port}/ready",
-        port=port,
-        cpus=REPLICA_CPUS,
-    ) as running:
-        yield running
+def replica(app: str = "measure.baselines:counting") -> AbstractContextManager[Server]:
+    """Starts a replica, or the server that fails, on the core of the replicas."""
+    package = ".".join(HERE.relative_to(ROOT).parts)
+    return run_uvicorn(f"{package}.{app}", cwd=ROOT, cpus=REPLICA_CPUS)
 
 
 @contextmanager
