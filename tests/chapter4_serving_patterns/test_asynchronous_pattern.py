@@ -105,7 +105,7 @@ class Stack:
             run_workers(count, self.redis.url, self.directory, command, env=env)
         )
 
-    def patient_worker(self, **others: str) -> Child:
+    def patient_worker(self, **others: str) -> Process:
         """Starts a worker that keeps its first batch until `go_on`."""
         (self.directory / "patient.py").write_text(PATIENT)
         path = os.pathsep.join([str(ROOT), str(self.directory)])

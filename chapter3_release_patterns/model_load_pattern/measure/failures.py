@@ -12,6 +12,10 @@ from ..train.convert import convert
 from ..train.iris import load
 
 UNREACHABLE = "store unreachable"
+ALL_FAILURES = (
+    *("missing", "truncated", "wrong digest", "not ONNX", "wrong input shape", "read-only disk"),
+    UNREACHABLE,
+)
 
 
 class Failure(NamedTuple):

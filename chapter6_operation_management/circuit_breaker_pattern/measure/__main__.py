@@ -35,8 +35,6 @@ LIMIT: int = POLICY["connectionPool"]["http"]["http2MaxRequests"]
 ERRORS: int = POLICY["outlierDetection"]["consecutive5xxErrors"]
 OVERLOAD = 3
 DEADLINE_MS = 1_000
-# A quick run judges no time: what is let in may take as long as a busy machine needs.
-QUICK_DEADLINE_MS = 5_000
 # Both replicas share a core, and the proxy and the load the other, where there are two.
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 REPLICA_CPUS, PROXY_CPUS = {CORES[0]}, {CORES[-1]}
@@ -56,16 +54,6 @@ def proxy(config: Any, *replicas: Server) -> Iterator[Proxy]:
         HERE, config, dict(zip(names, replicas, strict=True)), PROXY_CPUS
     ) as running:
         yield running
-
-
-def with_timeout(config: Any, deadline_ms: int) -> Any:
-    """Returns the configuration with another timeout of its routes."""
-    (listener,) = config["static_resources"]["listeners"]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    (virtual_host,) = manager["route_config"]["virtual_hosts"]
-    for route in virtual_host["routes"]:
-        route["route"]["timeout"] = f"{deadline_ms / 1000:g}s"
-    return config
 
 
 def model_calls(replicas: list[Server]) -> int:
@@ -88,9 +76,7 @@ def capacity(replicas: list[Server], count: int) -> dict[str, float]:
     return {"per_second": run.statuses[200] / run.seconds, "refused": run.statuses[503]}
 
 
-def load(
-    config: Any, replicas: list[Server], rate: float, seconds: float, deadline_ms: int = DEADLINE_MS
-) -> dict[str, float]:
+def load(config: Any, replicas: list[Server], rate: float, seconds: float) -> dict[str, float]:
     """Sends requests on a schedule, whatever the replicas do, and counts what became of them."""
     calls = model_calls(replicas)
     with proxy(config, *replicas) as running:
@@ -99,7 +85,7 @@ def load(
                 prediction(running.url),
                 rate_per_second=rate,
                 seconds=seconds,
-                deadline_seconds=deadline_ms / 1000 + 1,
+                deadline_seconds=2 * DEADLINE_MS / 1000,
             )
         )
     began = time.monotonic()
@@ -107,8 +93,8 @@ def load(
         # One at a time and in order: an answer of this one says that all before it are done.
         fetch(f"{each.url}/predict/test")
         calls += 1
-    answered, refused = run.answered_within(deadline_ms), run.statuses[503]
-    in_time = (run.status_of == 200) & (run.latencies_ms <= deadline_ms)
+    answered, refused = run.answered_within(DEADLINE_MS), run.statuses[503]
+    in_time = (run.status_of == 200) & (run.latencies_ms <= DEADLINE_MS)
     answered_at_seconds = np.arange(run.sent) / rate + run.latencies_ms / 1000
     return {
         "sent": run.sent,
@@ -124,6 +110,35 @@ def load(
         # From the last request sent until the replicas have nothing left to do.
         "recovery_seconds": run.seconds - seconds + time.monotonic() - began,
         "lag_p99_ms": run.lag_p99_ms,
+    }
+
+
+def patient(config: Any) -> Any:
+    """Returns the configuration with so long a timeout that no slow machine reaches it."""
+    (listener,) = config["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (virtual_host,) = manager["route_config"]["virtual_hosts"]
+    for route in virtual_host["routes"]:
+        route["route"]["timeout"] = "30s"
+    return config
+
+
+def crowd(config: Any, replicas: list[Server], connections: int, count: int) -> dict[str, int]:
+    """Sends requests of callers who wait as long as it takes, and counts what became of them."""
+    calls = model_calls(replicas)
+    with proxy(patient(config), *replicas) as running:
+        run = asyncio.run(
+            closed_loop(
+                prediction(running.url), connections=connections, count=count, deadline_seconds=60
+            )
+        )
+    answered, refused = run.statuses[200], run.statuses[503]
+    return {
+        "sent": run.sent,
+        "answered": answered,
+        "refused": refused,
+        "lost": run.sent - answered - refused,
+        "model_calls_for_nobody": model_calls(replicas) - calls - answered,
     }
 
 
@@ -155,16 +170,11 @@ def ejection(config: Any, healthy: Server, watch_seconds: float = 0) -> dict[str
 
 
 def measure_at(
-    offered: float,
-    replicas: list[Server],
-    count: int,
-    seconds: float,
-    rounds: int,
-    deadline_ms: int = DEADLINE_MS,
+    offered: float, replicas: list[Server], count: int, seconds: float, rounds: int
 ) -> dict[str, list[dict[str, float]]]:
     """Measures the capacity, then sends so many times as much with the limit and without it."""
     rates: list[float] = []
-    limited, unlimited = with_timeout(shipped(HERE), deadline_ms), without(HERE, "connectionPool")
+    unlimited = without(HERE, "connectionPool")
 
     def measure_capacity() -> dict[str, float]:
         found = capacity(replicas, count)
@@ -174,7 +184,7 @@ def measure_at(
     return interleave(
         {
             "capacity": measure_capacity,
-            "limited": lambda: load(limited, replicas, rates[-1], seconds, deadline_ms),
+            "limited": lambda: load(shipped(HERE), replicas, rates[-1], seconds),
             "unlimited": lambda: load(unlimited, replicas, rates[-1], seconds),
         },
         rounds,
@@ -206,23 +216,49 @@ def draw(measured: dict[float, dict[str, list[dict[str, float]]]], path: Path) -
     figure.savefig(path, dpi=120)
 
 
-def main() -> int:
-    arguments = quick_argument(__doc__)
-    rounds, seconds, count = (1, 6, 200) if arguments.quick else (3, 12, 300)
-    others = [] if arguments.quick else [0.5, 1.0, 2.0]
-    if len(CORES) > 1:
-        os.sched_setaffinity(0, PROXY_CPUS)
+EXPECTED = {
+    "lost": 0,
+    "model_calls_for_nobody": 0,
+    "refused_at_the_limit": 0,
+    "errors_until_ejection": ERRORS,
+    "client_errors_while_ejected": 0,
+}
+
+
+def count_quickly() -> Results:
+    """Counts what no clock decides: who is refused, who is answered, when a replica is ejected."""
     with ExitStack() as stack:
         pair = [stack.enter_context(replica()) for _ in range(2)]
-        by_load = {offered: measure_at(offered, pair, count, 5, 1) for offered in others}
-        measured = by_load[OVERLOAD] = measure_at(
-            OVERLOAD,
-            pair,
-            count,
-            seconds,
-            rounds,
-            QUICK_DEADLINE_MS if arguments.quick else DEADLINE_MS,
-        )
+        at_the_limit = crowd(shipped(HERE), pair, LIMIT, 100)
+        counts = crowd(shipped(HERE), pair, 4 * LIMIT, 400)
+        unlimited = crowd(without(HERE, "connectionPool"), pair, 4 * LIMIT, 200)
+        ejected = ejection(patient(shipped(HERE)), pair[0], watch_seconds=1)
+        unprotected = ejection(patient(without(HERE, "outlierDetection", "retries")), pair[0])
+    ejections = ("errors_until_ejection", "client_errors_while_ejected")
+    counts |= {"refused_at_the_limit": at_the_limit["refused"]}
+    counts |= {name: int(ejected[name]) for name in ejections}
+    return Results(
+        pattern=HERE.name,
+        claim=CLAIM,
+        counts=counts,
+        control=unlimited | {name: int(unprotected[name]) for name in ejections},
+        figures={},
+        targets={name: ("==", count) for name, count in EXPECTED.items()},
+        holds={name: counts[name] for name in EXPECTED} == EXPECTED and counts["refused"] > 0,
+    )
+
+
+def main() -> int:
+    arguments = quick_argument(__doc__)
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, PROXY_CPUS)
+    if arguments.quick:
+        return count_quickly().finish(arguments, HERE)
+    rounds, seconds, count = 3, 12, 300
+    with ExitStack() as stack:
+        pair = [stack.enter_context(replica()) for _ in range(2)]
+        by_load = {offered: measure_at(offered, pair, count, 5, 1) for offered in (0.5, 1.0, 2.0)}
+        measured = by_load[OVERLOAD] = measure_at(OVERLOAD, pair, count, seconds, rounds)
         base_seconds = int(POLICY["outlierDetection"]["baseEjectionTime"].removesuffix("s"))
         ejected = ejection(shipped(HERE), pair[0], watch_seconds=base_seconds + 2)
         undetected = ejection(without(HERE, "outlierDetection"), pair[0])
@@ -239,13 +275,6 @@ def main() -> int:
         "refused_at_the_limit": total("capacity", "refused"),
         "errors_until_ejection": int(ejected["errors_until_ejection"]),
         "client_errors_while_ejected": int(ejected["client_errors_while_ejected"]),
-    }
-    expected = {
-        "lost": 0,
-        "model_calls_for_nobody": 0,
-        "refused_at_the_limit": 0,
-        "errors_until_ejection": ERRORS,
-        "client_errors_while_ejected": 0,
     }
     results = Results(
         pattern=HERE.name,
@@ -273,13 +302,13 @@ def main() -> int:
             "returned_after_seconds": ejected["returned_after_seconds"],
             "generator_lag_p99_ms": median("limited", "lag_p99_ms"),
         },
-        targets={name: ("==", count) for name, count in expected.items()}
+        targets={name: ("==", count) for name, count in EXPECTED.items()}
         | {
             "goodput_ratio_to_capacity": (">=", 0.9),
             "goodput_ratio_to_unlimited": (">=", 5),
             "refused_p99_ms": ("<=", 20),
         },
-        holds={name: counts[name] for name in expected} == expected and counts["refused"] > 0,
+        holds={name: counts[name] for name in EXPECTED} == EXPECTED and counts["refused"] > 0,
     )
     exit_code = results.finish(arguments, HERE)
     if directory := arguments.directory(HERE):
