@@ -1,0 +1,218 @@
+"""The environment gets what is locked, and a failed installation does not count as one."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+from tools.read.patterns import ROOT
+
+# What make of macOS does with .SHELLFLAGS: it never reads it.
+OLD_MAKE = ".SHELLFLAGS=-c"
+
+
+class Repository:
+    """A repository whose lock has one category, `demo`, and packages of its own beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.wheels = root / "wheels"
+        self.wheels.mkdir()
+        shutil.copy(ROOT / "Makefile", root)
+        shutil.copytree(ROOT / "tools", root / "tools")
+        self.wheel("demo")
+        self.lock(demo=self.digest("demo"))
+
+    def wheel(self, name: str, needs: str = "") -> None:
+        """Writes a package of one module, and one that does not compile."""
+        about = f"{name}-1.0.dist-info"
+        required = f"Requires-Dist: {needs}\n" if needs else ""
+        files = {
+            f"{name}.py": "",
+            f"{name}_of_another_python.py": "this is no Python",
+            f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{required}",
+            f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        record = "".join(f"{path},,\n" for path in [*files, f"{about}/RECORD"])
+        with ZipFile(self.path(name), "w") as archive:
+            for path, text in {**files, f"{about}/RECORD": record}.items():
+                archive.writestr(path, text)
+
+    def path(self, name: str) -> Path:
+        return self.wheels / f"{name}-1.0-py3-none-any.whl"
+
+    def digest(self, name: str) -> str:
+        return hashlib.sha256(self.path(name).read_bytes()).hexdigest()
+
+    def lock(self, **digests: str) -> None:
+        """Locks packages with their digests; an empty one is none."""
+        packages: dict[str, Any] = {name: {"version": "==1.0"} for name in digests}
+        for name, digest in digests.items():
+            if digest:
+                packages[name]["hashes"] = [f"sha256:{digest}"]
+        content = {"_meta": {}, "demo": packages}
+        (self.root / "Pipfile.lock").write_text(json.dumps(content))
+
+    def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
+        command = ["make", "-C", str(self.root), f"PYTHON={sys.executable}", "environment"]
+        return subprocess.run(
+            [*command, *arguments],
+            env=inherited | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def with_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Lets pip install, from the packages here alone: that is a setting of its own."""
+        return self.make(*arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.wheels))
+
+    def with_uv(self, directory: Path) -> subprocess.CompletedProcess[str]:
+        """Lets the `uv` of a directory install, because pip has no settings."""
+        return self.make(
+            PATH=f"{directory}{os.pathsep}{os.environ['PATH']}",
+            PIP_CONFIG_FILE=os.devnull,
+            UV_NO_INDEX="1",
+            UV_FIND_LINKS=str(self.wheels),
+        )
+
+    def installed(self, name: str) -> bool:
+        found = subprocess.run(
+            [self.root / ".venv/bin/python", "-c", f"import {name}"],
+            capture_output=True,
+            check=False,
+        )
+        return found.returncode == 0
+
+    def markers(self) -> set[str]:
+        return {path.name for path in (self.root / ".venv").glob("*.installed")}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path)
+
+
+@pytest.fixture
+def uv(tmp_path: Path) -> Iterator[Path]:
+    """A directory that holds a real `uv` and says how it was called."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    real = Path(sys.executable).with_name("uv")
+    script = f'#!/bin/sh\necho "uv $1 $2" >&2\nexec "{real}" "$@"\n'
+    (directory / "uv").write_text(script)
+    (directory / "uv").chmod(0o755)
+    yield directory
+
+
+def test_what_is_locked_is_installed_once_and_compiled(repository: Repository) -> None:
+    first = repository.with_pip()
+    assert first.returncode == 0, first.stderr
+    assert "Installing from the lock: demo" in first.stdout
+    assert repository.installed("demo")
+    assert [path.name for path in (repository.root / ".venv").rglob("demo.*.pyc")] != []
+    again = repository.with_pip()
+    assert again.returncode == 0
+    assert "Installing" not in again.stdout
+
+
+@pytest.mark.parametrize("shell_flags", [(), (OLD_MAKE,)], ids=["make 4", "make 3.81"])
+def test_a_failed_installation_is_an_error_and_is_tried_again(
+    repository: Repository, shell_flags: tuple[str, ...]
+) -> None:
+    repository.lock(demo="0" * 64)
+    failed = repository.with_pip(*shell_flags)
+    assert failed.returncode == 2
+    assert "error: not everything could be installed, see above" in failed.stderr
+    assert "then run make again" in failed.stderr
+    assert repository.markers() == set()
+    repository.lock(demo=repository.digest("demo"))
+    assert repository.with_pip(*shell_flags).returncode == 0
+    assert repository.markers() == {"demo.installed"}
+
+
+def test_a_lock_that_has_changed_is_installed_anew(repository: Repository) -> None:
+    assert repository.with_pip().returncode == 0
+    repository.wheel("more")
+    repository.lock(demo=repository.digest("demo"), more=repository.digest("more"))
+    again = repository.with_pip()
+    assert again.returncode == 0, again.stderr
+    assert repository.installed("more")
+    # Another time of the file alone is no change.
+    (repository.root / "Pipfile.lock").touch()
+    assert "Installing" not in repository.with_pip().stdout
+
+
+def test_a_package_without_a_digest_brings_what_it_needs(repository: Repository) -> None:
+    repository.wheel("build", needs="library")
+    repository.wheel("library")
+    repository.lock(demo=repository.digest("demo"), build="")
+    installed = repository.with_pip()
+    assert installed.returncode == 0, installed.stderr
+    assert all(repository.installed(name) for name in ("demo", "build", "library"))
+
+
+def test_a_category_that_is_not_locked_is_named(repository: Repository) -> None:
+    refused = repository.with_pip("CATEGORIES=demoo")
+    assert refused.returncode == 2
+    assert "error: the lock has no category demoo; it has: demo" in refused.stderr
+
+
+def test_where_pip_has_no_settings_uv_installs(repository: Repository, uv: Path) -> None:
+    installed = repository.with_uv(uv)
+    assert installed.returncode == 0, installed.stderr
+    assert "uv pip install" in installed.stderr
+    assert repository.installed("demo")
+    assert repository.markers() == {"demo.installed"}
+
+
+def test_what_uv_cannot_install_pip_tries(repository: Repository, uv: Path) -> None:
+    assert repository.with_uv(uv).returncode == 0
+    for marker in (repository.root / ".venv").glob("*.installed"):
+        marker.unlink()
+    (uv / "uv").write_text("#!/bin/sh\nexit 1\n")
+    # pip needs no index for what is installed already.
+    installed = repository.with_uv(uv)
+    assert installed.returncode == 0, installed.stderr
+    assert "uv could not install everything: trying pip" in installed.stderr
+
+
+def test_a_digest_is_checked_by_uv_too(repository: Repository, uv: Path) -> None:
+    repository.lock(demo="0" * 64)
+    refused = repository.with_uv(uv)
+    assert refused.returncode == 2
+    assert "hash" in refused.stderr.lower()
+    assert not repository.installed("demo")
+    assert repository.markers() == set()
+
+
+def test_nothing_is_installed_outside_of_an_environment(repository: Repository) -> None:
+    outside = Path(sys.executable).resolve()
+    refused = subprocess.run(
+        [outside, "-m", "tools.generate.environment"],
+        cwd=repository.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "error: this Python is no environment" in refused.stderr
+
+
+@pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])
+def test_what_runs_before_anything_is_installed_needs_nothing_that_is_installed(
+    module: str,
+) -> None:
+    # Without -S this Python would find its own packages.
+    command = [str(Path(sys.executable).resolve()), "-S", "-m", module, "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr

@@ -1,0 +1,205 @@
+"""Installs categories of the lock: `python -m tools.generate.environment serving redis`.
+
+Without a category it installs all of them. It runs in the environment before anything is installed
+there, so it imports nothing but the standard library.
+
+`uv` installs, because it is several times faster. It reads none of pip's settings, so where pip has
+settings that `uv` would miss, pip installs.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from compileall import compile_file
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import cache_from_source
+from pathlib import Path
+from typing import Any
+
+from tools.generate.requirements import RequirementsError, packages_of, render
+from tools.read.patterns import ROOT
+
+Lock = dict[str, Any]
+
+# Holds `uv` itself.
+INSTALLER = "installer"
+# The categories that pipenv names otherwise in the lock than in the Pipfile.
+NAMES = {"default": "packages", "develop": "dev-packages"}
+# What pip may be told without a consequence for what it installs, and from where.
+HARMLESS = {
+    "break-system-packages",
+    "cache-dir",
+    "config-file",
+    "default-timeout",
+    "disable-pip-version-check",
+    "no-cache-dir",
+    "no-color",
+    "no-input",
+    "no-python-version-warning",
+    "progress-bar",
+    "quiet",
+    "require-virtualenv",
+    "retries",
+    "root-user-action",
+    "timeout",
+    "verbose",
+}
+MODULES_AT_ONCE = 50
+
+
+class InstallError(Exception):
+    """Packages could not be installed."""
+
+
+def categories_of(lock: Lock) -> list[str]:
+    """Returns every category, by its name in the Pipfile."""
+    return sorted(NAMES.get(key, key) for key in lock if key != "_meta")
+
+
+def missing(environment: Path, lock: Lock, categories: list[str]) -> dict[Path, str]:
+    """Returns the marker of each category that is not installed as locked, with its new content."""
+    markers = {}
+    for category in categories:
+        marker = environment / f"{category}.installed"
+        # Another Python has other packages.
+        content = sys.implementation.cache_tag + render(lock, [category])
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        if not marker.is_file() or marker.read_text() != digest:
+            markers[marker] = digest
+    return markers
+
+
+def install(environment: Path, lock: Lock, categories: list[str]) -> None:
+    """Installs categories, with `uv` or else with pip, and compiles them.
+
+    Raises:
+        InstallError: something could not be installed.
+    """
+    packages = packages_of(lock, categories)
+    # Two times quiet leaves errors; a terminal shows the progress.
+    quiet = [] if sys.stderr.isatty() else ["--quiet", "--quiet"]
+    pip, settings = pip_of(environment)
+    with_pip = [*pip, "install", "--no-compile", "--disable-pip-version-check", *quiet]
+    if settings <= HARMLESS:
+        try:
+            uv = uv_of(environment, lock, with_pip)
+            with_uv = [uv, "pip", "install", "--python", str(environment), *quiet[:1]]
+            install_packages(with_uv, packages)
+        except InstallError:
+            # It knows fewer ways through a proxy, and to a certificate.
+            print("uv could not install everything: trying pip", file=sys.stderr)
+            install_packages(with_pip, packages)
+    else:
+        install_packages(with_pip, packages)
+    compile_modules(environment)
+
+
+def pip_of(environment: Path) -> tuple[list[str], set[str]]:
+    """Returns the command of a pip that installs into an environment, and what is set for it.
+
+    Raises:
+        InstallError: neither the environment nor the Python that it is made of has one.
+    """
+    python = environment / "bin/python"
+    # The environment's is a link to it. It may have no pip, or one that is too old for the option.
+    pip = [str(python.resolve()), "-m", "pip", "--python", str(python)]
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        run([str(python), "-m", "ensurepip"])
+        pip = [str(python), "-m", "pip"]
+        command = [*pip, "config", "list"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    # As in `global.index-url='...'` and `:env:.find-links='...'`.
+    lines = listed.stdout.splitlines()
+    return pip, {line.partition("=")[0].rpartition(".")[2] for line in lines}
+
+
+def uv_of(environment: Path, lock: Lock, with_pip: list[str]) -> str:
+    """Returns a `uv` of the machine, or else that of the environment, which it installs."""
+    uv = shutil.which("uv") or str(environment / "bin/uv")
+    if not Path(uv).exists():
+        install_packages(with_pip, packages_of(lock, [INSTALLER]))
+    return uv
+
+
+def install_packages(install_with: list[str], packages: dict[str, Any]) -> None:
+    """Installs what is locked with digests as it is locked, and then the rest."""
+    hashed = {name: package for name, package in packages.items() if "hashes" in package}
+    # Which build of a package this is depends on the index, and so do the packages that it needs.
+    others = {name: package for name, package in packages.items() if "hashes" not in package}
+    for part, options in ((hashed, ["--no-deps", "--require-hashes"]), (others, [])):
+        if part:
+            with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+                requirements.write(render({"default": part}, ["packages"]))
+                requirements.flush()
+                run([*install_with, *options, "--requirement", requirements.name])
+
+
+def run(command: list[str]) -> None:
+    if subprocess.run(command, check=False).returncode:
+        raise InstallError
+
+
+def compile_modules(environment: Path) -> None:
+    """Compiles new modules on all cores, so that the first program that imports them need not.
+
+    Left out are the tests of the packages, a quarter of all modules, which nothing imports.
+    """
+    modules = [
+        path
+        for path in (environment / "lib").rglob("*.py")
+        if not {"test", "tests"} & set(path.parts) and not Path(cache_from_source(path)).exists()
+    ]
+    # A package may hold a module for another version of Python, which does not compile: no harm.
+    compile_one = partial(compile_file, quiet=2)
+    with ProcessPoolExecutor() as pool:
+        for _ in pool.map(compile_one, modules, chunksize=MODULES_AT_ONCE):
+            pass
+
+
+@contextmanager
+def only_one(environment: Path) -> Iterator[None]:
+    """Waits until no other process installs into the environment."""
+    with (environment / "installing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("categories", nargs="*", metavar="CATEGORY", help="default: all")
+    arguments = parser.parse_args()
+    environment = Path(sys.prefix)
+    if sys.prefix == sys.base_prefix:
+        sys.exit("error: this Python is no environment: run `make environment`")
+    lock: Lock = json.loads((ROOT / "Pipfile.lock").read_text())
+    categories = sorted(set(arguments.categories)) or categories_of(lock)
+    try:
+        with only_one(environment):
+            markers = missing(environment, lock, categories)
+            if not markers:
+                return
+            names = [marker.stem for marker in markers]
+            print("Installing from the lock:", *names, flush=True)
+            install(environment, lock, names)
+            for marker, digest in markers.items():
+                marker.write_text(digest)
+    except RequirementsError as error:
+        sys.exit(f"error: {error}")
+    except InstallError:
+        sys.exit(
+            "error: not everything could be installed, see above: check the connection and the "
+            "index that `pip config list` names, then run make again"
+        )
+
+
+if __name__ == "__main__":
+    main()
