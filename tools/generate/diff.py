@@ -1,0 +1,175 @@
+"""Shows how a pattern differs from another one: `python -m tools.generate.diff ASYNC WEB_SINGLE`.
+
+First it lists the files that only one of the two has, and those that have little in common; then it
+shows the lines that differ in the others. Left out is what says nothing about the pattern: marked
+copies, requirements, READMEs, and `measure/` with the results. The names of the two patterns count
+as equal. It needs git and the standard library only.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from difflib import SequenceMatcher
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.generate.copies import MarkError, read_mark, tracked
+from tools.read.patterns import ROOT, patterns
+
+LEFT_OUT = ("README.md", "measure/*", "requirements*.txt")
+# Of two files with a smaller share of equal lines a reader reads one after the other.
+LITTLE_IN_COMMON = 0.3
+PAGER = "less -FRX"
+
+
+class DiffError(Exception):
+    """The two cannot be compared."""
+
+
+class File(NamedTuple):
+    """A file of a pattern: its text, its own path, and that of its original, from the root on."""
+
+    text: str
+    path: str
+    original: str
+
+
+def pattern_of(name: str, root: Path = ROOT) -> Path:
+    """Returns the directory of a pattern by its name or path.
+
+    Raises:
+        DiffError: there is no such pattern; it lists those that there are.
+    """
+    found = patterns(root)
+    for pattern in found:
+        if name in {pattern.name, str(pattern), pattern.relative_to(root).as_posix()}:
+            return pattern
+    asked = f"there is no pattern {name}:" if name else "which pattern?"
+    names = "".join(f"\n  {pattern.name}" for pattern in found)
+    raise DiffError(f"{asked} WITH= is one of{names}")
+
+
+def files_of(root: Path, pattern: Path, named: Path) -> dict[str, File]:
+    """Returns the files of a pattern that say something about it, by their names there.
+
+    Each text has the name of the pattern `named` in place of its own.
+    """
+    found = {}
+    directory = f"{pattern.relative_to(root).as_posix()}/"
+    for path in sorted(tracked(root)):
+        name = path.removeprefix(directory)
+        if name != path and not any(fnmatch(name, glob) for glob in LEFT_OUT):
+            mark = read_mark(root, path)
+            text = (root / path).read_text("utf-8", errors="replace")
+            for old, new in zip(spellings(pattern), spellings(named), strict=True):
+                text = text.replace(old, new)
+            found[name] = File(text, path, mark[0] if mark else path)
+    return found
+
+
+def spellings(pattern: Path) -> tuple[str, str]:
+    return pattern.name, pattern.name.replace("_", "-")
+
+
+def difference(root: Path, here: Path, other: Path, *, colour: bool = False) -> str:
+    """Returns what a reader should see of the difference; nothing where there is none.
+
+    Raises:
+        DiffError: git cannot compare the files.
+    """
+    ours, theirs = files_of(root, here, here), files_of(root, other, here)
+    originals = [{file.original for file in files.values()} for files in (ours, theirs)]
+    in_both = originals[0] & originals[1]
+    ours = {name: file for name, file in ours.items() if file.original not in in_both}
+    theirs = {name: file for name, file in theirs.items() if file.original not in in_both}
+
+    lines: list[str] = []
+    compared = []
+    for name, file in ours.items():
+        if file.original != file.path:
+            lines.append(f"copied into {here.name}: {name}, from {file.original}")
+        elif name not in theirs:
+            lines.append(f"only in {here.name}: {name}, {count(file)}")
+        elif not alike(file, theirs[name]):
+            lines.append(f"rewritten in {here.name}: {name}, {count(file)}")
+        else:
+            compared.append(name)
+    for name in theirs.keys() - ours.keys():
+        lines.append(f"only in {other.name}: {name}, {count(theirs[name])}")
+    shown = git_diff(
+        (other.name, {name: theirs[name].text for name in compared}),
+        (here.name, {name: ours[name].text for name in compared}),
+        colour=colour,
+    )
+    return "".join(f"{line}\n" for line in sorted(lines)) + shown
+
+
+def alike(one: File, other: File) -> bool:
+    """Tells whether two files have enough lines in common to compare them line by line."""
+    matcher = SequenceMatcher(None, one.text.splitlines(), other.text.splitlines())
+    return matcher.ratio() >= LITTLE_IN_COMMON
+
+
+def count(file: File) -> str:
+    return f"{len(file.text.splitlines())} lines"
+
+
+def git_diff(
+    old: tuple[str, dict[str, str]], new: tuple[str, dict[str, str]], *, colour: bool
+) -> str:
+    """Returns how the texts in one directory differ from those in another, as git shows it."""
+    options = ["--no-index", "--no-prefix", "--no-ext-diff"]
+    options += ["--color=always" if colour else "--color=never"]
+    with tempfile.TemporaryDirectory() as directory:
+        for side, texts in (old, new):
+            (Path(directory) / side).mkdir()
+            for name, text in texts.items():
+                path = Path(directory) / side / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, "utf-8")
+        shown = subprocess.run(
+            ["git", "diff", *options, old[0], new[0]],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+    # It is 1 where there is a difference.
+    if shown.returncode > 1:
+        raise DiffError("git cannot compare the files, see above")
+    return shown.stdout.decode(errors="replace")
+
+
+def show(text: str) -> None:
+    """Prints a text, through a pager on a terminal."""
+    if sys.stdout.isatty():
+        pager = shlex.split(os.environ.get("PAGER") or PAGER)
+        try:
+            subprocess.run(pager, input=text.encode(), check=False)
+            return
+        except OSError:
+            # There is no such pager.
+            pass
+    sys.stdout.write(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("here", help="the pattern that is read")
+    parser.add_argument("other", help="the one that is known")
+    arguments = parser.parse_args()
+    try:
+        here, other = pattern_of(arguments.here), pattern_of(arguments.other)
+        if here == other:
+            raise DiffError(f"{here.name} is the pattern itself: name another one")
+        text = difference(ROOT, here, other, colour=sys.stdout.isatty())
+    except (DiffError, MarkError) as error:
+        sys.exit(f"error: {error}")
+    show(text or f"{here.name} and {other.name} differ only in what is left out\n")
+
+
+if __name__ == "__main__":
+    main()
