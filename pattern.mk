@@ -1,7 +1,9 @@
 # The verbs of a pattern: its Makefile includes this file, and `make` alone shows them.
+#
+# GNU make 3.81 and bash 3.2, which macOS has, run it too: that make knows no .SHELLFLAGS, so no
+# recipe relies on `set -e`.
 
 SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -12,25 +14,63 @@ PATTERN := $(notdir $(HERE))
 CHAPTER := $(notdir $(patsubst %/,%,$(dir $(HERE))))
 SERVICE ?=
 ARGS ?=
+WITH ?=
 KUBECTL ?= kubectl
 
 # Docker where an engine answers; a pattern that was started without it is also stopped without it.
-RUN ?= $(if $(wildcard .local/supervisord.pid),local,$(shell docker info >/dev/null 2>&1 && echo docker || echo local))
+ifndef RUN
+RUN := $(if $(wildcard .local/supervisord.pid),local,$(shell docker info >/dev/null 2>&1 && echo docker || echo local))
+endif
 ifeq ($(filter $(RUN),docker local),)
 $(error RUN is "$(RUN)": it is docker or local)
 endif
 export RUN
 
-# What to install is what the requirements were exported from, and servers for images that are not built here.
-EXPORTED := $(shell sed -n 's/^.* by make lock: //p' requirements*.txt 2>/dev/null)
-IMAGES := $(shell grep -lE '^ +image: (redis|postgres|envoyproxy)' docker-compose.yml 2>/dev/null)
-LOCAL_CATEGORIES := packages $(EXPORTED) $(if $(IMAGES),servers)
+# What the files of the pattern say: CATEGORIES to install, its SERVICES, and whether one TRAINS. The
+# environment may not be there yet.
+CATEGORIES :=
+SERVICES :=
+TRAINS :=
+ifndef PYTHON
+PYTHON := $(firstword $(wildcard $(BIN)/python) $(shell command -v python3.11 python3 python))
+endif
+$(foreach line,$(shell cd "$(ROOT)" && "$(PYTHON)" -m tools.read "$(HERE)"),$(eval $(line)))
+ifndef SERVICES
+$(error the files of $(HERE) cannot be read, see above)
+endif
+
 ENVIRONMENT = $(MAKE) -C "$(ROOT)" environment CATEGORIES="$(1)"
-COMPOSE := docker compose
-# Not empty where the training is one of the pattern's own processes.
-TRAINS := $(shell sed -n '/^  train:/p' docker-compose.yml 2>/dev/null)
 # What serves needs a model first, unless one of its processes makes it.
 MODEL := $(if $(TRAINS),,$(if $(and $(wildcard app),$(wildcard train)),models/metadata.json))
+
+# The two ways to run the processes.
+COMPOSE := docker compose
+LOCAL := cd "$(ROOT)" && "$(BIN)/python" -m tools.run
+ifeq ($(RUN),docker)
+WAY := with Docker: see its logs with make logs, stop it with make down
+BUILD = $(COMPOSE) build
+UP = $(COMPOSE) up --detach --build --wait --quiet-pull || \
+  { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }
+DOWN = $(COMPOSE) down --remove-orphans
+STOP = $(COMPOSE) stop
+START = $(COMPOSE) up --detach --no-recreate --no-deps --wait
+KILL = $(COMPOSE) kill
+LOGS = $(COMPOSE) logs
+else
+WAY := without Docker
+# There is nothing to build but the model.
+BUILD = true
+UP = $(call ENVIRONMENT,$(CATEGORIES)) && $(LOCAL) up "$(HERE)"
+DOWN = $(LOCAL) down "$(HERE)"
+STOP = $(LOCAL) stop "$(HERE)"
+START = $(LOCAL) start "$(HERE)"
+KILL = $(LOCAL) kill "$(HERE)"
+LOGS = $(LOCAL) logs "$(HERE)"
+up: $(MODEL)
+build: $(if $(TRAINS),models/metadata.json,$(MODEL))
+endif
+
+TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && "$(BIN)/python" -m train $(ARGS)
 
 .PHONY: help
 help: # Shows the verbs.
@@ -40,92 +80,70 @@ help: # Shows the verbs.
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
 
-# A pattern that trains has more verbs, and trains with Docker too.
-ifneq ($(TRAINS),)
-include $(ROOT)/training.mk
-else
 .PHONY: train
 train: ## Train the model into models/
-	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
-	@"$(BIN)/python" -m train $(ARGS)
-endif
+	@$(TRAIN)
 
 models/metadata.json: $(wildcard train/*.py)
 	@$(MAKE) train ARGS=
 
-.PHONY: service
-service: # Refuses to go on without SERVICE.
-	@if [ -z "$(SERVICE)" ]; then \
-	  echo "error: which one? SERVICE= is one of:" $$(sed -nE '/^services:/,/^[a-z]/s/^  ([a-z0-9_-]+):.*/\1/p' docker-compose.yml) >&2; exit 2; fi
-
-ifeq ($(RUN),docker)
+# A pattern that trains has more verbs, and trains with Docker too.
+ifdef TRAINS
+include $(ROOT)/training.mk
+endif
 
 .PHONY: build
 build: ## Build the images
-	@$(COMPOSE) build
+	@$(BUILD)
 
 .PHONY: up
 up: ## Start, and wait until every service is ready
-	@$(COMPOSE) up --detach --build --wait --quiet-pull || \
-	  { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }
-	@echo "$(PATTERN) is up with Docker: see its logs with make logs, stop it with make down"
+	@$(UP)
+	@echo "$(PATTERN) is up $(WAY)"
 
 .PHONY: down
 down: ## Stop everything; ARGS=--volumes also forgets its data
-	@$(COMPOSE) down --remove-orphans $(ARGS)
+	@$(DOWN) $(ARGS)
 
-.PHONY: stop start kill
+.PHONY: service
+service: # Refuses to go on without SERVICE.
+	@[ -n "$(SERVICE)" ] || { echo "error: which one? SERVICE= is one of: $(SERVICES)" >&2; exit 2; }
+
+.PHONY: stop
 stop: service ## Stop one service: make stop SERVICE=api
-	@$(COMPOSE) stop $(SERVICE)
+	@$(STOP) $(SERVICE)
+
+.PHONY: start
 start: service ## Start one service again and wait until it is ready
-	@$(COMPOSE) up --detach --no-recreate --no-deps --wait $(SERVICE)
+	@$(START) $(SERVICE)
+
+.PHONY: kill
 kill: service ## Kill one service with SIGKILL, in the middle of its work
-	@$(COMPOSE) kill $(SERVICE)
+	@$(KILL) $(SERVICE)
 
 .PHONY: logs
 logs: ## Show the logs: make logs ARGS=--follow
-	@$(COMPOSE) logs $(ARGS) $(SERVICE)
-
-else
-
-.PHONY: build
-build: $(or $(MODEL),models/metadata.json) # Without Docker there is nothing to build but the model.
-
-.PHONY: up
-up: $(MODEL)
-	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run up "$(HERE)"
-	@echo "$(PATTERN) is up without Docker"
-
-.PHONY: down
-down:
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run down "$(HERE)" $(ARGS)
-
-.PHONY: stop start kill
-stop start kill: service
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run $@ "$(HERE)" $(SERVICE)
-
-.PHONY: logs
-logs:
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.run logs "$(HERE)" $(SERVICE) $(ARGS)
-
-endif
+	@$(LOGS) $(SERVICE) $(ARGS)
 
 .PHONY: readme
 readme: ## Play the README: each command and what it shows, from make up to make down
-	@$(call ENVIRONMENT,$(if $(filter local,$(RUN)),$(LOCAL_CATEGORIES),packages))
+	@$(call ENVIRONMENT,$(if $(filter local,$(RUN)),$(CATEGORIES),packages))
 	@cd "$(ROOT)" && "$(BIN)/python" -m tools.play.readme "$(HERE)" --run $(RUN)
 
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
-	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES) measure serving training)
+	@$(call ENVIRONMENT,$(CATEGORIES) measure serving training)
 	@cd "$(ROOT)" && "$(BIN)/python" -m $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
 test: ## Run the tests of this pattern
-	@$(MAKE) -C "$(ROOT)" environment
-	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS; \
+	@$(MAKE) -C "$(ROOT)" environment CATEGORIES=
+	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS && \
 	cd "$(ROOT)" && "$(BIN)/python" -m pytest tests/$(CHAPTER)/test_$(PATTERN).py $(ARGS)
+
+.PHONY: diff
+diff: ## Show how this differs from another pattern: make diff WITH=web_single_pattern
+	@cd "$(ROOT)" && "$(PYTHON)" -m tools.generate.diff "$(HERE)" "$(WITH)"
 
 .PHONY: deploy
 deploy: ## Apply the manifests to the cluster of the current kubectl context

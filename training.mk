@@ -5,45 +5,25 @@ MODEL_DB_URL ?= http://localhost:8000
 UI := http://localhost:5000
 
 ifeq ($(RUN),docker)
-
 # A pattern may have a program of its own that runs the training in containers.
 TRAIN_WITH_DOCKER ?= $(COMPOSE) run --rm --no-deps train python -m train --output /data/models
-
-.PHONY: train
-train:
-	@$(COMPOSE) build train
-	@$(TRAIN_WITH_DOCKER) $(ARGS)
-	@mkdir -p models
-	@$(COMPOSE) run --rm --no-deps -T train tar -c -C /data/models . | tar -x -o -C models
-
-.PHONY: ui
-ui: ## Open the page of the training runs
-	@$(COMPOSE) up --detach --build --wait --no-deps ui
-	@$(OPEN)
-
+TRAIN = set -o pipefail && \
+  $(COMPOSE) build train && $(TRAIN_WITH_DOCKER) $(ARGS) && mkdir -p models && \
+  $(COMPOSE) run --rm --no-deps -T train tar -c -C /data/models . | tar -x -o -C models
+UI_UP = $(COMPOSE) up --detach --build --wait --no-deps ui
 else
-
 export MLFLOW_DISABLE_TELEMETRY := true
 # The store that the services have, so that every run is on one page.
 export MLFLOW_TRACKING_URI ?= sqlite:///$(HERE)/.local/volumes/tracking/mlflow.db
-
-.PHONY: train
-train:
-	@$(call ENVIRONMENT,$(LOCAL_CATEGORIES))
-	@"$(BIN)/python" -m train $(ARGS)
-
-.PHONY: ui
-ui: up
-	@$(OPEN)
-
+UI_UP = $(UP)
 endif
 
-# Says where the page is, and opens it where there is a browser.
-define OPEN
-echo "the training runs are at $(UI)"; \
-if [ "$$(uname)" = Darwin ]; then open $(UI); \
-elif [ -n "$${DISPLAY:-}" ] && command -v xdg-open >/dev/null; then xdg-open $(UI); fi
-endef
+.PHONY: ui
+ui: ## Open the page of the training runs
+	@$(UI_UP)
+	@echo "the training runs are at $(UI)"
+	@if [ "$$(uname)" = Darwin ]; then open $(UI); \
+	elif [ -n "$$DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open $(UI); fi
 
 .PHONY: register
 register: models/metadata.json ## Register the trained model in model_db: MODEL_DB_URL=http://...

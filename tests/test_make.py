@@ -1,0 +1,152 @@
+"""The Makefiles work with the tools of macOS: GNU make 3.81 without .SHELLFLAGS, and BSD `wc`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.measure.server import free_port
+from tools.read.patterns import ROOT
+
+PATTERN = Path("chapter4_serving_patterns/web_single_pattern")
+PORT = "8000"
+README = """# A pattern
+
+It is played.
+
+```console
+$ make up
+...
+$ curl -s localhost:8000/ready
+{"status":"ready"}
+$ make stop
+error: which one? SERVICE= is one of: api
+make: *** ... Error 2
+$ make stop SERVICE=api
+...
+$ make down
+...
+```
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of the repository whose pattern has a port of its own and a short README."""
+    root = tmp_path / "copy"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    (root / ".venv").symlink_to(Path(sys.prefix))
+    port = str(free_port())
+    compose = root / PATTERN / "docker-compose.yml"
+    compose.write_text(compose.read_text().replace(PORT, port))
+    (root / PATTERN / "README.md").write_text(README.replace(PORT, port))
+    return root
+
+
+@pytest.fixture
+def path_of_macos(tmp_path: Path) -> Path:
+    """A directory with a `wc` that pads its numbers, and a Docker that counts its calls."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    scripts = {
+        "wc": f'"{shutil.which("wc")}" "$@" | sed "s/^/       /"',
+        "docker": f'echo "$@" >> "{tmp_path}/asked"; exit 1',
+    }
+    for name, script in scripts.items():
+        (directory / name).write_text(f"#!/bin/bash\n{script}\n")
+        (directory / name).chmod(0o755)
+    return directory
+
+
+def make(
+    directory: Path, path: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs make, with its variable as a make has it that does not know it."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RUN"}
+    inherited["PATH"] = f"{path}{os.pathsep}{inherited['PATH']}"
+    return subprocess.run(
+        ["make", "--no-print-directory", "-C", str(directory), ".SHELLFLAGS=-c", *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    return tmp_path / "asked"
+
+
+def test_make_run_plays_a_pattern_and_asks_docker_once(
+    repository: Path, path_of_macos: Path, asked: Path
+) -> None:
+    played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}")
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert '{"status":"ready"}' in played.stdout
+    assert asked.read_text() == "info\n"
+
+
+def test_help_asks_docker_once(path_of_macos: Path, asked: Path) -> None:
+    shown = make(ROOT / PATTERN, path_of_macos)
+    assert shown.returncode == 0
+    assert "now: local" in shown.stdout
+    assert asked.read_text() == "info\n"
+
+
+def test_results_stop_at_the_first_pattern_that_cannot_be_measured(
+    repository: Path, path_of_macos: Path
+) -> None:
+    first, *others = sorted(repository.glob("chapter*/*/measure/__main__.py"))
+    first.write_text("raise SystemExit('not measurable')\n")
+    for other in others:
+        other.write_text("raise SystemExit('measured all the same')\n")
+    failed = make(repository, path_of_macos, "results", "RUN=local", "MODEL=")
+    assert failed.returncode == 2
+    assert "not measurable" in failed.stderr
+    assert "measured all the same" not in failed.stderr
+
+
+def test_a_pattern_whose_files_cannot_be_read_is_an_error(
+    repository: Path, path_of_macos: Path
+) -> None:
+    (repository / PATTERN / "docker-compose.yml").write_text("services:\n   api: {}\n")
+    refused = make(repository / PATTERN, path_of_macos, "up", "RUN=local")
+    assert refused.returncode == 2
+    assert "docker-compose.yml:2: indent a service" in refused.stderr
+    assert "cannot be read, see above" in refused.stderr
+
+
+MAKEFILES = {
+    str(path.relative_to(ROOT)): path
+    for path in sorted([*ROOT.glob("*.mk"), *ROOT.glob("Makefile"), *ROOT.glob("*/*/Makefile")])
+}
+# What GNU make 3.81 does not know: it came with 3.82 or later.
+LATER = {
+    ".ONESHELL": r"^\.ONESHELL",
+    ".SHELLFLAGS": r"^\.SHELLFLAGS",
+    "!=": r"^\w+\s*!=",
+    "::=": r"::=",
+    "define with =": r"^define \w+\s*[:?+]?=",
+    "undefine": r"^\s*undefine ",
+    "private": r"^.*:\s*private ",
+    "a target's own export": r"^[\w $(){}./-]+:\s*export ",
+    "$(file)": r"\$\(file ",
+    "$(intcmp) and $(let)": r"\$\((intcmp|let) ",
+}
+
+
+@pytest.mark.parametrize("makefile", MAKEFILES.values(), ids=MAKEFILES)
+def test_a_makefile_uses_nothing_that_make_of_macos_does_not_know(makefile: Path) -> None:
+    text = makefile.read_text()
+    found = [name for name, pattern in LATER.items() if re.search(pattern, text, re.MULTILINE)]
+    assert found == []

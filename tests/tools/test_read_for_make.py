@@ -1,0 +1,82 @@
+"""What make is told of a pattern, before there is a YAML parser, is what its files say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.generate.requirements import categories
+from tools.read.__main__ import PatternError, assignments, services
+from tools.read.compose import load
+from tools.read.patterns import ROOT, patterns
+
+NAMES = {str(pattern.relative_to(ROOT)): pattern for pattern in patterns()}
+COMPOSE = """name: demo
+services:  # of the pattern
+  api:
+    build: .
+    command: [uvicorn,
+              --port, "8000"]
+    depends_on:
+    - redis
+
+  redis:
+    # A server.
+    image: redis:8.0
+volumes:
+  train:
+"""
+
+
+@pytest.mark.parametrize("pattern", NAMES.values(), ids=NAMES)
+def test_make_is_told_what_the_strict_readers_read(pattern: Path) -> None:
+    compose = load(pattern).services
+    exported = [
+        category
+        for path in pattern.glob("requirements*.txt")
+        for category in categories(path.read_text())
+    ]
+    needs_servers = any(service.build is None for service in compose.values())
+    expected = {
+        *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
+        *(f"SERVICES+={name}" for name in compose),
+        *(["CATEGORIES+=servers"] if needs_servers else []),
+        *(["TRAINS:=train"] if "train" in compose else []),
+    }
+    told = assignments(pattern)
+    assert set(told) == expected
+    assert len(told) == len(expected)
+
+
+def test_only_what_is_a_service_counts_as_one() -> None:
+    assert services(COMPOSE) == {"api": {"build", "command", "depends_on"}, "redis": {"image"}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("  api:", "    api:", "docker-compose.yml:3: indent a service"),
+        ("  api:", "   api:", "docker-compose.yml:3: indent a service"),
+        ("  api:", "\tapi:", "docker-compose.yml:3: indent a service"),
+        ("  api:", "  api: {}", "docker-compose.yml:3: indent a service"),
+        ("    build: .", "   build: .", "docker-compose.yml:4: indent a service"),
+        ("    build: .", "      build: .", "docker-compose.yml:4: indent a service"),
+        ("    build: .\n", "    <<: *base\n", "docker-compose.yml:4: indent a service"),
+        ("    build: .\n", "    restart: always\n", "api has no line `build:` or `image:`"),
+        ("services:", "service:", "there is no service in it"),
+    ],
+)
+def test_a_file_that_is_written_otherwise_is_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(PatternError, match=reason):
+        services(COMPOSE.replace(old, new))
+
+
+def test_what_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
+    # It has to run where nothing is installed.
+    command = [str(Path(sys.executable).resolve()), "-S", "-m", "tools.read", str(tmp_path)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stdout == ""
+    assert told.stderr.startswith(f"error: {tmp_path}: ")
+    assert "docker-compose.yml" in told.stderr

@@ -1,0 +1,99 @@
+"""Tells `pattern.mk` what the files of a pattern say: `python -m tools.read DIRECTORY`.
+
+It prints assignments for make, one word each: `CATEGORIES+=redis` for each category of the lock
+that the pattern needs without Docker, `SERVICES+=api` for each service of its Compose file, and
+`TRAINS:=train` where training is one of the services.
+
+make asks before anything is installed, so there is no YAML parser here and perhaps only an old
+Python. The names come from the indentation, and a file with any other indentation is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
+# What the root toolchain needs itself.
+TOOLCHAIN = "packages"
+# Has the servers of images that are not built here.
+SERVERS = "servers"
+TRAINER = "train"
+
+SERVICE = re.compile(r"  ([\w-]+): *(#.*)?")
+KEY = re.compile(r"    ([\w-]+):( .*)?")
+WITHIN_A_KEY = re.compile(r"     .*|    - .*")
+
+
+class PatternError(Exception):
+    """A file of the pattern does not say what make has to know."""
+
+
+def services(text: str) -> dict[str, set[str]]:
+    """Returns the keys of each service of a Compose file by the name of the service.
+
+    Raises:
+        PatternError: the indentation is not two blanks for a service and four for its keys.
+    """
+    found: dict[str, set[str]] = {}
+    keys: set[str] | None = None
+    section = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not line.startswith((" ", "\t")):
+            section = line
+            continue
+        if section.partition("#")[0].strip() != "services:":
+            continue
+        if service := SERVICE.fullmatch(line):
+            keys = found.setdefault(service[1], set())
+        elif keys is not None and (key := KEY.fullmatch(line)):
+            keys.add(key[1])
+        elif not (keys and WITHIN_A_KEY.fullmatch(line)):
+            raise PatternError(
+                f"docker-compose.yml:{number}: indent a service by two blanks and its keys by four"
+            )
+    for name, keys in found.items():
+        if not keys & {"build", "image"}:
+            raise PatternError(f"docker-compose.yml: {name} has no line `build:` or `image:`")
+    if not found:
+        raise PatternError("docker-compose.yml: there is no service in it")
+    return found
+
+
+def exported(pattern: Path) -> list[str]:
+    """Returns the categories from which the requirements of a pattern were exported."""
+    firsts = [path.read_text("utf-8") for path in sorted(pattern.glob("requirements*.txt"))]
+    marks = [EXPORTED.match(text) for text in firsts]
+    return [category for mark in marks if mark for category in mark[1].split()]
+
+
+def assignments(pattern: Path) -> list[str]:
+    """Returns what make has to know as assignments.
+
+    Raises:
+        OSError: a file cannot be read.
+        PatternError: a file does not say it.
+    """
+    found = services((pattern / "docker-compose.yml").read_text("utf-8"))
+    has_images = any("build" not in keys for keys in found.values())
+    categories = [TOOLCHAIN, *exported(pattern), *([SERVERS] if has_images else [])]
+    return [
+        *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
+        *(f"SERVICES+={name}" for name in found),
+        *([f"TRAINS:={TRAINER}"] if TRAINER in found else []),
+    ]
+
+
+def main() -> None:
+    pattern = Path(sys.argv[1])
+    try:
+        print(*assignments(pattern), sep="\n")
+    except (OSError, PatternError) as error:
+        sys.exit(f"error: {pattern}: {error}")
+
+
+if __name__ == "__main__":
+    main()
