@@ -61,7 +61,8 @@ def pip_checks_hashes_in_images(repository: Repository) -> Iterator[str]:
     for path in repository.dockerfiles:
         runs = " && ".join(rest for s in stages(path).values() for _, rest in s.instructions)
         for words in (part.split() for part in re.split(r"&&|[;|]", runs)):
-            hashed = "--require-hashes" in words or words[-3:] == ["install", *UNHASHED]
+            others = [word for word in words if word != "--no-compile"]
+            hashed = "--require-hashes" in words or others[-3:] == ["install", *UNHASHED]
             if {"pip", "install"} <= set(words) and not hashed:
                 yield f"{path}: `{' '.join(words)}` does not verify hashes; add --require-hashes"
 
