@@ -33,9 +33,20 @@ def inspect(image: str) -> dict[str, Any]:
     return described
 
 
+def of_this_run(request: pytest.FixtureRequest) -> list[Path]:
+    """Returns the patterns whose images the tests of this run ask for."""
+    names = [item.name for item in request.session.items if item.path == request.path]
+    found = dict.fromkeys(pattern for pattern, _ in BUILT.values())
+    return [
+        pattern
+        for pattern in found
+        if any(f"[{pattern.relative_to(ROOT)}:" in name for name in names)
+    ]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def images() -> None:
-    for pattern in dict.fromkeys(pattern for pattern, _ in BUILT.values()):
+def images(request: pytest.FixtureRequest) -> None:
+    for pattern in of_this_run(request):
         docker("compose", "--project-directory", str(pattern), "build", "--quiet")
 
 
