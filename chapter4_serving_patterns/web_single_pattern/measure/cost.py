@@ -22,9 +22,9 @@ CARELESS = ("measure.baselines:careless", QUIET)
 # All run with uvicorn's own defaults; each arm changes one thing of the one before it.
 ARMS: dict[str, tuple[str, list[str]]] = {
     "plain": ("measure.baselines:plain", []),
-    "without_access_log": ("measure.baselines:plain", QUIET),
-    "async_def": ("measure.baselines:plain_async", QUIET),
-    "without_json_route": ("measure.baselines:without_json_route", QUIET),
+    "no access log": ("measure.baselines:plain", QUIET),
+    "async def": ("measure.baselines:plain_async", QUIET),
+    "no JsonRoute": ("measure.baselines:without_json_route", QUIET),
     "ours": OURS,
     # The floor: a route of FastAPI that answers a constant.
     "noop": ("measure.baselines:noop", QUIET),
@@ -127,8 +127,8 @@ def draw(costs: Rounds, path: Path) -> None:
     bars = {name: median(costs, name, "cpu_us") for name in ARMS if name != "noop"}
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.barh([name.replace("_", " ") for name in bars], list(bars.values()))
-    axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.bar_label(axes.barh(list(bars), list(bars.values())), fmt="%.0f", padding=3)
+    axes.margins(x=0.1)
     axes.axvline(
         median(costs, "noop", "cpu_us"), color="black", linestyle="--", label="no-op route"
     )
