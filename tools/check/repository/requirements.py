@@ -23,6 +23,8 @@ USED_BY_ANOTHER = {
     # On Python before 3.11.3.
     "async-timeout": "redis",
     "httptools": "uvicorn",
+    # Pinned beside it to the release that the rest of the environment takes.
+    "python-dateutil": "matplotlib",
     "uvloop": "uvicorn",
 }
 
