@@ -103,7 +103,8 @@ def newest_run(store: str, experiment: str = "iris_svc") -> Run:
     client = mlflow.MlflowClient(store)
     found = client.get_experiment_by_name(experiment)
     assert found
-    return client.search_runs([found.experiment_id])[0]
+    run: Run = client.search_runs([found.experiment_id])[0]
+    return run
 
 
 def artifacts_of(store: str, run: Run) -> set[str]:
