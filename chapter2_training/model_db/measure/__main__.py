@@ -3,7 +3,8 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ HERE = Path(__file__).parents[1]
 CLAIM = "What many writers store at once is kept, through a kill too, and a model has one champion."
 WRITERS = 50
 RIVALS = 10
+TRIES = 10
 # What the database itself refuses, whatever a program does; the control goes without.
 CONSTRAINTS = (
     "ALTER TABLE projects DROP CONSTRAINT uq_projects_project_name",
@@ -44,11 +46,20 @@ NONE = (
     "sqlite_requests_refused",
     "rows_lost",
 )
+# Of the figures.
+BOUNDS: dict[str, tuple[str, float]] = {
+    "writes_per_second": (">=", 200),
+    "merge_p99_ms": ("<=", 200),
+    "page_p99_ms": ("<=", 100),
+    "list_p99_ms": ("<=", 100),
+    "start_seconds": ("<=", 2),
+    "memory_mb": ("<=", 128),
+}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much is measured; without experiments nothing is timed."""
 
     shared: int
     models: int
@@ -61,7 +72,7 @@ class Size:
 
 
 FULL = Size(20, 50, 50, 5, 500, 10_000, 5, 1_000)
-QUICK = Size(4, 5, 5, 1, 100, 500, 1, 100)
+QUICK = Size(1, 3, 2, 1, 20, 0, 0, 0)
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -172,11 +183,11 @@ def add_projects(url: str, targets: list[str], size: Size) -> tuple[Run, int]:
     return run, len(rows) - size.projects
 
 
-def count_conflicts(url: str, target: str, size: Size) -> dict[str, int]:
-    """Lets writers meet at `target`, and looks at `url` for what has become of it."""
-    evaluations, stored = add_evaluations(url, [target], size, must=200)
-    _, second_champions = promote_rivals(url, [target], size)
-    _, duplicate_projects = add_projects(url, [target], size)
+def count_conflicts(url: str, size: Size) -> dict[str, int]:
+    """Lets writers meet at one server, and looks for what has become of it."""
+    evaluations, stored = add_evaluations(url, [url], size, must=200)
+    _, second_champions = promote_rivals(url, [url], size)
+    _, duplicate_projects = add_projects(url, [url], size)
     return {
         "evaluations_lost": evaluations.statuses[200] - stored,
         "second_champions": second_champions,
@@ -200,17 +211,27 @@ def count_refusals(urls: list[str], size: Size) -> dict[str, int]:
     }
 
 
+def until_it_shows(count: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """Counts what a control loses, a few times if need be: chance decides when its writers meet."""
+    total: Counter[str] = Counter()
+    for _ in range(TRIES):
+        total.update(count())
+        if all(total.values()):
+            break
+    return dict(total)
+
+
 # --- kills ----------------------------------------------------------------------------------------
 
 
 def write_through_kills(
-    postgres: Postgres, database: dict[str, str], model_id: str, rows: int
-) -> list[str]:
-    """Kills PostgreSQL, then the API, while writers write; returns what was acknowledged."""
-    ids: list[str] = []
+    postgres: Postgres, databases: list[dict[str, str]], rows: int
+) -> list[list[str]]:
+    """Kills PostgreSQL, then the APIs, while writers write; returns what was acknowledged."""
+    acknowledged: list[list[str]] = [[] for _ in databases]
     stopping = Event()
 
-    def write(url: str) -> None:
+    def write(url: str, model_id: str, ids: list[str]) -> None:
         with httpx.Client(timeout=10) as client:
             while not stopping.is_set():
                 request = new_experiment(url, model_id)
@@ -219,35 +240,44 @@ def write_through_kills(
                     if answer.status_code == 201:
                         ids.append(answer.json()["experiment_id"])
 
-    with run_api(database) as api, ThreadPoolExecutor() as threads:
-        for _ in range(8):
-            threads.submit(write, api.url)
+    with ExitStack() as stack, ThreadPoolExecutor(WRITERS) as threads:
+        apis = [stack.enter_context(run_api(database)) for database in databases]
+        for api, ids in zip(apis, acknowledged, strict=True):
+            (model_id,) = add_models(api.url, 1)
+            for _ in range(8):
+                threads.submit(write, api.url, model_id, ids)
         try:
-            wait_until(lambda: len(ids) >= rows, "rows before the kill")
+            wait_until(lambda: min(map(len, acknowledged)) >= rows, "rows before the kill", 120)
             postgres.kill()
-            before = len(ids)
+            more = [len(ids) + rows for ids in acknowledged]
             postgres.start()
-            wait_until(lambda: len(ids) >= before + rows, "rows after the kill")
-            api.kill()
+            wait_until(
+                lambda: all(len(ids) >= n for ids, n in zip(acknowledged, more, strict=True)),
+                "rows after the kill",
+                120,
+            )
+            for api in apis:
+                api.kill()
         finally:
             stopping.set()
-    return ids
+    return acknowledged
 
 
-def count_lost_rows(size: Size, *changes: str) -> tuple[int, int]:
-    """Returns how many rows were acknowledged around kills, and how many of them are lost."""
-    with run_postgres() as postgres:
-        database = postgres.new_database()
-        migrate(database)
-        postgres.change(database, *changes)
-        with run_api(database) as api:
-            (model_id,) = add_models(api.url, 1)
-        ids: set[str] = set()
-        for _ in range(size.kills):
-            ids.update(write_through_kills(postgres, database, model_id, size.rows_a_kill))
-        with run_api(database) as api:
-            stored = {row["experiment_id"] for row in rows_of(api.url, "/experiments/all")}
-    return len(ids), len(ids - stored)
+def count_lost_rows(
+    postgres: Postgres, databases: list[dict[str, str]], size: Size
+) -> list[tuple[int, int]]:
+    """Returns for each database how many rows were acknowledged around kills, and how many lost."""
+    ids: list[set[str]] = [set() for _ in databases]
+    for _ in range(size.kills):
+        for known, added in zip(
+            ids, write_through_kills(postgres, databases, size.rows_a_kill), strict=True
+        ):
+            known.update(added)
+    found = [
+        {row for (row,) in postgres.select(database, "SELECT experiment_id::text FROM experiments")}
+        for database in databases
+    ]
+    return [(len(known), len(known - stored)) for known, stored in zip(ids, found, strict=True)]
 
 
 # --- times ----------------------------------------------------------------------------------------
@@ -311,30 +341,35 @@ def claim_holds(counts: dict[str, int]) -> bool:
 def main() -> int:
     arguments = quick_argument(__doc__)
     size = QUICK if arguments.quick else FULL
+    figures: dict[str, float] = {}
+    bounds: dict[str, tuple[str, float]] = {}
     with ExitStack() as stack:
         postgres = stack.enter_context(run_postgres())
-        database, defenceless = postgres.new_database(), postgres.new_database()
-        for each in (database, defenceless):
-            migrate(each)
+        database = postgres.new_database()
+        migrate(database)
+        defenceless, unlogged, logged = (postgres.new_database(database) for _ in range(3))
         postgres.change(defenceless, *CONSTRAINTS)
-        api = stack.enter_context(run_api(database))
-        sqlite, late = (
-            stack.enter_context(embedded(app)) for app in ("app.main:app", "measure.baselines:late")
+        postgres.change(unlogged, UNLOGGED)
+        with ExitStack() as servers:
+            with ThreadPoolExecutor() as threads:
+                arms = [
+                    threads.submit(servers.enter_context, arm)
+                    for arm in (embedded(), embedded("measure.baselines:late"))
+                ]
+                api = servers.enter_context(run_api(database))
+                careless = servers.enter_context(run_api(defenceless, "measure.baselines:careless"))
+                sqlite, late = (arm.result() for arm in arms)
+            counts = count_conflicts(api.url, size) | count_refusals(sqlite, size)
+            control = until_it_shows(lambda: count_conflicts(careless.url, size))
+            control |= until_it_shows(lambda: count_refusals(late, size))
+            if size.experiments:
+                figures = measure_times(api, sqlite[0], size)
+                figures |= {"start_seconds": api.start_seconds, "memory_mb": api.memory_mb()}
+                bounds = BOUNDS
+        (acknowledged, lost), (_, control["rows_lost"]) = count_lost_rows(
+            postgres, [logged, unlogged], size
         )
-        looking = stack.enter_context(run_api(defenceless))
-        careless = stack.enter_context(
-            run_api(defenceless, "measure.baselines:careless", "/health")
-        )
-
-        counts = count_conflicts(api.url, api.url, size)
-        counts |= count_refusals(sqlite, size)
-        control = count_conflicts(looking.url, careless.url, size) | count_refusals(late, size)
-        figures = measure_times(api, sqlite[0], size)
-        figures |= {"start_seconds": api.start_seconds, "memory_mb": api.memory_mb()}
-
-    counts["rows_acknowledged"], counts["rows_lost"] = count_lost_rows(size)
-    counts["kills"] = 2 * size.kills
-    _, control["rows_lost"] = count_lost_rows(size, UNLOGGED)
+    counts |= {"rows_acknowledged": acknowledged, "rows_lost": lost, "kills": 2 * size.kills}
     results = Results(
         pattern=HERE.name,
         claim=CLAIM,
@@ -342,15 +377,7 @@ def main() -> int:
         figures=figures,
         control=control,
         holds=claim_holds(counts) and all(control.values()),
-        targets={
-            **dict.fromkeys(NONE, ("==", 0)),
-            "writes_per_second": (">=", 200),
-            "merge_p99_ms": ("<=", 200),
-            "page_p99_ms": ("<=", 100),
-            "list_p99_ms": ("<=", 100),
-            "start_seconds": ("<=", 2),
-            "memory_mb": ("<=", 128),
-        },
+        targets={**dict.fromkeys(NONE, ("==", 0)), **bounds},
     )
     return results.finish(arguments, HERE)
 

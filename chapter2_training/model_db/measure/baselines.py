@@ -19,14 +19,8 @@ careless = FastAPI()
 engine = connect(Settings())
 
 
-@careless.get("/health")
-def health() -> dict[str, str]:
-    """The process lives."""
-    return {"status": "ok"}
-
-
-@careless.post("/v0.1/api/projects")
-def add_project(project_name: Annotated[str, Field]) -> str:
+@careless.post("/v0.1/api/projects", status_code=201)
+def add_project(project_name: Annotated[str, Field]) -> dict[str, str]:
     """Looks whether the project is there, and adds it if it was not."""
     with Session(engine, expire_on_commit=False) as session:
         project = session.scalars(
@@ -36,7 +30,7 @@ def add_project(project_name: Annotated[str, Field]) -> str:
             project = Project(project_name=project_name)
             session.add(project)
             session.commit()
-    return str(project.project_id)
+    return {"project_id": str(project.project_id)}
 
 
 @careless.post("/v0.1/api/experiments/evaluations/{experiment_id}")
@@ -74,6 +68,9 @@ def begin(connection: Connection) -> None:
     """Begins a transaction of SQLite that takes the lock at its first write, as they all do."""
     connection.exec_driver_sql("BEGIN")
 
+
+# Whatever is not careless is the API's own.
+careless.include_router(app.router)
 
 # The API itself, but for the moment at which it takes the lock.
 late = app

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg2
@@ -20,30 +21,44 @@ USER = "model_db"
 class Postgres(PostgresServer):
     """A PostgreSQL server of our own, with a database for each API that asks for one."""
 
-    def execute(self, statement: str, database: str = USER) -> None:
-        """Runs a statement as a client of its own."""
-        client = psycopg2.connect(
+    def connect(self, database: str = USER) -> Any:
+        """Opens a connection of one's own."""
+        return psycopg2.connect(
             host="127.0.0.1", port=self.port, user=USER, password=self.password, dbname=database
         )
-        client.autocommit = True
-        try:
+
+    def execute(self, statement: str, database: str = USER) -> None:
+        """Runs a statement as a client of its own."""
+        with closing(self.connect(database)) as client:
+            client.autocommit = True
             client.cursor().execute(statement)
-        finally:
-            client.close()
+
+    def select(self, database: dict[str, str], statement: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a statement in the database of an API."""
+        with closing(self.connect(name_of(database))) as client:
+            cursor = client.cursor()
+            cursor.execute(statement)
+            return list(cursor.fetchall())
 
     def change(self, database: dict[str, str], *statements: str) -> None:
         """Runs statements in the database of an API."""
         for statement in statements:
-            self.execute(statement, database["DATABASE_URL"].rpartition("/")[2])
+            self.execute(statement, name_of(database))
 
-    def new_database(self) -> dict[str, str]:
-        """Makes an empty database, and returns the settings of an API that uses it."""
+    def new_database(self, template: dict[str, str] | None = None) -> dict[str, str]:
+        """Makes a database, empty or a copy, and returns the settings of an API that uses it."""
         name = f"test_{uuid4().hex}"
-        self.execute(f"CREATE DATABASE {name}")
+        copied = f" TEMPLATE {name_of(template)}" if template else ""
+        self.execute(f"CREATE DATABASE {name}{copied}")
         return {
             "DATABASE_URL": f"postgresql+psycopg2://{USER}@127.0.0.1:{self.port}/{name}",
             "DATABASE_PASSWORD": self.password,
         }
+
+
+def name_of(database: dict[str, str]) -> str:
+    """Returns the name of the database of an API."""
+    return database["DATABASE_URL"].rpartition("/")[2]
 
 
 def run_postgres() -> Postgres:
