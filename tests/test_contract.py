@@ -661,7 +661,9 @@ def test_the_server_keeps_its_limits(strict: Subject, check: Check) -> None:
 
 
 def test_the_server_stops_in_order(start: Start) -> None:
-    with start() as server, Subject(server) as subject:
+    # Long enough for the requests that wait for their bodies while others are answered.
+    patient = {"BODY_DEADLINE_SECONDS": str(PATIENCE_SECONDS)}
+    with start(**patient) as server, Subject(server) as subject:
         found = check_stop(subject)
     assert not found, "\n".join(found)
 
