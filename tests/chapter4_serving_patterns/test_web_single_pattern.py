@@ -1,5 +1,6 @@
 """web_single_pattern: every row is answered as scikit-learn would, and nothing else gets a 200."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -15,8 +16,12 @@ import httpx
 import numpy as np
 import onnxruntime
 import pytest
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
 from sklearn.datasets import load_iris
 
+from chapter4_serving_patterns.web_single_pattern.app.route import JsonRoute
 from chapter4_serving_patterns.web_single_pattern.app.schema import HIGHEST, LOWEST
 from chapter4_serving_patterns.web_single_pattern.train.iris import load
 from chapter4_serving_patterns.web_single_pattern.train.model import fit
@@ -117,6 +122,37 @@ def test_a_body_is_read_as_json_whatever_its_content_type(client: httpx.Client) 
         headers = [("content-type", content_type), ("content-type", "application/xml")]
         answer = client.post("/predict", content=VALID_BODIES["a row"], headers=headers)
         assert answer.status_code == 200, content_type
+
+
+def test_what_a_route_asks_of_fastapi_is_done() -> None:
+    def deny() -> None:
+        raise HTTPException(401)
+
+    class Some(BaseModel):
+        a: int = 1
+        b: int | None = None
+
+    async def some(_: Request) -> Some:
+        return Some()
+
+    app = FastAPI()
+    app.router.route_class = JsonRoute
+    app.get("/denied", dependencies=[Depends(deny)])(some)
+    app.get("/text", response_class=PlainTextResponse)(lambda: "hi")
+    app.get("/some", response_model_exclude_none=True)(some)
+    transport = httpx.ASGITransport(app)
+
+    async def answers() -> list[tuple[int, str]]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            paths = ("/denied", "/text", "/some")
+            return [
+                (found.status_code, found.text) for found in [await client.get(p) for p in paths]
+            ]
+
+    denied, text, excluded = asyncio.run(answers())
+    assert denied[0] == 401
+    assert text == (200, "hi")
+    assert excluded == (200, '{"a":1}')
 
 
 def test_the_description_shows_the_sample_of_the_model(client: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 
 import inspect
 from collections.abc import Callable, Coroutine
+from functools import cached_property, partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,7 +13,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.routing import request_response
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+# What a route may say of its answer, as in `response_model_exclude_none`.
+SHAPE = ("include", "exclude", "by_alias", "exclude_unset", "exclude_defaults", "exclude_none")
 
 
 class JsonRoute(APIRoute):
@@ -25,17 +27,45 @@ class JsonRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        taken = {*body_of(self), self.dependant.request_param_name} - {None}
-        takes_no_more = set(inspect.signature(endpoint).parameters) == taken
-        if takes_no_more and inspect.iscoroutinefunction(endpoint) and self.response_model:
-            self.app = request_response(direct_handler(self))
+        known = {*self.body_models, self.dependant.request_param_name} - {None}
+        if (
+            inspect.iscoroutinefunction(endpoint)
+            and set(inspect.signature(endpoint).parameters) == known
+            and self.response_model is not None
+            and not inspect.isclass(self.response_class)
+            and not (self.dependencies or self.max_body_size)
+        ):
+            shape = {name: getattr(self, f"response_model_{name}") for name in SHAPE}
+            self.write = partial(TypeAdapter(self.response_model).dump_json, **shape)
+            self.app = request_response(self.answer)
 
-    def get_route_handler(self) -> Handler:
+    @cached_property
+    def body_models(self) -> dict[str, type[BaseModel]]:
+        """The model of the body by the name of its parameter; empty without one."""
+        match self.body_field, self.dependant.body_params:
+            case field, [only] if field is only and only.field_info.is_required():
+                model = only.field_info.annotation
+                if inspect.isclass(model) and issubclass(model, BaseModel):
+                    return {only.name: model}
+        return {}
+
+    async def answer(self, request: Request) -> Response:
+        """Parses the body, calls the handler and writes what it returns."""
+        request_name = self.dependant.request_param_name
+        arguments: dict[str, Any] = {request_name: request} if request_name else {}
+        for name, model in self.body_models.items():
+            arguments[name] = parse(model, await request.body())
+        answer = await self.endpoint(**arguments)
+        if isinstance(answer, Response):
+            return answer
+        return Response(self.write(answer), self.status_code or 200, media_type="application/json")
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns FastAPI's handler, which finds a body that has been parsed."""
         handle = super().get_route_handler()
 
         async def parse_and_handle(request: Request) -> Response:
-            for model in body_of(self).values():
+            for model in self.body_models.values():
                 # FastAPI calls `json()`, which returns this, if the first content type is JSON.
                 request._json = parse(model, await request.body())
                 json_type = (b"content-type", b"application/json")
@@ -43,32 +73,6 @@ class JsonRoute(APIRoute):
             return await handle(request)
 
         return parse_and_handle
-
-
-def body_of(route: APIRoute) -> dict[str, type[BaseModel]]:
-    """Returns the parameter that takes the body, and its model; empty where there is none."""
-    return {
-        field.name: field.field_info.annotation
-        for field in route.dependant.body_params
-        if inspect.isclass(field.field_info.annotation)
-        and issubclass(field.field_info.annotation, BaseModel)
-    }
-
-
-def direct_handler(route: APIRoute) -> Handler:
-    """Returns a handler that parses the body, calls the endpoint and writes what it returns."""
-    request_name, models = route.dependant.request_param_name, body_of(route)
-    answer_type: TypeAdapter[Any] = TypeAdapter(route.response_model)
-
-    async def handle(request: Request) -> Response:
-        arguments: dict[str, Any] = {request_name: request} if request_name else {}
-        for name, model in models.items():
-            arguments[name] = parse(model, await request.body())
-        answer = await route.endpoint(**arguments)
-        content = answer_type.dump_json(answer)
-        return Response(content, route.status_code or 200, media_type="application/json")
-
-    return handle
 
 
 def parse(model: type[BaseModel], content: bytes) -> BaseModel:
