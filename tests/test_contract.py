@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
@@ -544,18 +544,17 @@ def ask_until_refused(
     """
     while True:
         connection = http.client.HTTPConnection(*subject.address, timeout=PATIENCE_SECONDS)
-        try:
-            connection.request("POST" if body else "GET", path, body)
-            answer = connection.getresponse()
-        except (OSError, http.client.RemoteDisconnected):
-            return
-        try:
-            json.loads(answer.read())
-            answered.append(answer.status)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            found.append(f"an answer was cut short: {error!r}")
-        finally:
-            connection.close()
+        with closing(connection):
+            try:
+                connection.request("POST" if body else "GET", path, body)
+                answer = connection.getresponse()
+            except (OSError, http.client.RemoteDisconnected):
+                return
+            try:
+                json.loads(answer.read())
+                answered.append(answer.status)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                found.append(f"an answer was cut short: {error!r}")
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from chapter2_training.cifar10.train.onnx_graph import export
 from chapter2_training.cifar10.train.parameters import Parameters, parse
 from chapter2_training.cifar10.train.shapes import SHAPES, draw, write_archive
 from tools.measure.results import load as load_results
-from tools.measure.server import free_port, serve
+from tools.measure.server import free_port, serve, wait_until
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -316,10 +316,14 @@ def test_sigterm_in_fit_ends_the_step_too_and_both_runs_have_failed(state: Path)
         text=True,
     )
     assert process.stdout
-    for line in process.stdout:
-        if "epoch 5 of" in line:
-            process.terminate()
-            break
+    assert any("epoch 5 of" in line for line in process.stdout)
+
+    def is_recorded() -> bool:
+        fit = runs_of(state).get("fit")
+        return fit is not None and "train_loss" in fit.data.metrics
+
+    wait_until(is_recorded, "an epoch to be recorded", 120)
+    process.terminate()
     # The step holds the pipe as well, so this ends only when both have ended.
     process.stdout.read()
     process.stdout.close()

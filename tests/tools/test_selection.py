@@ -1,5 +1,7 @@
 """Options choose the patterns whose tests run; slow tests wait for an environment variable."""
 
+import sys
+
 import pytest
 
 from tools.check import selection
@@ -59,6 +61,9 @@ def files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(**FILES)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setattr(selection, "FULL", True)
+    # The tests run in this process, which may have imported modules of the same names.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
