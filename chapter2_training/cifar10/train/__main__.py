@@ -73,8 +73,10 @@ def record_step(step: str, directory: Path) -> None:
     mlflow.log_metrics({**metrics, "seconds": result["seconds"]})
     mlflow.log_params({name: found[name] for name in found.keys() - metrics.keys()})
     mlflow.set_tag("outputs_sha256", result["sha256"])
-    for file in STEPS[step].artifacts:
-        mlflow.log_artifact(str(directory / file))
+    for path in (directory / file for file in STEPS[step].artifacts):
+        # A server that somebody else runs keeps its own log.
+        if path.exists():
+            mlflow.log_artifact(str(path))
 
 
 if __name__ == "__main__":
