@@ -8,7 +8,6 @@ pattern's own tests hold only what the pattern adds.
 
 import http.client
 import json
-import os
 import re
 import select
 import signal
@@ -28,13 +27,13 @@ import httpx
 import pytest
 
 from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows
+from tools.check.selection import FULL
 from tools.measure.server import Server, wait_until
 from tools.measure.servers import run_uvicorn
 from tools.measure.services import asgi_services, copy_of, run_around, run_service
 from tools.read.compose import Compose, load
 from tools.read.patterns import ROOT, patterns
 
-FULL = os.environ.get("FULL", "") not in {"", "0"}
 EXAMPLES = 200 if FULL else 25
 # No answer comes near this bound; it is for a server that hangs.
 PATIENCE_SECONDS = 60.0
