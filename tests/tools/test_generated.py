@@ -47,8 +47,9 @@ def test_what_has_just_been_written_does_not_differ(root: Path) -> None:
 )
 def test_a_generated_file_that_was_changed_by_hand_is_named(root: Path, name: str) -> None:
     text = (root / name).read_text()
-    last = text.rstrip().splitlines()[-1] if name.endswith(".txt") else "| `rows_equal` | 150 |"
-    marker = last if last in text else "| --- |"
+    last = text.rstrip().splitlines()[-1]
+    figures = ("| `rows_equal` | 150 |", "<!-- rows_equal --> | 150 |", "| --- |")
+    marker = last if name.endswith(".txt") else next(each for each in figures if each in text)
     (root / name).write_text(text.replace(marker, marker + "0", 1))
     assert drifting(root) == {name}
     files.write(root)
@@ -126,6 +127,30 @@ def test_a_readme_without_a_place_for_the_figures_is_an_error(root: Path) -> Non
     readme.write_text(readme.read_text().replace("<!-- /results -->", ""))
     with pytest.raises(index.MarkerError, match="results"):
         files.write(root)
+
+
+def test_a_readme_says_which_figures_it_shows_and_what_they_are_in_words(root: Path) -> None:
+    readme = root / ORIGINAL / "README.md"
+    text = readme.read_text()
+    row = next(line for line in text.splitlines() if "<!-- rows_equal -->" in line)
+    assert row.startswith("| rows that equal") and "| 150 | 14 | = 150: met |" in row
+    readme.write_text(text.replace(row, "| CPU time (µs) <!-- cpu_us plain_cpu_us --> | | | |"))
+    files.write(root)
+    measured = json.loads((root / ORIGINAL / "measure/results.json").read_text())["figures"]
+    cells = " | ".join(f"{measured[name]:g}" for name in ("cpu_us", "plain_cpu_us"))
+    assert f"| CPU time (µs) <!-- cpu_us plain_cpu_us --> | {cells} |" in readme.read_text()
+    wrong = {
+        "7 rows of results": f"{row}\n{row}\n",
+        "0 rows of results": "",
+        "rows_equall is not in": row.replace("rows_equal ", "rows_equall ") + "\n",
+    }
+    rows = re.search(r"(?:\| .*<!-- \w+(?: \w+)? --> \|.*\n)+", text)
+    assert rows
+    for reason, instead in wrong.items():
+        kept = rows[0] if reason.startswith("7") else ""
+        readme.write_text(text.replace(rows[0], kept + instead))
+        with pytest.raises(index.MarkerError, match=reason):
+            files.write(root)
 
 
 def test_a_pattern_without_a_readme_is_an_error(root: Path) -> None:

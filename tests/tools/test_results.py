@@ -125,12 +125,12 @@ def test_show_prints_counts_beside_their_control_and_figures_beside_their_target
         for line in capsys.readouterr().out.splitlines()
         if (cells := [cell.strip() for cell in line.strip("│").split("│")])
     }
-    assert rows["lost"] == ["0", "56", "== 0", "met"]
-    assert rows["done"] == ["19,998", "", "", ""]
+    assert rows["lost"] == ["0", "56", "= 0: met"]
+    assert rows["done"] == ["19,998", "", ""]
     # A bound itself is within it.
-    assert rows["start_seconds"] == ["1", "", "<= 1", "met"]
-    assert rows["jobs_per_second"] == ["3,457", "", ">= 3,457", "met"]
-    assert rows["ack_p99_ms"] == ["12.35", "", "<= 10", "missed"]
+    assert rows["start_seconds"] == ["1", "", "≤ 1: met"]
+    assert rows["jobs_per_second"] == ["3,457", "", "≥ 3,457: met"]
+    assert rows["ack_p99_ms"] == ["12.35", "", "≤ 10: missed"]
 
 
 @pytest.mark.parametrize(
@@ -178,15 +178,15 @@ def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_firs
         "## Missed\n\n"
         "- [log_pattern](chapter5_operations/log_pattern): not measured yet\n"
         "- [cache_pattern](chapter4_serving/cache_pattern): **the claim does not hold**\n"
-        "- [cache_pattern](chapter4_serving/cache_pattern): `start_seconds` is 1, target <= 0.5\n"
+        "- [cache_pattern](chapter4_serving/cache_pattern): `start_seconds` is 1, target ≤ 0.5\n"
     ) in head
-    assert "| `start_seconds` | 1 |  | <= 0.5 | **missed** |" in cache_section
+    assert "| `start_seconds` | 1 |  | ≤ 0.5: missed |" in cache_section
     assert "**The claim does not hold**" in cache_section
     assert "plot.png" not in cache_section
     assert queue_section.startswith("queue_pattern](chapter4_serving/queue_pattern)\n\nNo job is")
     assert "The claim holds; measured on 2025-01-31: cpu " in queue_section
-    assert "| `lost` | 0 | 56 | == 0 | met |" in queue_section
-    assert "| `done` | 19,998 |  |  |  |" in queue_section
+    assert "| `lost` | 0 | 56 | = 0: met |" in queue_section
+    assert "| `done` | 19,998 |  |  |" in queue_section
     assert "(chapter4_serving/queue_pattern/measure/plot.png)" in queue_section
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import cast
 
 from tools.measure.results import PLOT_FILE, ResultsError, load
 from tools.read.compose import load as load_compose
@@ -11,18 +12,27 @@ HEADER = """
 | pattern | what it is | processes | claim | measured |
 | --- | --- | --- | --- | --- |
 """
+# A reader takes in so many; results.json and RESULTS.md have the rest.
+MOST_ROWS = 5
+ROW = re.compile(r"\| (.+?) <!-- (\w+)(?: (\w+))? --> \|")
 
 
 class MarkerError(Exception):
     """A README is missing, or has no place for what is written into it."""
 
 
+def inside(text: str, name: str, shown: Path) -> str:
+    """Returns what stands between `<!-- name -->` and `<!-- /name -->`."""
+    found = re.findall(f"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    if len(found) != 1:
+        raise MarkerError(f"{shown} needs exactly one <!-- {name} --> and <!-- /{name} -->")
+    return cast("str", found[0])
+
+
 def between(text: str, name: str, content: str, shown: Path) -> str:
     """Returns the text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
-    marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if len(marked.findall(text)) != 1:
-        raise MarkerError(f"{shown} has not exactly one <!-- {name} --> and <!-- /{name} -->")
-    return marked.sub(lambda match: f"{match[1]}{content}{match[2]}", text)
+    opening = f"<!-- {name} -->\n"
+    return text.replace(opening + inside(text, name, shown), opening + content, 1)
 
 
 def tagline(pattern: Path) -> str:
@@ -43,9 +53,9 @@ def measured(pattern: Path) -> tuple[str, str]:
         results = load(pattern)
     except ResultsError:
         return "", "not measured yet"
-    for name, value, _, target, verdict in results.rows():
+    for name, value, _, target in results.rows():
         if target and name in results.figures:
-            return results.claim, f"`{name}` {value} ({target}: {verdict})"
+            return results.claim, f"`{name}` {value} ({target})"
     return results.claim, ""
 
 
@@ -61,21 +71,43 @@ def index(root: Path) -> str:
     return "".join(tables.values()) + "\n"
 
 
-def figures(pattern: Path) -> str:
-    """Returns what was measured of a pattern as a table; nothing before its first measurement."""
+def figures(pattern: Path, block: str) -> str:
+    """Returns the table of results of a README, its cells filled from what was measured.
+
+    A row is `| jobs lost <!-- lost --> | | | |`: words for the reader, and the name of a count or
+    figure. A second name says which figure is the same without the mechanism; a count that has a
+    control needs none. The README chooses its rows and their order.
+
+    Args:
+        block: What stands in the README now.
+
+    Raises:
+        MarkerError: a row names what was not measured, or there are no rows, or too many.
+    """
+    named = [line for line in block.splitlines() if ROW.match(line)]
+    if not 1 <= len(named) <= MOST_ROWS:
+        raise MarkerError(
+            f"{pattern.name}/README.md: {len(named)} rows of results; write one to {MOST_ROWS}, "
+            "each as | words for it, unit <!-- name in results.json --> | | | |"
+        )
     try:
         results = load(pattern)
     except ResultsError:
-        return ""
-    lines = ["", "| | measured | without | target | |", "| --- | ---: | ---: | ---: | --- |"]
-    lines += [f"| `{name}` | {' | '.join(cells)} |" for name, *cells in results.rows()]
-    machine = results.machine
-    lines += [
-        "",
-        f"Measured on {results.measured_on} with {machine['cores']} cores of {machine['cpu']}.",
-    ]
-    if (pattern / PLOT_FILE).exists():
-        lines += ["", f"![{results.claim}]({PLOT_FILE.as_posix()})"]
+        results = None
+    lines = ["", "| | measured | without | target |", "| --- | ---: | ---: | --- |"]
+    for line in named:
+        words, name, without = cast("re.Match[str]", ROW.match(line)).groups()
+        for known in filter(None, [name, without]):
+            if results and known not in results.measured:
+                raise MarkerError(f"{pattern.name}/README.md: {known} is not in results.json")
+        cells = results.cells(name, without) if results else ("", "", "")
+        mark = f"{name} {without}" if without else name
+        lines.append(f"| {words} <!-- {mark} --> | {' | '.join(cells)} |")
+    if results:
+        cores, cpu = results.machine["cores"], results.machine["cpu"]
+        lines += ["", f"Measured on {results.measured_on} with {cores} cores of {cpu}."]
+        if (pattern / PLOT_FILE).exists():
+            lines += ["", f"![{results.claim}]({PLOT_FILE.as_posix()})"]
     return "\n".join([*lines, "", ""])
 
 
@@ -95,5 +127,7 @@ def indexed(root: Path = ROOT) -> dict[Path, str]:
     for pattern in patterns(root):
         path = pattern / "README.md"
         shown = path.relative_to(root)
-        texts[path] = between(path.read_text("utf-8"), "results", figures(pattern), shown)
+        text = path.read_text("utf-8")
+        table = figures(pattern, inside(text, "results", shown))
+        texts[path] = between(text, "results", table, shown)
     return texts

@@ -31,6 +31,7 @@ MEETS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "==": operator.eq,
 }
+SHOWN_SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 
 
 class ResultsError(ValueError):
@@ -102,25 +103,27 @@ class Results:
         sign, bound = self.targets[name]
         return "met" if MEETS[sign](self.measured[name], bound) else "missed"
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """One row a count or figure: name, measured, without the mechanism, target, verdict."""
-        rows = []
-        for name, value in self.measured.items():
-            without = _shown(self.control[name]) if name in self.control else ""
-            sign, bound = self.targets.get(name, ("", math.nan))
-            target = f"{sign} {_shown(bound)}" if sign else ""
-            rows.append((name, _shown(value), without, target, self.verdict(name)))
-        return rows
+    def cells(self, name: str, without: str | None = None) -> tuple[str, str, str]:
+        """What was measured, the same without the mechanism, and the target with its verdict."""
+        other = self.measured[without] if without else self.control.get(name)
+        target = ""
+        if name in self.targets:
+            sign, bound = self.targets[name]
+            target = f"{SHOWN_SIGNS[sign]} {_shown(bound)}: {self.verdict(name)}"
+        return _shown(self.measured[name]), "" if other is None else _shown(other), target
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """One row a count or figure: its name and its cells."""
+        return [(name, *self.cells(name)) for name in self.measured]
 
     def show(self) -> None:
         """Prints the claim and a table of what was measured."""
         table = Table("", title=Text(f"{self.pattern}: {self.claim}"), title_justify="left")
         for column in ("measured", "without", "target"):
             table.add_column(column, justify="right")
-        table.add_column("")
-        for *cells, verdict in self.rows():
-            style = {"met": "green", "missed": "bold red"}.get(verdict, "")
-            table.add_row(*cells, verdict, style=style)
+        for name, *cells in self.rows():
+            style = {"met": "green", "missed": "bold red"}.get(self.verdict(name), "")
+            table.add_row(name, *cells, style=style)
         console = Console()
         console.print(table)
         console.print("The claim holds." if self.holds else "[bold red]The claim does not hold.")
@@ -221,9 +224,10 @@ def render(root: Path) -> str:
         if not results.holds:
             failures.append(f"- {_link(path, root)}: **the claim does not hold**")
         failures += [
-            f"- {_link(path, root)}: `{name}` is {measured}, target {target}"
-            for name, measured, _, target, verdict in results.rows()
-            if verdict == "missed"
+            f"- {_link(path, root)}: `{name}` is {results.cells(name)[0]}, "
+            f"target {results.cells(name)[2].removesuffix(': missed')}"
+            for name in results.targets
+            if results.verdict(name) == "missed"
         ]
     missed = ["## Missed\n", *(failures or ["Nothing: every claim holds, every target is met."])]
     sections = [_section(path, root, results) for path, results in found.items()]
@@ -238,12 +242,10 @@ def _section(path: Path, root: Path, results: Results) -> str:
         f"\n## {_link(path, root)}\n",
         f"{results.claim}\n",
         f"{verdict}; measured on {results.measured_on}: {machine}.\n",
-        "| | measured | without | target | |",
-        "| --- | ---: | ---: | ---: | --- |",
+        "| | measured | without | target |",
+        "| --- | ---: | ---: | --- |",
+        *(f"| `{name}` | {' | '.join(cells)} |" for name, *cells in results.rows()),
     ]
-    for name, *cells, met in results.rows():
-        mark = "**missed**" if met == "missed" else met
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {mark} |")
     plot = path / PLOT_FILE
     if plot.exists():
         lines.append(f"\n![What was measured of {path.name}]({plot.relative_to(root).as_posix()})")
