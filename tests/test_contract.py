@@ -8,6 +8,7 @@ pattern's own tests hold only what the pattern adds.
 
 import http.client
 import json
+import os
 import re
 import select
 import signal
@@ -37,7 +38,7 @@ from tools.read.patterns import ROOT, patterns
 EXAMPLES = 200 if FULL else 25
 # No answer comes near this bound; it is for a server that hangs.
 PATIENCE_SECONDS = 60.0
-STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "BODY_DEADLINE_SECONDS": "0.5"}
+STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "CLIENT_DEADLINE_SECONDS": "0.5"}
 LARGE_BYTES = 100_000_000
 MEGABYTE = b" " * 1_000_000
 LONGEST_ANSWER_BYTES = 5_000
@@ -280,12 +281,11 @@ def check_bodies_at_the_limit(subject: Subject) -> Findings:
     found = Findings()
     if not subject.bounded:
         return found
-    refused = subject.post(subject.bounded, MEGABYTE * 10)
-    limit = re.search(r"larger than (\d+) bytes", refused.text)
-    if refused.status_code != 413 or not limit:
-        return Findings([f"10 MB: {refused.status_code} {refused.text[:200]}"])
+    limit = limit_of(subject)
+    if not limit:
+        return Findings(["10 MB are not refused"])
     rows = subject.rows if subject.predicts else None
-    for name, body in at_the_limit(int(limit[1]), rows).items():
+    for name, body in at_the_limit(limit, rows).items():
         answer = subject.post(subject.bounded, body)
         what = f"{name}, {len(body)} bytes: {answer.status_code} {answer.text[:200]}"
         found.expect(answer.status_code in (413, 422), what)
@@ -362,55 +362,165 @@ def answers_to_a_byte(connection: socket.socket) -> bool:
 
 
 def check_requests_at_once(subject: Subject) -> Findings:
-    """A third request beside two is a 503 with Retry-After, `/health` is answered all the time."""
+    """Of 64 requests that are there at the same time, two are served; the others get 503 at once.
+
+    The server is suspended while they are sent, so it finds all of them when it goes on.
+    `/health` and `/ready` have no limit.
+    """
     found = Findings()
-    path = subject.counted
-    if not (path and subject.bounded):
+    path, body = something_to_ask(subject)
+    if 503 not in subject.declared(path, "post"):
         return found
+    request = f"POST {path} HTTP/1.1\nHost: a\nContent-Length: {len(body)}"
     with ExitStack() as stack:
-
-        def is_full() -> bool:
-            # Those that wait end at the deadline of their body, so there are always new ones.
-            for _ in range(2):
-                stack.enter_context(waiting(subject))
-            before, health, after = subject.get(path), subject.get("/health"), subject.get(path)
-            found.expect(health.status_code == 200, f"/health: {health.status_code}")
-            if {before.status_code, after.status_code} != {503}:
-                return False
-            found.expect(before.headers.get("retry-after") == "1", "a 503 without Retry-After")
-            return True
-
-        found.wait_until(is_full, "a third request to be refused", subject.patience_seconds)
-    if not found:
-        found.wait_until(lambda: subject.get(path).status_code == 200, "a free place", 60)
+        probe = "GET /health HTTP/1.1\nHost: a"
+        heads = [*[(request, body)] * 64, (probe, b""), (probe.replace("health", "ready"), b"")]
+        connections = []
+        for _ in heads:
+            connection = stack.enter_context(opened(subject, probe))
+            read_response(connection)
+            connections.append(connection)
+        os.kill(subject.server.pid, signal.SIGSTOP)
+        try:
+            for connection, (head, content) in zip(connections, heads, strict=True):
+                send(connection, head, content)
+        finally:
+            os.kill(subject.server.pid, signal.SIGCONT)
+        responses = [read_response(connection) for connection in connections]
+    statuses = [response.status for response in responses]
+    served = sum(status in (200, 202, 422) for status in statuses[:64])
+    found.expect(served == 2, f"{served} of 64 requests were served")
+    found.expect(set(statuses[:64]) <= {200, 202, 422, 503}, f"{set(statuses)}")
+    found.expect(statuses[64:] == [200, 200], f"/health, /ready: {statuses[64:]}")
+    refused = [response for response in responses if response.status == 503]
+    retry_after = {response.getheader("retry-after") for response in refused}
+    found.expect(retry_after == {"1"}, "a 503 without Retry-After")
+    found.expect(subject.get(subject.counted or "/ready").status_code == 200, "a place is lost")
     return found
 
 
-@contextmanager
-def waiting(subject: Subject) -> Iterator[socket.socket]:
-    """Opens a request that is under way: the server has read its head and asks for its body."""
+def check_slow_clients(subject: Subject) -> Findings:
+    """300 clients that stay in the middle of a body take nothing from the others."""
+    found = Findings()
+    if not subject.bounded:
+        return found
     head = f"POST {subject.bounded} HTTP/1.1\nHost: a\nContent-Length: 50\nExpect: 100-continue"
-    with opened(subject, head) as connection:
-        # 100 where it is let in, 503 where it is not.
-        select.select([connection], [], [], subject.patience_seconds)
-        yield connection
+    with ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(opened(subject, head))
+            # 100 when the server has seen the head, 503 where it has too many.
+            connection.recv(1)
+            connection.sendall(b'{"data"')
+        paths = [subject.counted or "/ready", "/ready"] * 20
+        statuses = {subject.get(path).status_code for path in paths}
+        found.expect(statuses == {200}, f"beside 300 slow clients: {statuses}")
+    return found
 
 
 def check_clients_that_leave(subject: Subject) -> Findings:
-    """Clients that go away in their body leave both places free."""
+    """The bytes of a body no longer count when its client has left in the middle of it."""
     found = Findings()
-    path = subject.counted
-    if not (path and subject.bounded):
+    if not subject.bounded:
         return found
-    for _ in range(20):
-        with waiting(subject) as connection, suppress(ConnectionError):
-            connection.sendall(b"{")
+    limit = limit_of(subject)
+    head = f"POST {subject.bounded} HTTP/1.1\nHost: a\nContent-Length: {limit}"
+    for _ in range(8):
+        with opened(subject, head, b" " * (limit * 9 // 10)):
+            pass
+    answer = subject.post(subject.bounded, b" " * limit)
+    found.expect(answer.status_code in (200, 202, 422), f"{answer.status_code} {answer.text}")
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(opened(subject, head, b" " * (limit * 9 // 10)))
 
-    def has_two_places() -> bool:
-        with waiting(subject):
-            return subject.get(path).status_code == 200
+        def is_full() -> bool:
+            return subject.post(subject.bounded or "", b" " * limit).status_code == 503
 
-    found.wait_until(has_two_places, "two free places", subject.patience_seconds)
+        found.wait_until(is_full, "too many bodies to be refused", subject.patience_seconds)
+    return found
+
+
+def limit_of(subject: Subject) -> int:
+    """Returns the most bytes that a body may have, which a refusal says."""
+    refused = subject.post(subject.bounded or "", MEGABYTE * 10)
+    limit = re.search(r"larger than (\d+) bytes", refused.text)
+    return int(limit[1]) if refused.status_code == 413 and limit else 0
+
+
+HEADS = {
+    "a header": "GET /health HTTP/1.1\nHost: a\nX: ",
+    "a request line": "GET /health?",
+}
+
+
+def check_large_head(subject: Subject) -> Findings:
+    """A head of 50 MB is a 431 that costs no memory, and other clients are answered."""
+    found = Findings()
+    before = subject.server.memory_mb()
+    for what, head in HEADS.items():
+        with opened(subject, head, end="") as connection, suppress(ConnectionError):
+            for _ in range(50):
+                connection.sendall(MEGABYTE.replace(b" ", b"x"))
+                if select.select([connection], [], [], 0)[0]:
+                    break
+            status = status_of(connection)
+            found.expect(status == 431, f"{what} without an end: {status}")
+        with opened(subject, f"{head}{'x' * 100_000} HTTP/1.1\nHost: a") as connection:
+            status = status_of(connection)
+            # The parser itself finds a URL of more than 64 KiB invalid.
+            found.expect(status in (400, 431), f"{what} of 100 kB: {status}")
+    grown = subject.server.memory_mb() - before
+    found.expect(grown < 20, f"heads have cost {grown:.0f} MB")
+    found.expect(subject.lives(), "it does not live any more")
+    return found
+
+
+def check_slow_head(subject: Subject) -> Findings:
+    """A connection without a whole head is closed at the deadline."""
+    found = Findings()
+    for head in ("", "GET /hea"):
+        with opened(subject, head, end="") as connection:
+            connection.settimeout(subject.patience_seconds)
+            try:
+                closed = connection.recv(1) == b""
+            except TimeoutError:
+                closed = False
+            found.expect(closed, f"{head!r} and no more: it stays open")
+    return found
+
+
+def check_unread_responses(subject: Subject) -> Findings:
+    """A client that asks and never reads is cut off, and no longer in the way of the others."""
+    found = Findings()
+    if not subject.operations:
+        return found
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect(subject.address)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 2_000)
+        cut_off = select.poll()
+        # Without an event to wait for, an error or a hang-up is still reported.
+        cut_off.register(connection, 0)
+        events = cut_off.poll(subject.patience_seconds * 1000)
+        found.expect(bool(events), "a client that never reads keeps its connection")
+    found.expect(subject.get(subject.counted or "/ready").status_code == 200, "a place is lost")
+    return found
+
+
+def check_pipelining(subject: Subject) -> Findings:
+    """2,000 requests that are sent without waiting are answered in their order."""
+    found = Findings()
+    head = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    received = b""
+    with opened(subject, "GET /health HTTP/1.1\nHost: a") as connection:
+        sender = threading.Thread(target=send_all, args=(connection, head * 1_999))
+        sender.start()
+        with suppress(TimeoutError, ConnectionError):
+            while received.count(b"HTTP/1.1 200 ") < 2_000 and (more := connection.recv(1_000_000)):
+                received += more
+        sender.join()
+    responses = received.count(b"HTTP/1.1 200 ")
+    found.expect(responses == 2_000, f"{responses} of 2,000 pipelined requests were answered")
     return found
 
 
@@ -504,13 +614,20 @@ def check_stop(subject: Subject) -> Findings:
             for connection in held:
                 # Only a request that was accepted is told to continue.
                 found.expect(status_of(connection) == 100, "a request was not accepted")
+        kept: list[int] = []
+        arguments = [
+            *[(ask_until_refused, answered)] * 8,
+            *[(ask_until_closed, kept)] * 40,
+        ]
         threads = [
-            threading.Thread(target=ask_until_refused, args=(subject, path, body, answered, found))
-            for _ in range(8)
+            threading.Thread(target=ask, args=(subject, path, body, statuses, found))
+            for ask, statuses in arguments
         ]
         for thread in threads:
             thread.start()
         found.wait_until(lambda: len(answered) >= 200, "200 answers", PATIENCE_SECONDS)
+        # A connection that the server has not accepted yet is nobody's.
+        found.wait_until(lambda: len(kept) >= 40, "the kept-alive connections", PATIENCE_SECONDS)
         subject.server.terminate()
         for connection in held:
             try:
@@ -556,12 +673,57 @@ def ask_until_refused(
                 found.append(f"an answer was cut short: {error!r}")
 
 
+def ask_until_closed(
+    subject: Subject, path: str, body: bytes, answered: list[int], found: Findings
+) -> None:
+    """Asks again and again on one connection, until a response says that it closes.
+
+    A client that is told so goes elsewhere; one whose connection breaks has lost a request.
+    """
+    connection = http.client.HTTPConnection(*subject.address, timeout=PATIENCE_SECONDS)
+    is_first = True
+    with closing(connection):
+        while True:
+            try:
+                connection.request("POST" if body else "GET", path, body)
+                response = connection.getresponse()
+                json.loads(response.read())
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                found.append(f"a kept-alive connection has lost a request: {error!r}")
+                return
+            if is_first:
+                answered.append(response.status)
+            is_first = False
+            if response.will_close:
+                return
+
+
 @contextmanager
-def opened(subject: Subject, head: str, body: bytes = b"") -> Iterator[socket.socket]:
+def opened(
+    subject: Subject, head: str, body: bytes = b"", end: str = "\n\n"
+) -> Iterator[socket.socket]:
     """Opens a connection and sends the beginning of a request."""
     with socket.create_connection(subject.address, subject.patience_seconds) as connection:
-        connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        send(connection, head, body, end)
         yield connection
+
+
+def send(connection: socket.socket, head: str, body: bytes = b"", end: str = "\n\n") -> None:
+    connection.sendall((head + end).replace("\n", "\r\n").encode() + body)
+
+
+def send_all(connection: socket.socket, content: bytes) -> None:
+    """Sends all of it, unless the server closes before."""
+    with suppress(OSError):
+        connection.sendall(content)
+
+
+def read_response(connection: socket.socket) -> http.client.HTTPResponse:
+    """Reads a whole response and leaves the connection open."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response
 
 
 def status_of(connection: socket.socket) -> int:
@@ -638,11 +800,20 @@ CHECKS = (
     check_bad_bodies,
     check_bodies_at_the_limit,
     check_large_body,
+    check_large_head,
+    check_slow_clients,
+    check_pipelining,
     check_what_is_not_http,
     check_methods_and_paths,
     check_generated_requests,
 )
-STRICT_CHECKS = (check_slow_body, check_requests_at_once, check_clients_that_leave)
+STRICT_CHECKS = (
+    check_slow_body,
+    check_slow_head,
+    check_unread_responses,
+    check_requests_at_once,
+    check_clients_that_leave,
+)
 Check = Callable[[Subject], Findings]
 
 
@@ -660,7 +831,7 @@ def test_the_server_keeps_its_limits(strict: Subject, check: Check) -> None:
 
 def test_the_server_stops_in_order(start: Start) -> None:
     # Long enough for the requests that wait for their bodies while others are answered.
-    patient = {"BODY_DEADLINE_SECONDS": str(PATIENCE_SECONDS)}
+    patient = {"CLIENT_DEADLINE_SECONDS": str(PATIENCE_SECONDS)}
     with start(**patient) as server, Subject(server) as subject:
         found = check_stop(subject)
     assert not found, "\n".join(found)
@@ -686,21 +857,29 @@ def test_no_pattern_with_a_server_is_left_out() -> None:
 CONTROL: dict[Check, list[str]] = {
     check_endpoints: ["5 rows: 1 entries", "/label is not declared"],
     check_bad_bodies: ["/predict, true: 200", "/predict, NaN: 5"],
-    check_bodies_at_the_limit: ["10 MB: 422"],
+    check_bodies_at_the_limit: ["10 MB are not refused"],
     check_large_body: ["100 MB, Transfer-Encoding: chunked: 422"],
+    check_large_head: ["a header without an end: 0", "a header of 100 kB: 200"],
+    check_slow_clients: ["beside 300 slow clients: {503}"],
     check_methods_and_paths: ["GET /nothing: 200"],
     check_generated_requests: ["Schema-violating request accepted"],
-    check_requests_at_once: ["a 503 without Retry-After", "/health: 503"],
+    check_requests_at_once: ["64 of 64 requests were served", "a 503 without Retry-After"],
     check_slow_body: ["no more: 0"],
-    check_clients_that_leave: ["two free places"],
-    check_stop: ["exit code 3"],
+    check_slow_head: ["'' and no more: it stays open", "'GET /hea' and no more: it stays open"],
+    check_unread_responses: ["never reads keeps its connection"],
+    check_clients_that_leave: ["too many bodies to be refused"],
+    check_stop: ["exit code 3", "a kept-alive connection has lost a request"],
+}
+# These wait for what never comes.
+NEVER = {
+    *(check_large_head, check_slow_body, check_slow_head, check_unread_responses),
+    check_clients_that_leave,
 }
 
 
 @pytest.mark.parametrize("check", CONTROL, ids=lambda check: check.__name__)
 def test_a_careless_server_does_not_keep_it(check: Check) -> None:
-    # These wait for what never comes.
-    patience_seconds = 1 if check in (check_slow_body, check_clients_that_leave) else 60
+    patience_seconds = 1 if check in NEVER else 60
     limits = STRICT if check in STRICT_CHECKS else {}
     with (
         run_uvicorn("tests.careless:app", cwd=ROOT, env=limits) as server,
@@ -711,7 +890,7 @@ def test_a_careless_server_does_not_keep_it(check: Check) -> None:
 
 
 def test_every_check_has_a_control() -> None:
-    controlled = {*CONTROL, check_what_is_not_http}
+    controlled = {*CONTROL, check_what_is_not_http, check_pipelining}
     assert controlled == {*CHECKS, *STRICT_CHECKS, check_stop}
 
 
@@ -729,7 +908,9 @@ def test_a_server_that_answers_whatever_comes_does_not_keep_it() -> None:
             server: Any = type("Answering", (), {"url": url})
             with Subject(server) as subject:
                 found = check_what_is_not_http(subject)
+                pipelined = check_pipelining(subject)
         finally:
             tcp.shutdown()
             thread.join()
     assert len(found) == len(NO_HTTP)
+    assert len(pipelined) == 1

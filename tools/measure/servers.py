@@ -56,7 +56,7 @@ def run_uvicorn(
     """
     port = port or free_port()
     return serve(
-        uvicorn(app, port, options),
+        [*uvicorn(app, port, options), *protocol_of(app, cwd)],
         cwd=cwd,
         env=env,
         ready_url=f"http://127.0.0.1:{port}{ready}",
@@ -69,6 +69,17 @@ def run_uvicorn(
 def uvicorn(app: str, port: int, options: Sequence[str] = UVICORN_OPTIONS) -> list[str]:
     """Returns the command that serves an application on a port of this machine."""
     return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
+
+
+def protocol_of(app: str, cwd: Path) -> list[str]:
+    """Returns the option that names the protocol in the `guard.py` beside an application, if any.
+
+    A Dockerfile names it by `UVICORN_HTTP`.
+    """
+    package = app.partition(":")[0].rpartition(".")[0]
+    if (cwd / package.replace(".", "/") / "guard.py").exists():
+        return ["--http", f"{package}.guard:BoundedProtocol"]
+    return []
 
 
 class Process:

@@ -9,7 +9,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from .guard import Guard
 from .model import Model
 from .route import JsonRoute, refuse_invalid
 from .schema import FEATURES, REFUSALS, UNAVAILABLE, Labels, PredictRequest, Probabilities
@@ -37,7 +36,6 @@ app = FastAPI(
 app.router.route_class = JsonRoute
 # The one that is added last is the first to see a request.
 app.add_middleware(Turns, settings=settings)
-app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
 

@@ -20,4 +20,4 @@ class Settings(BaseSettings):
     max_predictions_at_once: int = Field(default=1, gt=0)
     # So many images, each number with its comma in 13 bytes at most.
     max_body_bytes: int = Field(default=4_194_304, gt=0)
-    body_deadline_seconds: float = Field(default=5.0, gt=0)
+    client_deadline_seconds: float = Field(default=5.0, gt=0)

@@ -16,7 +16,6 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 from . import registry
 from .database import Database, connect, is_embedded
 from .endpoints import api
-from .guard import Guard
 from .migrate import current_revision, migrate, outdated_revisions
 from .page import router as page
 from .route import JsonRoute, refuse_invalid
@@ -51,7 +50,6 @@ app = FastAPI(
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
-app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 app.include_router(api)
 app.include_router(page)

@@ -17,4 +17,4 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=1_000, gt=0)
     max_requests_at_once: int = Field(default=256, gt=0)
     max_body_bytes: int = Field(default=262_144, gt=0)
-    body_deadline_seconds: float = Field(default=5.0, gt=0)
+    client_deadline_seconds: float = Field(default=5.0, gt=0)

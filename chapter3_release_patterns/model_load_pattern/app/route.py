@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.routing import request_response
 
 # What a route may say of its answer, as in `response_model_exclude_none`.
@@ -54,7 +55,7 @@ class JsonRoute(APIRoute):
         request_name = self.dependant.request_param_name
         arguments: dict[str, Any] = {request_name: request} if request_name else {}
         for name, model in self.body_models.items():
-            arguments[name] = parse(model, await request.body())
+            arguments[name] = parse(model, await body_of(request))
         answer = await self.endpoint(**arguments)
         if isinstance(answer, Response):
             return answer
@@ -73,6 +74,20 @@ class JsonRoute(APIRoute):
             return await handle(request)
 
         return parse_and_handle
+
+
+async def body_of(request: Request) -> bytes:
+    """Returns the body; Starlette's own way, a generator, costs a tenth of a request."""
+    body = b""
+    while not hasattr(request, "_body"):
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            # Where `request.body()` finds it.
+            request._body = body
+    return request._body
 
 
 def parse(model: type[BaseModel], content: bytes) -> BaseModel:

@@ -16,7 +16,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from . import jobs
-from .guard import Guard
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, UNKNOWN, Accepted, Counts, Job, PredictRequest
 from .settings import Settings
@@ -49,7 +48,6 @@ app = FastAPI(
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
-app.add_middleware(Guard, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
 

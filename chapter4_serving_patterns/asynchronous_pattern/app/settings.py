@@ -16,7 +16,7 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=32, gt=0)
     max_requests_at_once: int = Field(default=256, gt=0)
     max_body_bytes: int = Field(default=262_144, gt=0)
-    body_deadline_seconds: float = Field(default=5.0, gt=0)
+    client_deadline_seconds: float = Field(default=5.0, gt=0)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     # After so long without an answer of Redis the API answers 503.

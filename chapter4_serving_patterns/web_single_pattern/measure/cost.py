@@ -17,14 +17,15 @@ HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 PACKAGE = ".".join(HERE.relative_to(ROOT).parts)
 QUIET = ["--no-access-log"]
-OURS = ("app.main:app", QUIET)
+GUARDED = [*QUIET, "--http", f"{PACKAGE}.app.guard:BoundedProtocol"]
+OURS = ("app.main:app", GUARDED)
 CARELESS = ("measure.baselines:careless", QUIET)
 # All run with uvicorn's own defaults; each arm changes one thing of the one before it.
 ARMS: dict[str, tuple[str, list[str]]] = {
     "plain": ("measure.baselines:plain", []),
     "no access log": ("measure.baselines:plain", QUIET),
     "async def": ("measure.baselines:plain_async", QUIET),
-    "no JsonRoute": ("measure.baselines:without_json_route", QUIET),
+    "no JsonRoute": ("measure.baselines:without_json_route", GUARDED),
     "ours": OURS,
     # The floor: a route of FastAPI that answers a constant.
     "noop": ("measure.baselines:noop", QUIET),
