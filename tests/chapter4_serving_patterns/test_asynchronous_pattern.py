@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import pairwise
@@ -118,10 +118,7 @@ class Stack:
         (self.directory / "go on").touch()
 
     def counts(self) -> dict[str, int]:
-        """Reads the counts in one transaction, as the API does."""
-        values = self.redis.client.eval(jobs.COUNT, 2, jobs.STREAM, jobs.COUNTS)
-        names = ("accepted", "done", "failed", "pending")
-        return {name: int(value or 0) for name, value in zip(names, values, strict=True)}
+        return asyncio.run(measure.counts_of(self.redis.url))
 
     def wait_until_finished(self) -> None:
         wait_until(lambda: self.counts()["pending"] == 0, "every job to be finished", 60)
@@ -159,12 +156,8 @@ def state(api: httpx.Client, job_id: str) -> dict[str, Any]:
     return found
 
 
-def status_is(api: httpx.Client, job_id: str, *statuses: str) -> Callable[[], bool]:
-    return lambda: state(api, job_id)["status"] in statuses
-
-
 def finished(api: httpx.Client, job_id: str) -> dict[str, Any]:
-    wait_until(status_is(api, job_id, "done", "failed"), f"job {job_id}")
+    wait_until(lambda: state(api, job_id)["status"] in ("done", "failed"), f"job {job_id}")
     return state(api, job_id)
 
 

@@ -108,7 +108,8 @@ def queue_arm(model: Path, directory: Path) -> Iterator[Callable[[], float]]:
                 )
             )
             signal_all(workers, signal.SIGSTOP)
-            expect(run.statuses[202] == run.sent, f"{run.statuses} {run.errors}")
+            if run.statuses[202] != run.sent:
+                raise SystemExit(f"error: not every request got a 202: {run.statuses} {run.errors}")
             return run.p99_ms
 
         ack_p99_ms()
@@ -138,11 +139,6 @@ def synchronous_arm(model: Path, count: int) -> Iterator[Callable[[], float]]:
 def signal_all(children: list[Process], number: signal.Signals) -> None:
     for child in children:
         child.process.send_signal(number)
-
-
-def expect(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise SystemExit(f"error: {otherwise}")
 
 
 # --- what is lost when processes are killed -------------------------------------------------------
@@ -300,11 +296,10 @@ def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
                 wait_until(partial(is_shorter, redis, half), "half of the list to be popped", 60)
                 wait_until(partial(kill_one, workers, chance), "a worker to kill", 60)
             wait_until(partial(is_shorter, redis, 1), "an empty list", 60)
-            done = partial(redis.client.dbsize)
-            wait_until_steady(done)
+            wait_until_steady(redis.client.dbsize)
         finally:
             stopping.set()
-        return size.jobs - int(done())
+        return size.jobs - int(redis.client.dbsize())
 
 
 def kill_one(workers: list[Process], chance: np.random.Generator) -> bool:
