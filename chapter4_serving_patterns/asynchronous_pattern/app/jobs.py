@@ -124,12 +124,10 @@ class Outcome(NamedTuple):
 
 
 def compact(value: Any) -> str:
-    """Returns JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def record_of(job_id: str) -> str:
-    """Returns the Redis key of a job's record."""
     return f"job:{job_id}"
 
 

@@ -14,14 +14,10 @@ session = onnxruntime.InferenceSession(main.settings.model_directory / "model.on
 
 
 class PredictRequest(BaseModel):
-    """The request of a typical first server."""
-
     data: list[list[float]]
 
 
 class Prediction(BaseModel):
-    """The response of a typical first server."""
-
     prediction: list[list[float]]
 
 
@@ -54,7 +50,6 @@ def predict_in_a_thread(request: PredictRequest) -> Prediction:
 
 @plain_async.post("/predict")
 async def predict_in_the_event_loop(request: PredictRequest) -> Prediction:
-    """Predicts in the event loop, without a thread."""
     return Prediction(prediction=predict(request.data))
 
 
@@ -75,5 +70,4 @@ def predict_the_first_row(request: SampleRequest) -> Prediction:
 @noop.get("/ready")
 @careless.get("/ready")
 def ready() -> dict[str, str]:
-    """Reports that the process is up."""
     return {"status": "ready"}

@@ -83,7 +83,6 @@ def latency(running: Server, rate_per_second: float) -> dict[str, float]:
 
 
 def median(rounds: Rounds, arm: str, figure: str) -> float:
-    """Returns the median over the rounds of an arm."""
     return median_and_spread([values[figure] for values in rounds[arm]]).median
 
 

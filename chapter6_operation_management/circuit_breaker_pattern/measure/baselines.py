@@ -37,7 +37,6 @@ counting.router.lifespan_context = lifespan
 
 @counting.get("/calls")
 async def calls() -> int:
-    """Returns how often the model has been called."""
     model: CountingModel = counting.state.model
     return model.calls
 
@@ -57,7 +56,6 @@ async def fail_or_answer() -> Response:
 
 @failing.post("/repair")
 async def repair() -> None:
-    """Responds with 200 from now on."""
     failing.state.status = 200
 
 
