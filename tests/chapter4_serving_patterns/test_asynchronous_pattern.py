@@ -1,4 +1,4 @@
-"""Tests of the asynchronous pattern: real Redis, real API, real workers, and what kills them."""
+"""asynchronous_pattern: real Redis, a real API and real workers, some of which are killed."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import pairwise
@@ -46,7 +46,7 @@ from tools.measure.servers import Process
 
 LEASE_SECONDS = 0.5
 FRAGILE = (f"{PACKAGE}.measure.baselines",)
-# A worker whose batch takes until the test lets it go on.
+# A worker whose batch is not finished until the test allows it.
 PATIENT = f"""
 from pathlib import Path
 from time import sleep
@@ -79,7 +79,7 @@ def row(models: Path) -> list[float]:
 
 
 class Stack:
-    """Redis, an API and as many workers as a test asks for, all its own."""
+    """Redis, an API and workers for one test."""
 
     def __init__(self, directory: Path, models: Path, stack: ExitStack) -> None:
         self.directory = directory
@@ -108,7 +108,7 @@ class Stack:
         )
 
     def patient_worker(self, **others: str) -> Process:
-        """Starts a worker that keeps its first batch until `go_on`."""
+        """Starts a worker that does not finish its first batch until `go_on`."""
         (self.directory / "patient.py").write_text(PATIENT)
         path = os.pathsep.join([str(ROOT), str(self.directory)])
         (worker,) = self.workers(1, ("patient",), PYTHONPATH=path, **others)
@@ -118,16 +118,13 @@ class Stack:
         (self.directory / "go on").touch()
 
     def counts(self) -> dict[str, int]:
-        """Reads the counts in one transaction, as the API does."""
-        values = self.redis.client.eval(jobs.COUNT, 2, jobs.STREAM, jobs.COUNTS)
-        names = ("accepted", "done", "failed", "pending")
-        return {name: int(value or 0) for name, value in zip(names, values, strict=True)}
+        return asyncio.run(measure.counts_of(self.redis.url))
 
     def wait_until_finished(self) -> None:
         wait_until(lambda: self.counts()["pending"] == 0, "every job to be finished", 60)
 
     def held(self) -> list[dict[str, Any]]:
-        """Returns the jobs that a worker holds; none before the first worker has come."""
+        """Returns the jobs that workers hold; none before a worker has created the group."""
         with suppress(ResponseError):
             found: list[dict[str, Any]] = self.redis.client.xpending_range(
                 jobs.STREAM, jobs.GROUP, "-", "+", 1_000
@@ -159,12 +156,8 @@ def state(api: httpx.Client, job_id: str) -> dict[str, Any]:
     return found
 
 
-def status_is(api: httpx.Client, job_id: str, *statuses: str) -> Callable[[], bool]:
-    return lambda: state(api, job_id)["status"] in statuses
-
-
 def finished(api: httpx.Client, job_id: str) -> dict[str, Any]:
-    wait_until(status_is(api, job_id, "done", "failed"), f"job {job_id}")
+    wait_until(lambda: state(api, job_id)["status"] in ("done", "failed"), f"job {job_id}")
     return state(api, job_id)
 
 
@@ -172,7 +165,7 @@ def finished(api: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("copies", [1, 50])
-def test_the_onnx_graph_equals_the_ensemble_computed_with_scikit_learn(copies: int) -> None:
+def test_the_onnx_graph_computes_the_same_as_scikit_learn(copies: int) -> None:
     x_train, y_train, x_test, y_test = trainer.load()
     pipeline, warps = trainer.fit(x_train, y_train), trainer.draw_warps(copies)
     session = onnxruntime.InferenceSession(trainer.export(pipeline, warps))
@@ -213,7 +206,7 @@ def test_a_bad_body_never_becomes_a_job(stack: Stack, row: list[float]) -> None:
     assert stack.counts()["accepted"] == 0
 
 
-def test_an_unknown_job_is_404(stack: Stack) -> None:
+def test_an_unknown_job_gets_404(stack: Stack) -> None:
     api = stack.api()
     for job_id in ("0" * 32, "x", "%2e%2e", "%00", "a" * 5_000, "jobs:counts", "%ff"):
         assert api.get(f"/job/{job_id}").status_code == 404, job_id
@@ -227,7 +220,7 @@ def test_a_result_expires_and_its_idempotency_key_with_it(stack: Stack, row: lis
         "headers": {"Idempotency-Key": "once"},
     }
     job_id = api.post("/predict", **body).json()["job_id"]
-    # Not by the state of the job, which a slow machine would ask for when it has expired.
+    # Not by requesting the job, which may have expired already on a slow machine.
     wait_until(lambda: stack.counts()["done"] == 1, "the job to be done")
     wait_until(lambda: api.get(f"/job/{job_id}").status_code == 404, "the result to expire")
     wait_until(lambda: api.post("/predict", **body).json()["job_id"] != job_id, "the key to expire")
@@ -236,7 +229,7 @@ def test_a_result_expires_and_its_idempotency_key_with_it(stack: Stack, row: lis
 # --- idempotency ----------------------------------------------------------------------------------
 
 
-def test_the_same_key_at_once_makes_one_job(stack: Stack, row: list[float]) -> None:
+def test_concurrent_requests_with_one_key_create_one_job(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     headers = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
     with ThreadPoolExecutor(20) as threads:
@@ -250,7 +243,7 @@ def test_the_same_key_at_once_makes_one_job(stack: Stack, row: list[float]) -> N
     assert stack.counts() == {"accepted": 1, "done": 0, "failed": 0, "pending": 1}
 
 
-def test_a_key_that_comes_with_another_request_is_refused(stack: Stack, row: list[float]) -> None:
+def test_a_key_reused_with_a_different_request_is_refused(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     headers = {"Idempotency-Key": "a key"}
     assert api.post("/predict", json={"data": [row]}, headers=headers).status_code == 202
@@ -266,7 +259,7 @@ def test_a_key_that_comes_with_another_request_is_refused(stack: Stack, row: lis
 # --- the bound ------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_refuses_and_never_holds_more_than_its_bound(
+def test_a_full_queue_refuses_jobs_and_never_exceeds_its_bound(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api(MAX_PENDING_JOBS="10")
@@ -283,12 +276,12 @@ def test_a_full_queue_refuses_and_never_holds_more_than_its_bound(
 # --- workers --------------------------------------------------------------------------------------
 
 
-# The first pixel of an image to which the model below has no answer.
+# The first pixel of an image for which the model below returns NaN.
 UNANSWERABLE = 15.5
 
 
 class CountingModel(Model):
-    """Counts its calls, and how many rows it was given; fails on what the tests name."""
+    """Notes the number of rows of each call; fails or returns NaN for some rows."""
 
     def predict(self, rows: list[list[float]]) -> Any:
         self.calls = [*getattr(self, "calls", []), len(rows)]
@@ -308,7 +301,7 @@ def worker_in_this_process(stack: Stack, **settings: Any) -> tuple[Worker, Count
     return worker, model
 
 
-def test_jobs_that_wait_are_one_call_of_the_model(stack: Stack, row: list[float]) -> None:
+def test_waiting_jobs_are_predicted_in_one_call(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     ids = [submit(api, [row] * (1 + number % 3)) for number in range(10)]
     worker, model = worker_in_this_process(stack)
@@ -318,7 +311,7 @@ def test_jobs_that_wait_are_one_call_of_the_model(stack: Stack, row: list[float]
     assert [len(answer["prediction"]) for answer in answers] == [1 + n % 3 for n in range(10)]
 
 
-def test_a_batch_is_not_larger_than_its_setting(stack: Stack, row: list[float]) -> None:
+def test_a_batch_never_exceeds_its_setting(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     for _ in range(10):
         submit(api, [row])
@@ -328,7 +321,7 @@ def test_a_batch_is_not_larger_than_its_setting(stack: Stack, row: list[float]) 
     assert model.calls == [4, 4, 2]
 
 
-def test_a_job_on_which_the_model_fails_takes_no_other_with_it(
+def test_a_job_on_which_the_model_fails_does_not_affect_others(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -341,13 +334,13 @@ def test_a_job_on_which_the_model_fails_takes_no_other_with_it(
     assert [letter[b"job"].decode() for letter in stack.dead_letters()] == [ids[1]]
 
 
-def test_a_job_to_which_the_model_has_no_answer_fails(stack: Stack, row: list[float]) -> None:
+def test_a_job_for_which_the_model_returns_nan_fails(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     ids = [submit(api, [first, row]) for first in (row, [UNANSWERABLE, *row[1:]], row)]
     worker, _ = worker_in_this_process(stack)
     worker.work()
     assert [state(api, job_id)["status"] for job_id in ids] == ["done", "failed", "done"]
-    assert "no answer" in state(api, ids[1])["reason"]
+    assert "NaN" in state(api, ids[1])["reason"]
 
 
 UNREADABLE: list[dict[Any, Any]] = [
@@ -364,7 +357,7 @@ UNREADABLE: list[dict[Any, Any]] = [
 ]
 
 
-def test_an_unreadable_entry_is_a_dead_letter_at_once(stack: Stack, row: list[float]) -> None:
+def test_an_unreadable_entry_becomes_a_dead_letter_at_once(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     for fields in UNREADABLE:
         stack.redis.client.xadd(jobs.STREAM, fields)
@@ -379,7 +372,7 @@ def test_an_unreadable_entry_is_a_dead_letter_at_once(stack: Stack, row: list[fl
     assert stack.counts() == {"accepted": 1, "done": 1, "failed": 0, "pending": 0}
 
 
-def test_an_accepted_job_that_became_unreadable_fails_with_the_reason(
+def test_an_accepted_job_that_becomes_unreadable_fails_with_the_reason(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -393,12 +386,10 @@ def test_an_accepted_job_that_became_unreadable_fails_with_the_reason(
     assert "cannot be read" in found["reason"]
 
 
-# --- what is killed -------------------------------------------------------------------------------
+# --- killed and stopped workers -------------------------------------------------------------------
 
 
-def test_the_jobs_of_a_worker_that_is_killed_in_a_batch_are_done_by_another(
-    stack: Stack, row: list[float]
-) -> None:
+def test_another_worker_finishes_the_jobs_of_a_killed_one(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     ids = [submit(api, [row]) for _ in range(8)]
     worker = stack.patient_worker()
@@ -411,7 +402,7 @@ def test_the_jobs_of_a_worker_that_is_killed_in_a_batch_are_done_by_another(
     assert stack.counts() == {"accepted": 8, "done": 8, "failed": 0, "pending": 0}
 
 
-def test_a_job_that_kills_its_worker_is_given_up_after_three_deliveries_and_alone(
+def test_a_job_that_kills_its_worker_is_given_up_after_three_deliveries(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -435,7 +426,7 @@ def test_a_job_that_kills_its_worker_is_given_up_after_three_deliveries_and_alon
     assert stack.counts() == {"accepted": 21, "done": 20, "failed": 1, "pending": 0}
 
 
-def test_a_worker_that_wakes_up_after_its_lease_finishes_nothing_twice(
+def test_a_worker_that_wakes_up_after_its_lease_finishes_no_job_twice(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -456,7 +447,7 @@ def test_a_worker_that_wakes_up_after_its_lease_finishes_nothing_twice(
 
 
 def test_a_long_batch_keeps_its_lease(stack: Stack, row: list[float]) -> None:
-    # Long enough for a process that gets no processor for a second.
+    # Long enough for a process that gets no CPU time for a second.
     lease_seconds = "3"
     api = stack.api(LEASE_SECONDS=lease_seconds)
     job_id = submit(api, [row] * 32)
@@ -470,7 +461,7 @@ def test_a_long_batch_keeps_its_lease(stack: Stack, row: list[float]) -> None:
         (held,) = stack.held()
         assert (held["consumer"], held["times_delivered"]) == (owner, 1)
         idle_ms.append(held["time_since_delivered"])
-        # Three times a lease, it counts from zero again.
+        # The idle time restarts from zero three times per lease.
         return sum(after < before for before, after in pairwise(idle_ms)) > 3
 
     wait_until(was_renewed_for_longer_than_it_lasts, "the lease to be renewed")
@@ -479,7 +470,7 @@ def test_a_long_batch_keeps_its_lease(stack: Stack, row: list[float]) -> None:
     assert finished(api, job_id)["status"] == "done"
 
 
-def test_sigterm_finishes_what_is_under_way_and_leaves_the_rest(
+def test_sigterm_finishes_the_current_batch_and_leaves_the_rest_queued(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -495,9 +486,7 @@ def test_sigterm_finishes_what_is_under_way_and_leaves_the_rest(
     assert stack.redis.client.xinfo_consumers(jobs.STREAM, jobs.GROUP) == []
 
 
-def test_dead_consumers_are_removed_but_not_those_that_hold_jobs(
-    stack: Stack, row: list[float]
-) -> None:
+def test_dead_consumers_are_removed_unless_they_hold_jobs(stack: Stack, row: list[float]) -> None:
     worker, _ = worker_in_this_process(stack)
     client = stack.redis.client
     api = stack.api()
@@ -516,12 +505,10 @@ def test_dead_consumers_are_removed_but_not_those_that_hold_jobs(
     assert len(stack.held()) == 1
 
 
-# --- what happens to Redis ------------------------------------------------------------------------
+# --- Redis fails ----------------------------------------------------------------------------------
 
 
-def test_workers_create_the_group_again_when_redis_has_lost_it(
-    stack: Stack, row: list[float]
-) -> None:
+def test_workers_recreate_the_group_when_redis_has_lost_it(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     stack.workers(1)
     finished(api, submit(api, [row]))
@@ -529,7 +516,7 @@ def test_workers_create_the_group_again_when_redis_has_lost_it(
     assert finished(api, submit(api, [row]))["status"] == "done"
 
 
-def test_a_redis_that_is_killed_comes_back_with_every_job(stack: Stack, row: list[float]) -> None:
+def test_a_killed_redis_comes_back_with_every_job(stack: Stack, row: list[float]) -> None:
     api = stack.api()
     ids = [submit(api, [row]) for _ in range(50)]
     stack.redis.kill()
@@ -539,9 +526,9 @@ def test_a_redis_that_is_killed_comes_back_with_every_job(stack: Stack, row: lis
     for path in ("/ready", f"/job/{ids[0]}", "/queue", "/predict/test"):
         assert api.get(path).status_code == 503, path
     assert api.get("/health").status_code == 200
-    # The workers start while there is no Redis, say so, and wait for it.
+    # A worker that starts while Redis is down says so and waits for it.
     (worker,) = stack.workers(1)
-    wait_until(lambda: "Redis" in worker.log.read_text(), "the worker to say what it waits for")
+    wait_until(lambda: "Redis" in worker.log.read_text(), "the worker to report the error")
     stack.redis.start()
     stack.wait_until_finished()
     wait_until(lambda: api.get("/ready").status_code == 200, "the API to be ready again")
@@ -549,8 +536,8 @@ def test_a_redis_that_is_killed_comes_back_with_every_job(stack: Stack, row: lis
     assert stack.counts() == {"accepted": 50, "done": 50, "failed": 0, "pending": 0}
 
 
-# Loaded into Redis, it makes every wait for the disk take three seconds. With `everysec` Redis does
-# not write for two seconds while it waits, and keeps what it accepts in its memory.
+# Preloaded into Redis, this makes every fdatasync take three seconds. With `everysec` Redis stops
+# writing for two seconds while one is in progress, and keeps accepted jobs in memory.
 SLOW_DISK = """
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -559,7 +546,7 @@ int fdatasync(int file) { sleep(3); return syscall(SYS_fdatasync, file); }
 
 
 async def accept(redis_url: str, row: list[float]) -> list[str]:
-    """Has ten jobs accepted at once, and returns their ids."""
+    """Enqueues ten jobs at once, and returns their IDs."""
     async with AsyncRedis.from_url(redis_url, socket_timeout=60) as redis:
         several = [jobs.enqueue(redis, "label", [row], None, 100_000) for _ in range(10)]
         return list(await asyncio.gather(*several))
@@ -569,7 +556,7 @@ async def accept(redis_url: str, row: list[float]) -> list[str]:
     sys.platform != "linux" or not shutil.which("cc"), reason="a slow disk needs Linux and cc"
 )
 @pytest.mark.parametrize(("options", "loses"), [([], False), (["--appendfsync", "everysec"], True)])
-def test_a_redis_that_is_killed_on_a_slow_disk_loses_a_job_only_if_it_does_not_wait_for_it(
+def test_a_redis_killed_on_a_slow_disk_loses_jobs_only_without_appendfsync_always(
     tmp_path: Path, row: list[float], options: list[str], loses: bool
 ) -> None:
     library = tmp_path / "slow_disk.so"
@@ -580,11 +567,11 @@ def test_a_redis_that_is_killed_on_a_slow_disk_loses_a_job_only_if_it_does_not_w
 
         def has_jobs_in_memory_only() -> bool:
             ids.extend(asyncio.run(accept(redis.url, row)))
-            # None once it has written, which it does before it answers if it waits for the disk.
+            # Empty after a write; with `always` Redis writes before it replies.
             return bool(redis.client.info("persistence")["aof_buffer_length"])
 
         if loses:
-            wait_until(has_jobs_in_memory_only, "a job that only the memory holds", 60)
+            wait_until(has_jobs_in_memory_only, "a job that is only in memory", 60)
         else:
             assert not any(has_jobs_in_memory_only() for _ in range(2))
         redis.kill()
@@ -593,14 +580,14 @@ def test_a_redis_that_is_killed_on_a_slow_disk_loses_a_job_only_if_it_does_not_w
     assert bool(lost) == loses
 
 
-def test_a_redis_that_hangs_is_answered_503_within_the_deadline(
+def test_a_redis_that_hangs_leads_to_503_within_the_deadline(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api(REDIS_DEADLINE_SECONDS="0.3")
     assert api.get("/ready").status_code == 200
     stack.redis.process.send_signal(signal.SIGSTOP)
     try:
-        # It comes while Redis hangs, so it did not wait for Redis.
+        # The response comes while Redis hangs, so the API did not wait for Redis.
         answer = api.post("/predict", json={"data": [row]})
         assert answer.status_code == 503
         assert api.get("/health").status_code == 200
@@ -609,7 +596,7 @@ def test_a_redis_that_hangs_is_answered_503_within_the_deadline(
     wait_until(lambda: api.get("/ready").status_code == 200, "the API to be ready again")
 
 
-def test_a_redis_without_memory_refuses_jobs_and_lets_workers_go_on(
+def test_a_redis_without_memory_refuses_jobs_but_lets_workers_finish(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -629,7 +616,7 @@ def test_a_redis_without_memory_refuses_jobs_and_lets_workers_go_on(
     assert stack.counts() == {"accepted": 22, "done": 22, "failed": 0, "pending": 0}
 
 
-def test_accepted_is_done_and_failed_and_pending_at_every_instant(
+def test_accepted_is_the_sum_of_done_failed_and_pending_at_every_instant(
     stack: Stack, row: list[float]
 ) -> None:
     api = stack.api()
@@ -645,7 +632,7 @@ def test_accepted_is_done_and_failed_and_pending_at_every_instant(
     assert seen > 0
 
 
-# --- what is measured -----------------------------------------------------------------------------
+# --- the measurement ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -657,7 +644,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.budget("measure --quick")
-def test_measure_finds_that_no_job_is_lost(results: Results) -> None:
+def test_the_measurement_finds_no_lost_job(results: Results) -> None:
     assert results.holds
     assert results.counts["lost"] == 0 < results.control["lost"]
     assert results.counts["worker_kills"] > 0
@@ -675,12 +662,12 @@ def test_measure_finds_that_no_job_is_lost(results: Results) -> None:
         {"done": 0},
     ],
 )
-def test_the_claim_does_not_hold_for_other_counts(results: Results, change: dict[str, int]) -> None:
+def test_the_claim_fails_for_other_counts(results: Results, change: dict[str, int]) -> None:
     assert measure.claim_holds(results.counts, measure.QUICK.poison_jobs)
     assert not measure.claim_holds(results.counts | change, measure.QUICK.poison_jobs)
 
 
-def test_the_plot_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
+def test_the_plot_is_drawn_from_the_results(tmp_path: Path) -> None:
     measure.draw(tmp_path / "plot.png", load_results(measure.HERE).figures)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 

@@ -1,5 +1,5 @@
 # Copied from chapter4_serving_patterns/web_single_pattern/train/iris.py
-"""Splits the iris flowers into rows to train and to test on, and scores predictions."""
+"""Splits the iris data into training and test rows, and scores predictions."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
 
 
 class Split(NamedTuple):
-    """Rows [rows, 4] as float32 with their labels [rows]: 105 to train on, 45 to test on."""
+    """Float32 rows [rows, 4] and their labels [rows]: 105 for training, 45 for testing."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -32,7 +32,7 @@ class Split(NamedTuple):
 
 
 def load(seed: int = SEED) -> Split:
-    """Returns the flowers, each label with the same share of both parts."""
+    """Returns a stratified split: each label has the same share in both parts."""
     iris = load_iris()
     x_train, x_test, y_train, y_test = train_test_split(
         iris.data.astype(np.float32),
@@ -47,7 +47,7 @@ def load(seed: int = SEED) -> Split:
 def evaluate(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Scores probabilities [rows, labels] against labels [rows].
 
-    Precision and recall are means over the labels: a mean over the rows would be the accuracy.
+    Precision and recall are macro averages: micro averages would equal the accuracy.
     """
     predicted = probabilities.argmax(axis=1)
     scores = {
@@ -60,14 +60,14 @@ def evaluate(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def describe(split: Split, probabilities: np.ndarray, labels: list[str]) -> dict[str, Any]:
-    """Returns the metadata of a classifier by the probabilities [45, labels] of its test rows."""
+    """Returns a classifier's metadata, given its probabilities [45, labels] for the test rows."""
     return {
         "input": {"name": "X", "shape": [None, len(FEATURES)], "features": FEATURES},
         "output": {"name": "probabilities", "shape": [None, len(labels)]},
         "labels": labels,
         "sample": SAMPLE,
         "metrics": evaluate(probabilities, split.y_test),
-        # A row for each true label, a column for each predicted one.
+        # One row per true label, one column per predicted label.
         "confusion_matrix": confusion_matrix(split.y_test, probabilities.argmax(axis=1)).tolist(),
         "training_data_sha256": digest(split.x_train, split.y_train),
     }

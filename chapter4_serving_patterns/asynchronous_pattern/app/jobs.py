@@ -1,4 +1,4 @@
-"""Keeps the queue: jobs wait in a Redis stream, and a record of each says what became of it."""
+"""The queue: jobs wait in a Redis stream, and each job has a record of its state."""
 
 import json
 from hashlib import sha256
@@ -11,11 +11,12 @@ from redis.asyncio import Redis as AsyncRedis
 STREAM, GROUP, COUNTS, DEAD = "jobs", "workers", "jobs:counts", "jobs:dead"
 DEAD_LETTERS_KEPT = 1_000
 
-# An entry stays in the stream until its job is finished, so at any time the accepted jobs are those
-# done, those failed and the stream. Each script is a transaction: all of it happens, or nothing.
+# An entry stays in the stream until its job is finished, so at any time the accepted jobs are the
+# done ones, the failed ones and those in the stream. Each script is a transaction: it takes effect
+# as a whole or not at all.
 
-# A client library may send a command again whose answer was lost, hence the question whether the
-# job is there already. XADD is the first to write: when memory is full it fails, and all with it.
+# A client library may resend a command whose reply was lost, so the script first checks whether the
+# job exists. XADD is the first write: if memory is full it fails, and nothing has changed.
 ENQUEUE = """
 local stream, counts, record, key = unpack(KEYS)
 local job, kind, rows, fingerprint, limit = unpack(ARGV)
@@ -32,7 +33,7 @@ if key then redis.call('SET', key, accepted) end
 return accepted
 """
 
-# The record of an unfinished job is its entry. A worker has the job while the lease is kept.
+# The record of an unfinished job is its entry ID. The job is running while its lease is renewed.
 LOOK = """
 local record = redis.call('GET', KEYS[2])
 if not record or string.sub(record, 1, 1) == '{' then return record end
@@ -47,8 +48,9 @@ counts[4] = redis.call('XLEN', KEYS[1])
 return counts
 """
 
-# Only one worker can acknowledge an entry, so a job is finished once, whoever wakes up late. XACK
-# writes first because it is allowed when memory is full, and what follows a write is then too.
+# Only one worker can acknowledge an entry, so a job is finished once, even if a suspended worker
+# wakes up late. XACK is the first write because Redis allows it when memory is full; after a write,
+# Redis allows the others in the script too.
 FINISH = """
 local stream, counts, dead = unpack(KEYS)
 local group, ttl, kept = unpack(ARGV)
@@ -73,7 +75,7 @@ end
 return finished
 """
 
-# A worker that was suspended does not take back what another one has taken over.
+# A worker that was suspended must not take back jobs that another one has taken over.
 KEEP = """
 for i = 3, #ARGV do
   if redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])[1] then
@@ -82,7 +84,7 @@ for i = 3, #ARGV do
 end
 """
 
-# With a consumer Redis also forgets its pending entries, so it must not have any.
+# Deleting a consumer also deletes its list of pending entries, so that must be empty.
 FORGET = """
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local name, pending, idle_ms = consumer[2], consumer[4], consumer[6]
@@ -94,27 +96,27 @@ end
 
 
 class QueueFullError(Exception):
-    """As many jobs are pending as the queue may hold."""
+    """The queue already holds the maximum number of pending jobs."""
 
 
 class KeyReusedError(Exception):
-    """The idempotency key came with another request before."""
+    """The idempotency key was used before, with a different request."""
 
 
 class Delivery(NamedTuple):
-    """An entry of the stream as a worker gets it, with the number of times that a worker got it."""
+    """A stream entry as delivered to a worker; `number` counts its deliveries, including this."""
 
     entry: bytes
     fields: dict[bytes, bytes]
     number: int
 
     def text(self, field: str) -> str:
-        """Returns a field as text; empty if it is not there."""
+        """Returns a field as text; empty if the field is missing."""
         return self.fields.get(field.encode(), b"").decode(errors="replace")
 
 
 class Outcome(NamedTuple):
-    """What becomes of a delivered job: `done` or `failed`, and the answer to who asks for it."""
+    """The final status of a job, `done` or `failed`, and the response that callers get."""
 
     delivery: Delivery
     status: str
@@ -122,23 +124,21 @@ class Outcome(NamedTuple):
 
 
 def compact(value: Any) -> str:
-    """Returns JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def record_of(job_id: str) -> str:
-    """Returns the key of the record of a job."""
     return f"job:{job_id}"
 
 
 async def enqueue(
     redis: AsyncRedis, kind: str, rows: list[list[float]], idempotency_key: str | None, limit: int
 ) -> str:
-    """Accepts a job and returns its id; the same request with the same key has the same job.
+    """Stores a job and returns its ID; a repeated request with the same key gets the same job.
 
     Raises:
-        QueueFullError: the limit of pending jobs is reached.
-        KeyReusedError: the idempotency key belongs to another request.
+        QueueFullError: `limit` jobs are pending.
+        KeyReusedError: the idempotency key belongs to a different request.
     """
     job_id, body = uuid4().hex, compact(rows)
     keys = [STREAM, COUNTS, record_of(job_id)]
@@ -155,7 +155,7 @@ async def enqueue(
 
 
 async def look(redis: AsyncRedis, job_id: str, lease_seconds: float) -> str | None:
-    """Returns the state of a job as JSON; None for an id that is unknown or expired."""
+    """Returns the state of a job as JSON, or None if the ID is unknown or expired."""
     lease_ms = round(lease_seconds * 1000)
     reply = await redis.eval(LOOK, 2, STREAM, record_of(job_id), GROUP, lease_ms)
     if reply in (b"queued", b"running"):
@@ -164,28 +164,28 @@ async def look(redis: AsyncRedis, job_id: str, lease_seconds: float) -> str | No
 
 
 async def count(redis: AsyncRedis) -> dict[str, int]:
-    """Counts the jobs that were accepted, are done, have failed and are pending, at one instant."""
+    """Counts the accepted, done, failed and pending jobs, all at one instant."""
     counts = await redis.eval(COUNT, 2, STREAM, COUNTS)
     names = ("accepted", "done", "failed", "pending")
     return {name: int(value or 0) for name, value in zip(names, counts, strict=True)}
 
 
 def create_group(redis: Redis) -> None:
-    """Creates the group of the workers, which begins with the oldest job, unless it is there."""
-    # A Redis whose memory is full refuses to create even what is there, so it is asked first.
+    """Creates the workers' consumer group, starting at the oldest job, unless it exists."""
+    # When memory is full, Redis refuses to create even a group that exists, so look first.
     groups: Any = redis.xinfo_groups(STREAM) if redis.exists(STREAM) else []
     if any(group["name"] == GROUP.encode() for group in groups):
         return
     try:
         redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
     except ResponseError as error:
-        # Another worker was faster.
+        # Another worker has just created it.
         if "BUSYGROUP" not in str(error):
             raise
 
 
 def take_new(redis: Redis, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
-    """Takes jobs that no worker has had, as many as there are up to a number; waits for one."""
+    """Takes up to `count` jobs that no worker has had; if there are none, waits for one."""
     wait_ms = round(wait_seconds * 1000)
     reply: Any = redis.xreadgroup(GROUP, consumer, {STREAM: ">"}, count=count, block=wait_ms)
     return [Delivery(entry, fields, 1) for _, entries in reply for entry, fields in entries]
@@ -194,31 +194,31 @@ def take_new(redis: Redis, consumer: str, count: int, wait_seconds: float) -> li
 def take_expired(
     redis: Redis, consumer: str, lease_seconds: float, max_deliveries: int
 ) -> Delivery | None:
-    """Takes over one job whose worker has let the lease run out.
+    """Takes over one job whose lease has expired.
 
-    A job that was delivered as often as it may be comes once more, with a larger count, to be
-    given up.
+    A job that has used up its deliveries is delivered once more, with a larger number, so that
+    the worker can give it up.
     """
     lease_ms = round(lease_seconds * 1000)
     expired: Any = redis.xpending_range(STREAM, GROUP, "-", "+", 10, idle=lease_ms)
     for pending in expired:
         entry, count = pending["message_id"], pending["times_delivered"] + 1
         counted = min(count, max_deliveries)
-        # Of several workers that try, one gets it: for the others it is not expired any more.
+        # If several workers try, only one succeeds: for the others the job is no longer expired.
         claimed: Any = redis.xclaim(STREAM, GROUP, consumer, lease_ms, [entry], retrycount=counted)
         if claimed:
-            # Redis 6 gives None for an entry that somebody has deleted from the stream.
+            # Redis 6 returns None for an entry that was deleted from the stream.
             return Delivery(entry, claimed[0][1] or {}, count)
     return None
 
 
 def keep(redis: Redis, consumer: str, entries: list[bytes]) -> None:
-    """Renews the lease of those entries that the worker still has."""
+    """Renews the leases of the entries that the worker still holds."""
     redis.eval(KEEP, 1, STREAM, GROUP, consumer, *entries)
 
 
 def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
-    """Stores outcomes and takes the jobs off the queue; returns how many were still open."""
+    """Stores outcomes and removes the jobs from the queue; returns how many were still open."""
     arguments = [
         argument
         for delivery, status, content in outcomes
@@ -238,5 +238,5 @@ def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
 
 
 def forget_consumers(redis: Redis, consumer: str, idle_seconds: float) -> None:
-    """Removes a consumer, and those that were idle for long, unless they hold jobs."""
+    """Deletes a consumer, and all that were idle for this long, unless they hold jobs."""
     redis.eval(FORGET, 1, STREAM, GROUP, consumer, round(idle_seconds * 1000))

@@ -1,4 +1,4 @@
-"""A queue stands between caller and model: the API answers at once, a worker predicts later."""
+"""A queue decouples caller and model: the API responds at once, a worker predicts later."""
 
 import asyncio
 import json
@@ -27,12 +27,12 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Reads what the model is, without loading it: only the workers predict."""
+    """Reads the metadata without loading the model: only the workers predict."""
     app.state.metadata = json.loads((settings.model_directory / "metadata.json").read_bytes())
     app.state.redis = Redis.from_url(
         settings.redis_url,
         max_connections=settings.max_requests_at_once,
-        # A pooled connection may be one to a Redis that has since been restarted.
+        # A pooled connection may be stale, because Redis has restarted since.
         retry=Retry(NoBackoff(), 1),
     )
     yield
@@ -54,18 +54,18 @@ app.exception_handler(RequestValidationError)(refuse_invalid)
 @app.exception_handler(TimeoutError)
 @app.exception_handler(RedisError)
 async def refuse_without_redis(_: Request, error: Exception) -> JSONResponse:
-    """Asks the caller to come again: Redis is gone, too slow or out of memory."""
-    return JSONResponse({"detail": "the queue is out of reach"}, 503, {"retry-after": "1"})
+    """Asks the caller to try again later: Redis is down, too slow or out of memory."""
+    return JSONResponse({"detail": "the queue is not available"}, 503, {"retry-after": "1"})
 
 
 @app.exception_handler(jobs.QueueFullError)
 async def refuse_above_bound(_: Request, error: Exception) -> JSONResponse:
-    """Asks the caller to come again: a queue without a bound only hides an overload."""
+    """Asks the caller to try again later: an unbounded queue would only hide the overload."""
     return JSONResponse({"detail": "the queue is full"}, 503, {"retry-after": "1"})
 
 
 def redis_of(request: Request) -> Redis:
-    """Returns the pooled client that the lifespan has made."""
+    """Returns the pooled client that the lifespan has created."""
     redis: Redis = request.app.state.redis
     return redis
 
@@ -77,7 +77,7 @@ def metadata_of(request: Request) -> dict[str, Any]:
 
 
 def within_deadline() -> asyncio.Timeout:
-    """Bounds what is awaited of Redis in all, connecting and trying again included."""
+    """Limits the total time for Redis, including connecting and retrying."""
     return asyncio.timeout(settings.redis_deadline_seconds)
 
 
@@ -88,14 +88,14 @@ async def accept(
     rows: list[list[float]],
     idempotency_key: str | None = None,
 ) -> Accepted:
-    """Stores a job, and only then says so."""
+    """Stores a job, and only then confirms it."""
     try:
         async with within_deadline():
             job_id = await jobs.enqueue(
                 redis_of(request), kind, rows, idempotency_key, settings.max_pending_jobs
             )
     except jobs.KeyReusedError:
-        raise HTTPException(422, "the Idempotency-Key came with another request before") from None
+        raise HTTPException(422, "the Idempotency-Key was used with a different request") from None
     response.headers["location"] = f"/job/{job_id}"
     return Accepted(job_id=job_id)
 
@@ -107,7 +107,7 @@ async def predict(
     body: PredictRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Accepted:
-    """Accepts a job that asks for the probabilities of every row."""
+    """Accepts a job that predicts the probabilities of every row."""
     return await accept(request, response, "probabilities", body.data, idempotency_key)
 
 
@@ -118,36 +118,36 @@ async def predict_label(
     body: PredictRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Accepted:
-    """Accepts a job that asks for the label of every row."""
+    """Accepts a job that predicts the label of every row."""
     return await accept(request, response, "label", body.data, idempotency_key)
 
 
 @app.get("/job/{job_id}", response_model_exclude_none=True, responses=UNKNOWN | UNAVAILABLE)
 async def job(request: Request, job_id: str) -> Job:
-    """What has become of a job."""
+    """Returns the status of a job, and its result if it has one."""
     async with within_deadline():
         state = await jobs.look(redis_of(request), job_id, settings.lease_seconds)
     if state is None:
-        raise HTTPException(404, "there is no job of this id, or it has expired")
+        raise HTTPException(404, "there is no job with this ID, or it has expired")
     return Job.model_validate_json(state)
 
 
 @app.get("/queue", responses=UNAVAILABLE)
 async def queue(request: Request) -> Counts:
-    """Counts the jobs since the queue began, all at one instant."""
+    """Counts all jobs since the queue was created, at one instant."""
     async with within_deadline():
         return Counts(**await jobs.count(redis_of(request)))
 
 
 @app.get("/predict/test", status_code=202, responses=UNAVAILABLE)
 async def predict_test(request: Request, response: Response) -> Accepted:
-    """Accepts the sample row of the metadata as a job."""
+    """Accepts a job that predicts the probabilities of the sample row."""
     return await accept(request, response, "probabilities", metadata_of(request)["sample"])
 
 
 @app.get("/predict/test/label", status_code=202, responses=UNAVAILABLE)
 async def predict_test_label(request: Request, response: Response) -> Accepted:
-    """Accepts the sample row as a job that asks for its label."""
+    """Accepts a job that predicts the label of the sample row."""
     return await accept(request, response, "label", metadata_of(request)["sample"])
 
 
@@ -159,7 +159,7 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", responses=UNAVAILABLE)
 async def ready(request: Request) -> dict[str, str]:
-    """Redis answers, so jobs can be accepted; whether a worker runs is not the API's concern."""
+    """Redis responds, so jobs can be accepted; the API does not need a running worker."""
     async with within_deadline():
         await redis_of(request).ping()
     return {"status": "ready"}

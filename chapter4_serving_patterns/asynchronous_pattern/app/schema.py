@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .settings import Settings
 
 FEATURES = 8 * 8
-# Black and white: far beyond them the model computes infinity minus infinity.
+# White and black: far outside this range the model computes infinity minus infinity.
 HIGHEST = 16.0
 LOWEST = 0.0
 
@@ -32,13 +32,13 @@ class PredictRequest(BaseModel):
 
 
 class Accepted(BaseModel):
-    """The request is stored, and will be answered at `/job/{job_id}`."""
+    """The job is stored; its result will be at `/job/{job_id}`."""
 
     job_id: str
 
 
 class Job(BaseModel):
-    """What has become of a request; `prediction` holds one entry a row, `reason` why it failed."""
+    """The state of a job; `prediction` has one entry per row, `reason` says why it failed."""
 
     job_id: str
     status: Literal["queued", "running", "done", "failed"]
@@ -47,7 +47,7 @@ class Job(BaseModel):
 
 
 class Counts(BaseModel):
-    """How many jobs were accepted, and what has become of them: accepted = the others' sum."""
+    """How many jobs were accepted, which is the sum of the done, failed and pending ones."""
 
     accepted: int
     done: int
@@ -71,5 +71,5 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     **UNAVAILABLE,
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": Refusal, "description": "There is no job of this id, or it has expired"},
+    404: {"model": Refusal, "description": "There is no job with this ID, or it has expired"},
 }

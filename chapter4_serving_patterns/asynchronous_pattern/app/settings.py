@@ -19,16 +19,16 @@ class Settings(BaseSettings):
     client_deadline_seconds: float = Field(default=5.0, gt=0)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    # After so long without an answer of Redis the API answers 503.
+    # If Redis takes longer than this, the API responds with 503.
     redis_deadline_seconds: float = Field(default=1.0, gt=0)
     max_pending_jobs: int = Field(default=10_000, gt=0)
-    # A finished job and its Idempotency-Key are forgotten after so long.
+    # A finished job and its Idempotency-Key are deleted after this time.
     result_ttl_seconds: int = Field(default=3_600, gt=0)
 
-    # A worker gives so many jobs to the model in one call.
+    # The maximum number of jobs in one call of the model.
     batch_jobs: int = Field(default=32, gt=0)
-    # A job whose worker has not been heard of for so long is given to another one.
+    # A job goes to another worker when its lease has not been renewed for this long.
     lease_seconds: float = Field(default=5.0, gt=0)
     max_deliveries: int = Field(default=3, gt=0)
-    # A worker touches this file all the time, so that a probe can see that it is not stuck.
+    # A worker touches this file between batches, so that a probe can tell if it is stuck.
     alive_file: Path | None = None

@@ -1,4 +1,4 @@
-"""A worker takes jobs off the queue, a batch at a time, and stores what the model says."""
+"""A worker takes jobs off the queue in batches, and stores the predictions of the model."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from .settings import Settings
 
 log = logging.getLogger("worker")
 
-# How long a worker waits for a job before it looks for other work, or sees that it has to stop.
+# The longest wait for new jobs before the worker checks for expired ones and for SIGTERM.
 WAIT_SECONDS = 1.0
 SOCKET_TIMEOUT_SECONDS = 2.0
 PAUSE_SECONDS = 1.0
@@ -39,14 +39,14 @@ class Job(NamedTuple):
 
 
 class Worker:
-    """Holds the connection to Redis, the model, and the entries of the jobs under way."""
+    """Holds the connection to Redis, the model, and the entries of the current batch."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
         self.settings = settings
         self.model = model
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
-        # A command is tried again for a second and a half. Redis restarts in less, so what the
-        # model has computed is not thrown away.
+        # A command is retried for a second and a half. Redis restarts in less, so predictions are
+        # not thrown away.
         self.redis = Redis.from_url(
             settings.redis_url,
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
@@ -57,10 +57,10 @@ class Worker:
         self.next_look_at_expired = 0.0
 
     def run(self, stopping: Event) -> None:
-        """Works until it is told to stop, and waits for a Redis that is gone."""
-        # In a thread, because one call of the model may take longer than the lease.
+        """Works until `stopping` is set, and waits while Redis is down."""
+        # In a thread, because a call of the model may take longer than the lease.
         Thread(target=self.keep_leases, daemon=True).start()
-        log.info("%s works", self.name)
+        log.info("%s has started", self.name)
         has_group = False
         while not stopping.is_set():
             if self.settings.alive_file:
@@ -71,24 +71,24 @@ class Worker:
                     has_group = True
                 self.work()
             except RedisError as error:
-                # A Redis that has lost its data has lost the group with it.
+                # If Redis has lost its data, the group is lost too.
                 has_group = has_group and "NOGROUP" not in str(error)
-                log.warning("no work for %.1f s, Redis says: %s", PAUSE_SECONDS, error)
+                log.warning("Redis error, retrying in %.1f s: %s", PAUSE_SECONDS, error)
                 stopping.wait(PAUSE_SECONDS)
         if self.settings.alive_file:
-            # A probe of the next worker must not find what this one has left behind.
+            # A probe of the next worker must not find the file of this one.
             self.settings.alive_file.unlink(missing_ok=True)
-        log.info("%s has finished what it held, and stops", self.name)
+        log.info("%s has finished its last batch, and stops", self.name)
         with suppress(RedisError):
             jobs.forget_consumers(self.redis, self.name, 10 * self.settings.lease_seconds)
 
     def join(self) -> None:
-        """Creates the group, which a Redis without its data has lost, and clears it of the dead."""
+        """Creates the group if it is missing, and removes dead consumers from it."""
         jobs.create_group(self.redis)
         jobs.forget_consumers(self.redis, self.name, 10 * self.settings.lease_seconds)
 
     def work(self) -> None:
-        """Takes jobs, has them predicted in one call of the model, and finishes them at once."""
+        """Takes jobs, predicts them in one call and finishes them in one transaction."""
         deliveries = self.take()
         if not deliveries:
             return
@@ -102,12 +102,12 @@ class Worker:
             if outcome.status == "failed":
                 log.warning("%s", outcome.content)
         if finished < len(outcomes):
-            log.warning("%d jobs had been finished by others", len(outcomes) - finished)
+            log.warning("%d jobs were already finished by others", len(outcomes) - finished)
 
     def take(self) -> list[Delivery]:
-        """Takes one job that a worker has left behind, otherwise new ones.
+        """Takes one expired job if there is one, otherwise new jobs.
 
-        What was left behind comes alone: if it kills this worker too, it harms no other job.
+        An expired job is taken alone: if it kills this worker too, it harms no other job.
         """
         lease_seconds = self.settings.lease_seconds
         if time.monotonic() >= self.next_look_at_expired:
@@ -121,7 +121,7 @@ class Worker:
         return jobs.take_new(self.redis, self.name, self.settings.batch_jobs, wait_seconds)
 
     def outcomes_of(self, deliveries: list[Delivery]) -> list[Outcome]:
-        """Decides what becomes of each delivery."""
+        """Determines the outcome of each delivery."""
         outcomes, readable = [], []
         for delivery in deliveries:
             if delivery.number > self.settings.max_deliveries:
@@ -131,22 +131,22 @@ class Worker:
             try:
                 readable.append(Job(delivery, rows_of(delivery)))
             except Exception as error:
-                # An entry can be wrong in any number of ways, none of which may end the worker.
+                # An entry can be malformed in many ways, and none of them may end the worker.
                 outcomes.append(failed(delivery, f"the job cannot be read: {error}"))
         return outcomes + self.predict(readable)
 
     def predict(self, batch: list[Job]) -> list[Outcome]:
-        """Gives the rows of all jobs to the model in one call; if it fails, those of each job."""
+        """Predicts all jobs in one call of the model; if that fails, one job at a time."""
         if not batch:
             return []
         try:
             probabilities = self.model.predict([row for job in batch for row in job.rows])
         except Exception as error:
-            # ONNX Runtime has a class of its own for each way in which a model can fail.
+            # ONNX Runtime raises a different class for each way in which a model can fail.
             if len(batch) > 1:
                 return [outcome for job in batch for outcome in self.predict([job])]
-            log.exception("the model fails")
-            return [failed(batch[0].delivery, f"the model fails: {type(error).__name__}")]
+            log.exception("the model failed")
+            return [failed(batch[0].delivery, f"the model failed: {type(error).__name__}")]
         ends = np.cumsum([len(job.rows) for job in batch])[:-1]
         return [
             self.answer(job.delivery, part)
@@ -154,53 +154,53 @@ class Worker:
         ]
 
     def answer(self, delivery: Delivery, probabilities: np.ndarray) -> Outcome:
-        """Makes the outcome of a job: probabilities or, where these were asked for, labels."""
+        """Returns the outcome of a job: its probabilities, or its labels if it asked for these."""
         if not np.isfinite(probabilities).all():
-            return failed(delivery, "the model has no answer to these numbers")
+            return failed(delivery, "the model returned NaN or infinity")
         prediction: list[Any] = probabilities.tolist()
         if delivery.text("kind") == "label":
             prediction = [self.model.labels[index] for index in probabilities.argmax(axis=1)]
         return outcome_of(delivery, "done", prediction=prediction)
 
     def keep_leases(self) -> None:
-        """Renews the leases of the jobs under way, for as long as the process lives."""
+        """Renews the leases of the current batch, as long as the process lives."""
         while True:
             time.sleep(self.settings.lease_seconds / 3)
             try:
                 if held := self.held:
                     jobs.keep(self.redis, self.name, held)
             except RedisError as error:
-                log.warning("leases were not renewed: %s", error)
+                log.warning("leases could not be renewed: %s", error)
 
 
 def rows_of(delivery: Delivery) -> list[list[float]]:
-    """Reads the rows of a delivery, and checks them: a queue may hold what no API has put there.
+    """Reads and checks the rows of a delivery: others than the API may write to the queue.
 
     Raises:
-        ValueError: it does not hold rows that the model takes.
+        ValueError: the rows are not valid.
     """
     rows: list[list[float]] = json.loads(delivery.text("rows"))
     values = np.asarray(rows, dtype=np.float32)
-    # A comparison with NaN is false, so this finds it too.
+    # Comparisons with NaN are false, so NaN is refused too.
     between = (values >= LOWEST) & (values <= HIGHEST)
     if values.ndim != 2 or values.shape[1] != FEATURES or not between.all():
-        raise ValueError(f"not rows of {FEATURES} numbers from {LOWEST:g} to {HIGHEST:g}")
+        raise ValueError(f"expected rows of {FEATURES} numbers from {LOWEST:g} to {HIGHEST:g}")
     return rows
 
 
 def outcome_of(delivery: Delivery, status: str, **content: Any) -> Outcome:
-    """Makes an outcome whose content is the answer of `GET /job/{job_id}`."""
+    """Returns an outcome whose content is the response of `GET /job/{job_id}`."""
     answer = {"job_id": delivery.text("job"), "status": status, **content}
     return Outcome(delivery, status, jobs.compact(answer))
 
 
 def failed(delivery: Delivery, reason: str) -> Outcome:
-    """Makes the outcome of a job that nobody tries again."""
+    """Returns the outcome of a job that is not tried again."""
     return outcome_of(delivery, "failed", reason=reason)
 
 
 def run(settings: Settings, model: Model) -> None:
-    """Works until SIGTERM; then finishes what is under way."""
+    """Works until SIGTERM, then finishes the current batch."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stopping = Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Measures the claim: a slower model does not delay the answer, and no accepted job is lost."""
+"""Measures the claim: a slow model does not delay acceptance, and kills lose no job."""
 
 import asyncio
 import json
@@ -35,16 +35,15 @@ from .baselines import POISON, POPPED_LIST
 from .processes import PACKAGE, ROOT, Queue, run_api, run_workers
 
 HERE = Path(__file__).parents[1]
-CLAIM = "A request is accepted as fast with a slow model, and no accepted job is lost to a kill."
+CLAIM = "A slow model does not delay acceptance, and a killed process loses no accepted job."
 SLOWER = 50
 RATE_PER_SECOND = 50
 FRAGILE = (f"{PACKAGE}.measure.baselines",)
 SEED = 0
-# The API, Redis and the load have one core to themselves and the workers the other, where there
-# are two: in real life these are different machines.
+# Where there are two cores, the API, Redis and the load generator share one, and the workers have
+# the other: in production these are different machines.
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 FRONT, BACK = {CORES[0]}, {CORES[-1]}
-
 
 ROUNDS, ROUND_SECONDS = 7, 4
 DRAINED, DRAINS = 20_000, 3
@@ -52,7 +51,7 @@ DRAINED, DRAINS = 20_000, 3
 
 @dataclass(frozen=True)
 class Size:
-    """How many jobs there are, and how often what is killed while they are done."""
+    """How many jobs there are, and how often workers and Redis are killed meanwhile."""
 
     jobs: int
     poison_jobs: int
@@ -66,7 +65,7 @@ QUICK = Size(300, 1, 1, 1, 0.5)
 
 
 def row_ms(directory: Path) -> float:
-    """Returns how long the model takes for one row."""
+    """Returns the milliseconds that the model takes for one row."""
     model = Model(directory, FEATURES)
     model.predict(model.sample)
     times = []
@@ -87,7 +86,7 @@ def sample_body(directory: Path) -> bytes:
 
 @contextmanager
 def queue_arm(model: Path, directory: Path) -> Iterator[Callable[[], float]]:
-    """Runs the pattern with a model; gives what measures the p99 of its answers to `/predict`."""
+    """Runs the pattern with a model; yields a function that measures the p99 of `/predict`."""
     directory.mkdir()
     env = {"MODEL_DIRECTORY": str(model)}
     with (
@@ -98,7 +97,7 @@ def queue_arm(model: Path, directory: Path) -> Iterator[Callable[[], float]]:
         request = Request(f"{api.url}/predict", sample_body(model))
 
         def ack_p99_ms() -> float:
-            # The workers of the other arm are suspended meanwhile, with the jobs that they have.
+            # Meanwhile the workers of the other arm are suspended, with their jobs.
             signal_all(workers, signal.SIGCONT)
             run = asyncio.run(
                 open_loop(
@@ -109,7 +108,8 @@ def queue_arm(model: Path, directory: Path) -> Iterator[Callable[[], float]]:
                 )
             )
             signal_all(workers, signal.SIGSTOP)
-            expect(run.statuses[202] == run.sent, f"{run.statuses} {run.errors}")
+            if run.statuses[202] != run.sent:
+                raise SystemExit(f"error: not every request got a 202: {run.statuses} {run.errors}")
             return run.p99_ms
 
         ack_p99_ms()
@@ -118,11 +118,11 @@ def queue_arm(model: Path, directory: Path) -> Iterator[Callable[[], float]]:
 
 @contextmanager
 def synchronous_arm(model: Path, count: int) -> Iterator[Callable[[], float]]:
-    """Runs a server that lets its only caller wait for the model; gives what measures its p99."""
+    """Runs a server whose only caller waits for the model; yields a function that measures p99."""
     with run_uvicorn(
         f"{PACKAGE}.measure.baselines:synchronous",
         cwd=ROOT,
-        # A first server has uvicorn's own defaults.
+        # A typical first server runs with uvicorn's own defaults.
         options=[],
         env={"MODEL_DIRECTORY": str(model)},
         cpus=BACK,
@@ -141,11 +141,6 @@ def signal_all(children: list[Process], number: signal.Signals) -> None:
         child.process.send_signal(number)
 
 
-def expect(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise SystemExit(f"error: {otherwise}")
-
-
 # --- what is lost when processes are killed -------------------------------------------------------
 
 
@@ -160,7 +155,7 @@ def job_bodies(model: Path, size: Size) -> list[bytes]:
 
 
 def submit(url: str, bodies: dict[str, bytes]) -> list[str]:
-    """Has requests accepted under their keys, and returns the job ids; what fails is sent again."""
+    """Sends requests with their keys until all are accepted, and returns the job IDs."""
     ids: dict[str, str] = {}
     while keys := [key for key in bodies if key not in ids]:
         requests = [
@@ -177,7 +172,7 @@ def submit(url: str, bodies: dict[str, bytes]) -> list[str]:
 
 
 def states_of(url: str, ids: list[str]) -> Counter[str]:
-    """Asks for every job and counts the states; one that is not known is `lost`."""
+    """Requests every job and counts the states; an unknown job counts as `lost`."""
     requests = [Request(f"{url}/job/{job_id}") for job_id in ids]
     load = closed_loop(
         requests, connections=8, count=len(ids), deadline_seconds=5, keep_bodies=True
@@ -190,7 +185,7 @@ def states_of(url: str, ids: list[str]) -> Counter[str]:
 
 
 def restart_dead(workers: list[Process], stopping: Event) -> None:
-    """Starts workers again that have died, as Docker and Kubernetes do."""
+    """Restarts workers that have died, as Docker and Kubernetes do."""
     while not stopping.wait(0.05):
         for worker in workers:
             if not worker.is_alive():
@@ -198,16 +193,16 @@ def restart_dead(workers: list[Process], stopping: Event) -> None:
 
 
 def kill_in_a_batch(redis: Queue, workers: list[Process]) -> None:
-    """Kills the first worker that is found to have jobs."""
+    """Kills the first worker that is found with jobs."""
     wait_until(lambda: any(dies_with_jobs(redis, worker) for worker in workers), "a batch", 60)
 
 
 def dies_with_jobs(redis: Queue, worker: Process) -> bool:
-    """Kills a worker if it has jobs; it is suspended while that is found out."""
+    """Suspends a worker, and kills it if it has jobs."""
     process = worker.process
     mark = f"-{process.pid}-".encode()
     process.send_signal(signal.SIGSTOP)
-    # Before the first worker has come there is no group.
+    # There is no group before the first worker has created it.
     with suppress(ResponseError):
         consumers = redis.client.xinfo_consumers(jobs.STREAM, jobs.GROUP)
         if any(mark in consumer["name"] and consumer["pending"] for consumer in consumers):
@@ -219,13 +214,13 @@ def dies_with_jobs(redis: Queue, worker: Process) -> bool:
 
 
 def kill_redis(redis: Queue) -> None:
-    """Kills Redis, and starts it again on its file."""
+    """Kills Redis and restarts it with its append-only file."""
     redis.kill()
     redis.start()
 
 
 def count_lost(model: Path, directory: Path, size: Size) -> dict[str, int]:
-    """Counts what becomes of jobs while workers and Redis are killed and some jobs kill workers."""
+    """Counts how jobs end while workers and Redis are killed and some jobs kill workers."""
     env = {
         "MODEL_DIRECTORY": str(model),
         "LEASE_SECONDS": str(size.lease_seconds),
@@ -280,7 +275,7 @@ async def counts_of(redis_url: str) -> dict[str, int]:
 
 
 def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
-    """Counts the jobs that are lost when workers that pop from a list are killed as often."""
+    """Counts the jobs lost by workers that pop from a list and are killed as often."""
     chance = np.random.default_rng(SEED)
     bodies = [json.loads(body)["data"][0] for body in job_bodies(model, size)]
     texts = [json.dumps({"id": number, "row": row}) for number, row in enumerate(bodies)]
@@ -301,15 +296,14 @@ def count_lost_by_popping(model: Path, directory: Path, size: Size) -> int:
                 wait_until(partial(is_shorter, redis, half), "half of the list to be popped", 60)
                 wait_until(partial(kill_one, workers, chance), "a worker to kill", 60)
             wait_until(partial(is_shorter, redis, 1), "an empty list", 60)
-            done = partial(redis.client.dbsize)
-            wait_until_steady(done)
+            wait_until_steady(redis.client.dbsize)
         finally:
             stopping.set()
-        return size.jobs - int(done())
+        return size.jobs - int(redis.client.dbsize())
 
 
 def kill_one(workers: list[Process], chance: np.random.Generator) -> bool:
-    """Kills a worker, unless all have just died of a job that kills its worker."""
+    """Kills a worker, unless a job has just killed the last one."""
     alive = [worker for worker in workers if worker.is_alive()]
     if alive:
         alive[chance.integers(len(alive))].process.kill()
@@ -333,7 +327,7 @@ def wait_until_steady(value: Callable[[], int]) -> None:
 
 
 def jobs_per_second(model: Path, parent: Path, batch_jobs: int, count: int) -> float:
-    """Returns how many jobs a second two workers finish that were all queued before."""
+    """Returns how many jobs per second two workers finish from a queue filled beforehand."""
     with TemporaryDirectory(dir=parent) as name:
         directory = Path(name)
         env = {
@@ -355,7 +349,7 @@ def jobs_per_second(model: Path, parent: Path, batch_jobs: int, count: int) -> f
 
 
 async def fill(redis_url: str, rows: list[list[float]], count: int) -> None:
-    """Has so many jobs accepted."""
+    """Puts `count` jobs into the queue."""
     async with Redis.from_url(redis_url) as redis:
         for _ in range(count // 100):
             await asyncio.gather(
@@ -367,7 +361,7 @@ async def fill(redis_url: str, rows: list[list[float]], count: int) -> None:
 
 
 def claim_holds(counts: dict[str, int], poison_jobs: int = FULL.poison_jobs) -> bool:
-    """Nothing is lost or unaccounted for, and exactly what kills its worker is given up."""
+    """True if no job is lost or unaccounted for, and exactly the poison jobs are given up."""
     return (
         counts["lost"] == counts["unaccounted"] == counts["accepted_twice"] == 0
         and counts["failed"] == counts["poison_dead_lettered"] == poison_jobs
@@ -376,7 +370,7 @@ def claim_holds(counts: dict[str, int], poison_jobs: int = FULL.poison_jobs) -> 
 
 
 def draw(path: Path, figures: dict[str, float]) -> None:
-    """Draws how long a caller waits against how long the model takes."""
+    """Draws how long a caller waits over how long the model takes."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     model_ms = [figures["model_ms"], figures["slow_model_ms"]]
     for label, name in (("synchronous endpoint", "sync_p99"), ("this pattern", "ack_p99")):
@@ -384,8 +378,8 @@ def draw(path: Path, figures: dict[str, float]) -> None:
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="model, ms a row",
-        ylabel="answer to POST /predict, p99 ms",
+        xlabel="model, ms per row",
+        ylabel="response to POST /predict, p99 ms",
     )
     axes.set_xticks(model_ms, [f"{milliseconds:.0f}" for milliseconds in model_ms])
     axes.minorticks_off()
@@ -448,7 +442,7 @@ def main() -> int:
         figures=figures,
         control=control,
         targets={name: target for name, target in targets.items() if name in counts | figures},
-        # A wide margin: the same model 50 times slower makes a synchronous answer 50 times slower.
+        # A wide margin: with a model 50 times slower, a synchronous response is 50 times slower.
         holds=claim_holds(counts, size.poison_jobs)
         and control["lost"] > 0
         and (arguments.quick or figures["ack_p99_ratio"] < 5),

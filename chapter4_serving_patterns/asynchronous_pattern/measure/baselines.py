@@ -1,4 +1,4 @@
-"""The baselines: a worker that a job can kill, a worker that pops, and no queue."""
+"""The baselines: a worker that a job can kill, a worker that pops, and a server without a queue."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from ..app.model import Model
 from ..app.schema import FEATURES
 from ..app.settings import Settings
 
-# Pixels are whole numbers. A row that begins with this one kills the process that predicts it.
+# Real pixels are whole numbers. A row that begins with this one kills the process that predicts it.
 POISON = 13.25
 POPPED_LIST = "popped"
 settings = Settings()
 
 
 class MortalModel(Model):
-    """A model with a bug that ends the process, as a segmentation fault would."""
+    """A model with a bug that ends the process like a segmentation fault."""
 
     def predict(self, rows: list[list[float]]) -> NDArray[np.float32]:
         if any(row[0] == POISON for row in rows):
@@ -32,7 +32,7 @@ class MortalModel(Model):
 
 
 def pop() -> None:
-    """Works as most samples of a queue do: takes jobs off a list, and then does them."""
+    """Works as most queue tutorials do: takes jobs off a list first, then processes them."""
     redis: Any = Redis.from_url(settings.redis_url)
     model = MortalModel(settings.model_directory, FEATURES)
     if settings.alive_file:
@@ -55,7 +55,7 @@ synchronous = FastAPI()
 
 @synchronous.get("/ready")
 def ready() -> dict[str, str]:
-    """Loads the model at the first call."""
+    """Loads the model on the first call."""
     synchronous.state.model = Model(settings.model_directory, FEATURES)
     return {"status": "ready"}
 

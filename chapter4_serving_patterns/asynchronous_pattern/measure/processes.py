@@ -17,7 +17,7 @@ PACKAGE = "chapter4_serving_patterns.asynchronous_pattern"
 
 
 class Queue(RedisServer):
-    """A Redis server with the options of docker-compose.yml, and a client that looks into it."""
+    """A Redis server with the options of docker-compose.yml, and a client to inspect it."""
 
     def __enter__(self) -> "Queue":
         self.client: Any = Redis.from_url(self.url)

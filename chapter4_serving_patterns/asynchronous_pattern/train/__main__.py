@@ -1,4 +1,4 @@
-"""Trains the model and writes it into models/, where the server looks for it."""
+"""Trains the model and writes it to models/, where the server loads it from."""
 
 from rich.console import Console
 
@@ -12,11 +12,11 @@ def main() -> None:
         "--copies",
         type=int,
         default=COPIES,
-        help="warped copies that a row is classified in: the time grows with them; 1 is light",
+        help="in how many warped copies each row is classified; more copies make the model slower",
     )
     arguments = parser.parse_args()
     if arguments.copies < 1:
-        parser.error("--copies is at least 1")
+        parser.error("--copies must be at least 1")
     written = write_artifact(arguments.output, *train(arguments.copies))
     Console(soft_wrap=True, highlight=False).print(summary(written, arguments.output))
 

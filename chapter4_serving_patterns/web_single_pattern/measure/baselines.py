@@ -1,4 +1,4 @@
-"""The servers that the measurement compares with, from a first one to an empty one."""
+"""The servers to compare with: a typical first server, variants of it and a no-op route."""
 
 import numpy as np
 import onnxruntime
@@ -14,19 +14,15 @@ session = onnxruntime.InferenceSession(main.settings.model_directory / "model.on
 
 
 class PredictRequest(BaseModel):
-    """What most first servers take."""
-
     data: list[list[float]]
 
 
 class Prediction(BaseModel):
-    """What most first servers answer."""
-
     prediction: list[list[float]]
 
 
 class SampleRequest(BaseModel):
-    """Takes a sample for rows that are missing, so a misspelt field still gets an answer."""
+    """Defaults to a sample, so a request with a misspelt field still gets a prediction."""
 
     data: list[list[float]] = SAMPLE
 
@@ -48,25 +44,24 @@ for route in without_json_route.routes:
 
 @plain.post("/predict")
 def predict_in_a_thread(request: PredictRequest) -> Prediction:
-    """Predicts as FastAPI's own tutorial would."""
+    """Predicts as in FastAPI's own tutorial: FastAPI runs a `def` handler in a thread."""
     return Prediction(prediction=predict(request.data))
 
 
 @plain_async.post("/predict")
 async def predict_in_the_event_loop(request: PredictRequest) -> Prediction:
-    """Predicts without a thread."""
     return Prediction(prediction=predict(request.data))
 
 
 @noop.post("/predict")
 async def answer_a_constant() -> dict[str, str]:
-    """Answers without a model: what the framework alone costs."""
+    """Returns a constant without calling a model: the cost of the framework alone."""
     return {"status": "ok"}
 
 
 @careless.post("/predict")
 def predict_the_first_row(request: SampleRequest) -> Prediction:
-    """Answers the first row only, and a request without rows with the sample's prediction."""
+    """Predicts only the first row, or the sample if the request has no rows."""
     return Prediction(prediction=predict(request.data)[:1])
 
 
@@ -75,5 +70,4 @@ def predict_the_first_row(request: SampleRequest) -> Prediction:
 @noop.get("/ready")
 @careless.get("/ready")
 def ready() -> dict[str, str]:
-    """The process answers."""
     return {"status": "ready"}

@@ -1,4 +1,4 @@
-"""Measures what a prediction costs this server, beside others that differ in one thing each."""
+"""Measures the cost of a prediction, for this server and for others that differ in one thing."""
 
 import os
 import sys
@@ -20,21 +20,21 @@ QUIET = ["--no-access-log"]
 GUARDED = [*QUIET, "--http", f"{PACKAGE}.app.guard:BoundedProtocol"]
 OURS = ("app.main:app", GUARDED)
 CARELESS = ("measure.baselines:careless", QUIET)
-# All run with uvicorn's own defaults; each arm changes one thing of the one before it.
+# All run with uvicorn's own defaults; each arm changes one thing compared with the one before.
 ARMS: dict[str, tuple[str, list[str]]] = {
     "plain": ("measure.baselines:plain", []),
     "no access log": ("measure.baselines:plain", QUIET),
     "async def": ("measure.baselines:plain_async", QUIET),
     "no JsonRoute": ("measure.baselines:without_json_route", GUARDED),
     "ours": OURS,
-    # The floor: a route of FastAPI that answers a constant.
+    # The floor: a FastAPI route that returns a constant.
     "noop": ("measure.baselines:noop", QUIET),
 }
 ONE_ROW = b'{"data": [[5.1, 3.5, 1.4, 0.2]]}'
 ROUNDS, CONNECTIONS, REQUESTS = 15, 16, 4_000
-# The share of the plain server's capacity at which the delays are compared.
+# Latencies are compared at this share of the plain server's capacity.
 LOAD, SECONDS = 0.7, 4
-# The server has one core to itself and the load the other, where there are two.
+# Where there are two cores, the server has one and the load generator the other.
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 Rounds = dict[str, list[dict[str, float]]]
@@ -42,7 +42,7 @@ Rounds = dict[str, list[dict[str, float]]]
 
 @contextmanager
 def server(app: str, options: list[str]) -> Iterator[Server]:
-    """Starts a server with uvicorn, on a core of its own."""
+    """Starts a server with uvicorn on a core of its own."""
     port = free_port()
     with serve(
         [sys.executable, "-m", "uvicorn", f"{PACKAGE}.{app}", "--port", str(port), *options],
@@ -55,14 +55,14 @@ def server(app: str, options: list[str]) -> Iterator[Server]:
 
 
 def answered(run: Run) -> Run:
-    """Passes on a run in which every request was answered."""
+    """Returns the run if every request got a 200."""
     if run.statuses[200] != run.sent:
-        raise SystemExit(f"error: not every request was answered: {run.statuses} {run.errors}")
+        raise SystemExit(f"error: not every request got a 200: {run.statuses} {run.errors}")
     return run
 
 
 def cost(running: Server) -> dict[str, float]:
-    """Returns the server's CPU time a prediction, and how many a second it answers."""
+    """Returns the server's CPU time per prediction, and its predictions per second."""
     request, before = Request(f"{running.url}/predict", ONE_ROW), running.cpu_seconds()
     load = closed_loop(request, connections=CONNECTIONS, count=REQUESTS, deadline_seconds=30)
     run = answered(uvloop.run(load))
@@ -71,7 +71,7 @@ def cost(running: Server) -> dict[str, float]:
 
 
 def latency(running: Server, rate_per_second: float) -> dict[str, float]:
-    """Returns the 99th percentile of the answers to requests that arrive at random."""
+    """Returns the 99th percentile of the latency when requests arrive at random."""
     load = open_loop(
         Request(f"{running.url}/predict", ONE_ROW),
         rate_per_second=rate_per_second,
@@ -83,28 +83,18 @@ def latency(running: Server, rate_per_second: float) -> dict[str, float]:
     return {"p99_ms": run.p99_ms, "lag_p99_ms": run.lag_p99_ms}
 
 
-def refuse_100_mb(running: Server) -> float:
-    """Returns the seconds after which a body of 100 MB is refused."""
-    request = Request(f"{running.url}/predict", b" " * 100_000_000)
-    run = uvloop.run(closed_loop(request, connections=1, count=1, deadline_seconds=30))
-    if set(run.statuses) != {413}:
-        raise SystemExit(f"error: 100 MB were not refused: {run.statuses} {run.errors}")
-    return run.p50_ms / 1000
-
-
 def median(rounds: Rounds, arm: str, figure: str) -> float:
-    """The middle of what was measured of an arm."""
     return median_and_spread([values[figure] for values in rounds[arm]]).median
 
 
 def ratio(rounds: Rounds, figure: str, other: str) -> float:
-    """The median over the rounds, so that a noisy moment spoils one ratio and not all."""
+    """Returns the median of the ratios of each round: a noisy moment spoils only one of them."""
     pairs = zip(rounds["ours"], rounds[other], strict=True)
     return median_and_spread([mine[figure] / theirs[figure] for mine, theirs in pairs]).median
 
 
 def measure_costs(servers: dict[str, Server]) -> tuple[dict[str, float], Rounds]:
-    """Returns the figures, and the CPU time of each arm in each round."""
+    """Returns the figures, and what each arm cost in each round."""
     for running in servers.values():
         cost(running)
     costs = interleave({name: partial(cost, arm) for name, arm in servers.items()}, ROUNDS)
@@ -124,7 +114,7 @@ def measure_costs(servers: dict[str, Server]) -> tuple[dict[str, float], Rounds]
 
 
 def draw(costs: Rounds, path: Path) -> None:
-    """Draws the CPU time of each arm, and the floor as a line."""
+    """Draws the CPU time of each arm as a bar, and the floor as a line."""
     bars = {name: median(costs, name, "cpu_us") for name in ARMS if name != "noop"}
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
@@ -133,7 +123,7 @@ def draw(costs: Rounds, path: Path) -> None:
     axes.axvline(
         median(costs, "noop", "cpu_us"), color="black", linestyle="--", label="no-op route"
     )
-    axes.set(xlabel="CPU time a prediction (microseconds)")
+    axes.set(xlabel="CPU time per prediction (microseconds)")
     axes.invert_yaxis()
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)

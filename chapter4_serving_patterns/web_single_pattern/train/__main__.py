@@ -1,4 +1,4 @@
-"""Trains the model and writes it into models/, where the server looks for it."""
+"""Trains the model and writes it to models/, where the server loads it from."""
 
 from pathlib import Path
 

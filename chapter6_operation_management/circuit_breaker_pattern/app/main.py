@@ -1,4 +1,4 @@
-"""A proxy refuses at once what is too much, and sends nothing to a replica that keeps failing."""
+"""A proxy refuses excess requests at once, and sends none to a replica that keeps failing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ Prediction = TypeVar("Prediction")
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Loads the model before the port opens, so a caller who can connect gets predictions."""
     app.state.model = Model(settings.model_directory, FEATURES)
-    # One thread: more would share the core, and every answer would take as much longer.
+    # One thread, because more would share the core and make every response slower.
     with ThreadPoolExecutor(max_workers=1) as thread:
         app.state.thread = thread
         yield
@@ -50,7 +50,7 @@ def model_of(request: Request) -> Model:
 async def in_thread(
     request: Request, predict: Callable[[list[list[float]]], Prediction], rows: list[list[float]]
 ) -> Prediction:
-    """Predicts beside the event loop, which answers `/health` meanwhile."""
+    """Predicts outside the event loop, so that `/health` responds meanwhile."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(request.app.state.thread, predict, rows)
 
@@ -92,7 +92,7 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", responses=UNAVAILABLE)
 async def ready(request: Request) -> dict[str, str]:
-    """The model is loaded; a prediction would wait behind the callers', and busy is not broken."""
+    """The model is loaded; a test prediction would have to queue, and a busy replica is ready."""
     model_of(request)
     return {"status": "ready"}
 

@@ -1,4 +1,4 @@
-"""Measures the claim: what the replicas can do is answered in time, however much is asked."""
+"""Measures the claim: the replicas keep their throughput, however many requests are sent."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ from tools.read.compose import load as load_compose
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 CLAIM = (
-    "At three times what the replicas can do, they do as much as ever and the rest is refused at "
-    "once; a replica that fails five times in a row gets no requests until it may return."
+    "At three times their capacity the replicas keep their throughput and the excess is refused at "
+    "once; a replica that fails five times in a row gets no requests until its ejection ends."
 )
 SERVICES = load_compose(HERE).services
 RULE = yaml.safe_load((HERE / "manifests/destination_rule.yml").read_text("utf-8"))
@@ -36,22 +36,22 @@ LIMIT: int = POLICY["connectionPool"]["http"]["http2MaxRequests"]
 ERRORS: int = POLICY["outlierDetection"]["consecutive5xxErrors"]
 OVERLOAD = 3
 DEADLINE_MS = 1_000
-# A quick run judges no time: what is let in may take as long as a busy machine needs.
+# A quick run checks no times: an accepted request may take as long as a busy machine needs.
 QUICK_DEADLINE_MS = 30_000
-# Both replicas share a core, and the proxy and the load the other, where there are two.
+# Where there are two cores, the replicas share one, and the proxy and the load generator the other.
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 REPLICA_CPUS, PROXY_CPUS = {CORES[0]}, {CORES[-1]}
 
 
 def replica(app: str = "measure.baselines:counting") -> AbstractContextManager[Server]:
-    """Starts a replica, or the server that fails, on the core of the replicas."""
+    """Starts a replica, or the failing server, on the core of the replicas."""
     package = ".".join(HERE.relative_to(ROOT).parts)
     return run_uvicorn(f"{package}.{app}", cwd=ROOT, cpus=REPLICA_CPUS)
 
 
 @contextmanager
 def proxy(config: Any, *replicas: Server) -> Iterator[Proxy]:
-    """Starts Envoy in front of replicas, on the core that they do not use."""
+    """Starts Envoy in front of the replicas, on the other core."""
     names = [name for name in SERVICES if name.startswith("predictor-")]
     with tools.mesh.proxy.proxy(
         HERE, config, dict(zip(names, replicas, strict=True)), PROXY_CPUS
@@ -60,7 +60,7 @@ def proxy(config: Any, *replicas: Server) -> Iterator[Proxy]:
 
 
 def with_timeout(config: Any, deadline_ms: int) -> Any:
-    """Returns the configuration with another timeout of its routes."""
+    """Returns the configuration with another timeout for its routes."""
     (listener,) = config["static_resources"]["listeners"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     (virtual_host,) = manager["route_config"]["virtual_hosts"]
@@ -70,18 +70,18 @@ def with_timeout(config: Any, deadline_ms: int) -> Any:
 
 
 def model_calls(replicas: list[Server]) -> int:
-    """Returns how often the models of all replicas have been asked."""
+    """Returns how often the models of all replicas have been called."""
     return sum(int(fetch(f"{running.url}/calls")) for running in replicas)
 
 
 def prediction(url: str) -> Request:
-    """Asks for the prediction of one row."""
+    """Returns a request for the prediction of one row."""
     metadata = json.loads((HERE / "models/metadata.json").read_bytes())
     return Request(f"{url}/predict", json.dumps({"data": metadata["sample"]}).encode())
 
 
 def capacity(replicas: list[Server], count: int) -> dict[str, float]:
-    """Measures what the replicas can do: as many callers as the limit lets in, never more."""
+    """Measures the throughput with exactly as many concurrent callers as the limit allows."""
     with proxy(shipped(HERE), *replicas) as running:
         run = asyncio.run(
             closed_loop(prediction(running.url), connections=LIMIT, count=count, deadline_seconds=5)
@@ -90,7 +90,7 @@ def capacity(replicas: list[Server], count: int) -> dict[str, float]:
 
 
 def load(config: Any, replicas: list[Server], rate: float, seconds: float) -> dict[str, float]:
-    """Sends requests on a schedule, whatever the replicas do, and counts what became of them."""
+    """Sends requests on a schedule, whatever the replicas do, and counts the outcomes."""
     calls = model_calls(replicas)
     with proxy(config, *replicas) as running:
         run = asyncio.run(
@@ -103,7 +103,7 @@ def load(config: Any, replicas: list[Server], rate: float, seconds: float) -> di
         )
     began = time.monotonic()
     for each in replicas:
-        # One at a time and in order: an answer of this one says that all before it are done.
+        # A replica works in order, so once this is answered, everything before it is done.
         fetch(f"{each.url}/predict/test")
         calls += 1
     answered, refused = run.answered_within(DEADLINE_MS), run.statuses[503]
@@ -115,19 +115,19 @@ def load(config: Any, replicas: list[Server], rate: float, seconds: float) -> di
         "refused": refused,
         "lost": run.sent - answered - refused,
         "model_calls_for_nobody": model_calls(replicas) - calls - answered,
-        # What is answered after the last request was sent belongs to no second of the load.
+        # Responses after the last request was sent are not part of the throughput under load.
         "goodput_per_second": np.count_nonzero(in_time & (answered_at_seconds <= seconds))
         / seconds,
         "answered_p99_ms": run.percentile_ms(99, 200),
         "refused_p99_ms": run.percentile_ms(99, 503) if refused else 0.0,
-        # From the last request sent until the replicas have nothing left to do.
+        # From the last request sent until the replicas are idle.
         "recovery_seconds": run.seconds - seconds + time.monotonic() - began,
         "lag_p99_ms": run.lag_p99_ms,
     }
 
 
 def crowd(config: Any, replicas: list[Server], connections: int, count: int) -> dict[str, int]:
-    """Sends requests of callers who wait as long as it takes, and counts what became of them."""
+    """Sends requests of callers that wait as long as it takes, and counts the outcomes."""
     calls = model_calls(replicas)
     with proxy(with_timeout(config, QUICK_DEADLINE_MS), *replicas) as running:
         run = asyncio.run(
@@ -146,10 +146,10 @@ def crowd(config: Any, replicas: list[Server], connections: int, count: int) -> 
 
 
 def ejection(config: Any, healthy: Server, watch_seconds: float = 0) -> dict[str, float]:
-    """Sends requests one by one while one replica of two fails, and on while it is back."""
+    """Sends requests one by one while one of two replicas fails, then repairs it and goes on."""
     with replica("measure.baselines:failing") as broken, proxy(config, healthy, broken) as running:
-        # Envoy gathers changes of a cluster's health for a second before it acts on them, and the
-        # start of the cluster is such a change. Its age is rounded, by up to a second too much.
+        # Envoy collects changes of a cluster's health for a second before it acts on them, and the
+        # start of the cluster is such a change. Its uptime may be rounded up by a second.
         while watch_seconds and running.uptime_seconds() < 3:
             time.sleep(0.1)
         request = prediction(running.url)
@@ -175,7 +175,7 @@ def ejection(config: Any, healthy: Server, watch_seconds: float = 0) -> dict[str
 def measure_at(
     offered: float, replicas: list[Server], count: int, seconds: float, rounds: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Measures the capacity, then sends so many times as much with the limit and without it."""
+    """Measures the capacity, then offers a multiple of it with the limit and without it."""
     rates: list[float] = []
     unlimited = without(HERE, "connectionPool")
 
@@ -197,15 +197,15 @@ def measure_at(
 def median_ratio(
     numerators: list[dict[str, float]], denominators: list[dict[str, float]], name: str
 ) -> float:
-    """The median over the rounds, so that a noisy moment spoils one ratio and not all."""
+    """Returns the median of the ratios of each round: a noisy moment spoils only one of them."""
     pairs = zip(numerators, denominators, strict=True)
-    # An arm that answers nothing at all counts as one that answers once a second.
+    # An arm without any answer counts as one answer per second.
     ratios = [mine["goodput_per_second"] / max(theirs[name], 1) for mine, theirs in pairs]
     return median_and_spread(ratios).median
 
 
 def draw(measured: dict[float, dict[str, list[dict[str, float]]]], path: Path) -> None:
-    """Draws how much is answered in time over how much is asked, both in capacities."""
+    """Draws the responses in time over the requests sent, both relative to the capacity."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     for arm, label in {"limited": "with the limit", "unlimited": "without"}.items():
@@ -229,7 +229,7 @@ EXPECTED = {
 
 
 def count_quickly() -> Results:
-    """Counts what no clock decides: who is refused, who is answered, when a replica is ejected."""
+    """Counts only what does not depend on time: responses, refusals, errors until ejection."""
     slow = partial(with_timeout, deadline_ms=QUICK_DEADLINE_MS)
     with ExitStack() as stack:
         pair = [stack.enter_context(replica()) for _ in range(2)]

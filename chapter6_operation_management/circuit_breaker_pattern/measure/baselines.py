@@ -1,4 +1,4 @@
-"""The servers that the measurement sends load to: a replica that counts, and one that fails."""
+"""The servers under load: a replica that counts its predictions, and one that fails."""
 
 import time
 from collections.abc import AsyncIterator
@@ -14,19 +14,18 @@ from ..app.schema import FEATURES
 
 
 class CountingModel(Model):
-    """The shipped model, which also counts how often it has been asked."""
+    """The shipped model, which also counts its calls."""
 
     calls = 0
 
     def predict(self, rows: list[list[float]]) -> NDArray[np.float32]:
-        """Counts, and predicts as the shipped model does."""
         self.calls += 1
         return super().predict(rows)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Puts the counting model in the place of the shipped one."""
+    """Replaces the shipped model with the counting one."""
     async with main.lifespan(app):
         app.state.model = CountingModel(main.settings.model_directory, FEATURES)
         yield
@@ -38,7 +37,6 @@ counting.router.lifespan_context = lifespan
 
 @counting.get("/calls")
 async def calls() -> int:
-    """How often the model has been asked."""
     model: CountingModel = counting.state.model
     return model.calls
 
@@ -50,7 +48,7 @@ failing.state.seen = []
 
 @failing.post("/predict")
 async def fail_or_answer() -> Response:
-    """Answers 500 until it is repaired, and notes when."""
+    """Responds with 500 until it is repaired, and notes each request."""
     status: int = failing.state.status
     failing.state.seen.append((time.monotonic(), status))
     return Response('{"prediction":[]}', status, media_type="application/json")
@@ -58,18 +56,17 @@ async def fail_or_answer() -> Response:
 
 @failing.post("/repair")
 async def repair() -> None:
-    """Answers 200 from now on."""
     failing.state.status = 200
 
 
 @failing.get("/seen")
 async def seen() -> list[tuple[float, int]]:
-    """When each request came, in seconds, and the status that it got."""
+    """Returns the time of each request, in seconds, and the status that it got."""
     answered: list[tuple[float, int]] = failing.state.seen
     return answered
 
 
 @failing.get("/ready")
 async def ready() -> dict[str, str]:
-    """The process answers, as a replica does whose model is broken."""
+    """Is ready, like a replica with a broken model."""
     return {"status": "ready"}

@@ -1,5 +1,5 @@
 # Copied from chapter4_serving_patterns/asynchronous_pattern/train/model.py
-"""Fits the digits classifier, scores it on rows that it has not seen, and exports it as ONNX."""
+"""Fits the digits classifier, scores it on held-out rows and exports it as ONNX."""
 
 from typing import Any
 
@@ -21,21 +21,21 @@ SEED = 0
 SIDE = 8
 FEATURES = [f"pixel_{row}_{column}" for row in range(SIDE) for column in range(SIDE)]
 LABELS = [str(digit) for digit in range(10)]
-# One row takes about 10 ms with so many copies; the time grows with their number.
+# With this many copies one row takes about 10 ms; the time grows with their number.
 COPIES = 2_000
-# Each training row is also learnt in so many warped copies.
+# How many warped copies of each training row are trained on as well.
 TRAINING_COPIES = 4
-# How far the copies are turned (radian), stretched and shifted (both in half images).
+# Standard deviations of the warps: angle in radians, scale factor, shift in half images.
 TURN, STRETCH, SHIFT = 0.08, 0.05, 0.06
-# More copies change the mean by little, and scikit-learn takes a millisecond for each.
+# More copies hardly change the mean, and scikit-learn takes a millisecond for each.
 EVALUATED_COPIES = 200
-# The first operators with AffineGrid, and a file format of the same year.
+# The first opset with AffineGrid, and the file format of the same year.
 OPSET = 20
 IR_VERSION = 9
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the rows and labels of digits to train on, then those to test on."""
+    """Returns the rows and labels for training, then those for testing."""
     digits = load_digits()
     x_train, x_test, y_train, y_test = train_test_split(
         digits.data.astype(np.float32),
@@ -48,7 +48,7 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def draw_warps(count: int, seed: int = SEED) -> np.ndarray:
-    """Draws affine warps [count, 2, 3] that turn, stretch and shift; the first one does nothing."""
+    """Draws affine warps [count, 2, 3] that rotate, scale and shift; the first is the identity."""
     random = np.random.default_rng(seed)
     angle = random.normal(0, TURN, count)
     scale = random.normal(1, STRETCH, count)
@@ -60,10 +60,10 @@ def draw_warps(count: int, seed: int = SEED) -> np.ndarray:
 
 
 def pixel_weights(warp: np.ndarray) -> np.ndarray:
-    """Returns a warp as a matrix [pixels, pixels]: rows of pixels times it are the warped rows.
+    """Returns a warp as a matrix [pixels, pixels]: rows of pixels @ matrix = warped rows.
 
-    It interpolates between the four nearest pixels, with black around the image, as ONNX's
-    GridSample does.
+    Like ONNX's GridSample, it interpolates between the four nearest pixels, with black around the
+    image.
     """
     centres = (2 * np.arange(SIDE) + 1) / SIDE - 1
     y, x = np.meshgrid(centres, centres, indexing="ij")
@@ -81,20 +81,20 @@ def fit(x: np.ndarray, y: np.ndarray) -> Pipeline:
     copies = np.tile(x, (TRAINING_COPIES, 1))
     warped = [row @ pixel_weights(warp) for row, warp in zip(copies, warps, strict=True)]
     x_all = np.concatenate([x, np.array(warped, np.float32)])
-    # Few large steps: with many small ones the threads of BLAS wait for each other when the machine
-    # is busy, and 1 s becomes 20.
+    # This solver takes few large steps. With many small ones, the threads of BLAS wait for each
+    # other when the machine is busy, and 1 s becomes 20.
     classifier = LogisticRegression(C=10, solver="newton-cg")
     return make_pipeline(MaxAbsScaler(), classifier).fit(x_all, np.tile(y, 1 + TRAINING_COPIES))
 
 
 def predict(pipeline: Pipeline, warps: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Returns the mean of the probabilities of every warped copy of the rows."""
+    """Returns the mean of the probabilities over all warped copies of the rows."""
     total = sum(pipeline.predict_proba(x @ pixel_weights(warp)) for warp in warps)
     return np.asarray(total) / len(warps)
 
 
 def evaluate(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Scores probabilities of rows that were not trained on."""
+    """Scores the probabilities of held-out rows."""
     return {
         "accuracy": round(accuracy_score(y, probabilities.argmax(axis=1)), 4),
         "log_loss": round(log_loss(y, probabilities), 4),
@@ -102,10 +102,10 @@ def evaluate(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def export(pipeline: Pipeline, warps: np.ndarray) -> bytes:
-    """Writes the ensemble as ONNX: float32 [rows, 64] in, float32 [rows, 10] probabilities out.
+    """Exports the ensemble as ONNX: float32 [rows, 64] in, float32 [rows, 10] probabilities out.
 
-    The graph scans over the warps; each step warps all rows alike and classifies them. It is
-    written by hand because skl2onnx converts estimators, and none of scikit-learn's warps images.
+    The graph scans over the warps; each step applies one warp to all rows and classifies them. It
+    is written by hand because skl2onnx converts estimators, and scikit-learn has none for warps.
     """
     scaler, classifier = pipeline.named_steps.values()
     constants = {
@@ -114,7 +114,7 @@ def export(pipeline: Pipeline, warps: np.ndarray) -> bytes:
         "one_image": np.array([1, 1, SIDE, SIDE]),
         "image_of_rows": np.array([1, -1, SIDE, SIDE]),
         "rows_of_pixels": np.array([-1, SIDE * SIDE]),
-        # The scaler divides each pixel by a number, which the coefficients can do as well.
+        # The scaler only divides each pixel by a number, so the coefficients include it.
         "weights": (classifier.coef_ / scaler.scale_).T.astype(np.float32),
         "biases": classifier.intercept_.astype(np.float32),
     }
@@ -122,7 +122,7 @@ def export(pipeline: Pipeline, warps: np.ndarray) -> bytes:
         [
             helper.make_node("Unsqueeze", ["warp", "first"], ["theta"]),
             helper.make_node("AffineGrid", ["theta", "one_image"], ["grid"]),
-            # The rows are the channels of one image, because they are all warped alike.
+            # The rows become the channels of one image, because all get the same warp.
             helper.make_node("GridSample", ["image", "grid"], ["warped_image"]),
             helper.make_node("Reshape", ["warped_image", "rows_of_pixels"], ["copy"]),
             helper.make_node("Gemm", ["copy", "weights", "biases"], ["scores"]),
@@ -155,7 +155,7 @@ def tensor(name: str, shape: list[int | None]) -> onnx.ValueInfoProto:
 
 
 def train(copies: int = COPIES) -> tuple[bytes, dict[str, Any]]:
-    """Returns as ONNX the model that classifies so many copies of a row, and what it is."""
+    """Returns the model with this many copies per row as ONNX, and its metadata."""
     x_train, y_train, x_test, y_test = load()
     pipeline = fit(x_train, y_train)
     warps = draw_warps(copies)
