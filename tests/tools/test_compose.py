@@ -277,11 +277,11 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
     "no services": ({"services": {}}, "there are no services"),
     "not YAML": ("services: [", "not valid YAML"),
     "two documents": ("services:\n  a: {build: .}\n---\nservices: {}\n", "several documents"),
-    "key twice": ("services:\n  a: {build: .}\n  a: {build: .}\n", 'the key "a" is there twice'),
+    "key twice": ("services:\n  a: {build: .}\n  a: {build: .}\n", 'duplicate key "a"'),
     "unknown top key": (GOOD | {"networks": {}}, 'the key "networks" is not supported'),
     "version": (GOOD | {"version": "3"}, 'the key "version" is not supported'),
     "volume with driver": (GOOD | {"volumes": {"data": {"driver": "x"}}}, "options are not"),
-    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name holds only"),
+    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name may contain only"),
     "neither build nor image": ({"services": {"a": {"command": ["x"]}}}, "`build` or `image`"),
     "unknown image": (
         {"services": {"mail": {"image": "mailhog/mailhog:v1"}}},

@@ -131,7 +131,7 @@ def check_rule(mesh: Mesh, host: str, rule: Json, at: str) -> None:
     for index, subset in enumerate(rule.get("subsets", [])):
         at_subset = f"{at}.subsets[{index}]"
         if names.index(subset["name"]) != index:
-            raise MeshError(f"{at_subset}.name {subset['name']!r} is there twice")
+            raise MeshError(f"{at_subset}.name {subset['name']!r} is a duplicate")
         endpoints(mesh, host, subset["labels"], f"{at_subset}.labels")
         policies[f"{at_subset}.trafficPolicy"] = subset.get("trafficPolicy", {})
     for at_policy, policy in policies.items():
