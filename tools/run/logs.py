@@ -1,4 +1,4 @@
-"""Shows what the services of a pattern write, and what they are doing."""
+"""Shows the logs and the state of a pattern's services."""
 
 from pathlib import Path
 from time import sleep, time
@@ -17,7 +17,7 @@ POLL_SECONDS = 0.1
 
 
 def logs(pattern_dir: Path, service: str | None, follow: bool, tail: int | None) -> None:
-    """Prints what the services have written, as far as possible in the order of writing."""
+    """Prints the logs of all services or of one, as far as possible in the order of writing."""
     compose = load(pattern_dir)
     if service:
         compose.service(service)
@@ -40,7 +40,7 @@ def logs(pattern_dir: Path, service: str | None, follow: bool, tail: int | None)
             elif not is_up(compose):
                 return
             else:
-                # The file starts anew when it has grown too large.
+                # The file is truncated when it has grown too large.
                 file.seek(min(file.tell(), path.stat().st_size))
                 sleep(POLL_SECONDS)
 
@@ -69,7 +69,7 @@ def ps(pattern_dir: Path) -> None:
 
 
 def check(pattern_dir: Path) -> None:
-    """Reads the file and says what it defines; starts nothing."""
+    """Validates the file and prints the services that it defines."""
     compose = load(pattern_dir)
     for service in compose.services.values():
         ports = f" on port {', '.join(map(str, service.ports))}" if service.ports else ""

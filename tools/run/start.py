@@ -1,4 +1,4 @@
-"""Starts a pattern, or one of its services again."""
+"""Starts a pattern or restarts one of its services."""
 
 import errno
 import signal
@@ -21,7 +21,7 @@ FORK_TO_EXEC_SECONDS = 0.2
 
 
 def up(pattern_dir: Path) -> None:
-    """Starts every service and returns when all are ready; on failure nothing is left running."""
+    """Starts every service and waits until all are ready; on failure it stops everything."""
     compose = load(pattern_dir)
     with only_one(compose):
         launches = {name: launch_of(compose, item) for name, item in compose.services.items()}
@@ -33,7 +33,7 @@ def up(pattern_dir: Path) -> None:
             wait_until_ready(compose, launches, missing)
         except BaseException:
             with uninterrupted():
-                # A process loses a signal that comes between its fork and its exec.
+                # A signal that arrives between a process's fork and exec is lost.
                 sleep(FORK_TO_EXEC_SECONDS)
                 take_down(compose)
             raise
@@ -41,7 +41,7 @@ def up(pattern_dir: Path) -> None:
 
 
 def start(pattern_dir: Path, service: str) -> None:
-    """Starts one service that was stopped or killed, and returns when it is ready."""
+    """Starts a stopped or killed service and waits until it is ready."""
     compose = running(pattern_dir)
     launch = launch_of(compose, compose.service(service))
     with only_one(compose):
@@ -52,12 +52,12 @@ def start(pattern_dir: Path, service: str) -> None:
 
 
 def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
-    """Starts the supervisor unless it runs as the file says; returns the services to start."""
+    """Starts the supervisor unless it already runs this plan; returns the services to start."""
     plan = plan_of(compose, launches)
     if is_up(compose):
         if read_plan(compose) == plan:
             return missing_services(compose)
-        print("docker-compose.yml has changed: starting everything anew")
+        print("docker-compose.yml has changed: restarting everything")
     show_death(compose)
     take_down(compose)
     refuse_held_ports(compose)
@@ -69,7 +69,7 @@ def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
 def refuse_held_ports(compose: Compose) -> None:
     for port in sorted(port for item in compose.services.values() for port in item.ports):
         with socket.socket() as probe:
-            # Without this a port counts as held for a minute after its connections were closed.
+            # Without this a port counts as taken for a minute after its connections were closed.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -86,7 +86,7 @@ def refuse_held_ports(compose: Compose) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keeps a second Ctrl-C from leaving half of the services running."""
+    """Ignores a second Ctrl-C, which would leave some services running."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

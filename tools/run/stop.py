@@ -1,10 +1,10 @@
-"""Stops a pattern, or one of its services."""
+"""Stops a pattern or one of its services."""
 
 import shutil
 from pathlib import Path
 from time import monotonic, sleep
 
-from tools.read.compose import Compose, load
+from tools.read.compose import load
 from tools.run.rewrite import state_dir, temporary_dir
 from tools.run.state import only_one
 from tools.run.supervisor import running, states, supervisor
@@ -14,18 +14,20 @@ POLL_SECONDS = 0.02
 
 
 def down(pattern_dir: Path, volumes: bool = False) -> None:
-    """Stops every service; the volumes stay unless `volumes` is set."""
+    """Stops every service and, if `volumes` is set, deletes the volumes."""
     compose = load(pattern_dir)
     with only_one(compose):
         show_death(compose)
         was_up = take_down(compose)
         if volumes:
-            remove_volumes(compose)
+            shutil.rmtree(state_dir(compose.pattern_dir) / "volumes", ignore_errors=True)
+            for purpose in ("volumes", "scratch"):
+                shutil.rmtree(temporary_dir(compose.pattern_dir, purpose), ignore_errors=True)
     print(f"{compose.name} is down" if was_up else f"{compose.name} is not up")
 
 
 def stop(pattern_dir: Path, service: str) -> None:
-    """Stops one service with its own stop signal and grace period; the others stay up."""
+    """Stops one service with its stop signal and grace period; the others keep running."""
     compose = running(pattern_dir)
     compose.service(service)
     with only_one(compose), supervisor(compose) as server:
@@ -35,7 +37,7 @@ def stop(pattern_dir: Path, service: str) -> None:
 
 
 def kill(pattern_dir: Path, service: str) -> None:
-    """Kills every process of one service with SIGKILL; it stays down until it is started."""
+    """Sends SIGKILL to every process of one service, which stays down until it is started."""
     compose = running(pattern_dir)
     compose.service(service)
     with only_one(compose), supervisor(compose) as server:
@@ -43,9 +45,3 @@ def kill(pattern_dir: Path, service: str) -> None:
         while states(compose)[service] & {"STOPPING", "RUNNING", "STARTING"}:
             sleep(POLL_SECONDS)
         print(f"{service} killed")
-
-
-def remove_volumes(compose: Compose) -> None:
-    shutil.rmtree(state_dir(compose.pattern_dir) / "volumes", ignore_errors=True)
-    for purpose in ("volumes", "scratch"):
-        shutil.rmtree(temporary_dir(compose.pattern_dir, purpose), ignore_errors=True)

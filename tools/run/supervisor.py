@@ -23,7 +23,7 @@ def supervisor(compose: Compose) -> Iterator[Any]:
         show_death(compose)
         raise LocalError(f"the supervisor of {compose.name} has ended: run `make up`") from None
     except xmlrpc.client.Fault as fault:
-        raise LocalError(f"the supervisor of {compose.name} refuses: {fault.faultString}") from None
+        raise LocalError(f"the supervisor of {compose.name} failed: {fault.faultString}") from None
     finally:
         transport.close()
 
@@ -39,7 +39,7 @@ def running(pattern_dir: Path) -> Compose:
 
 
 def states(compose: Compose) -> dict[str, set[str]]:
-    """Returns the states of the processes of each service; one that ended well is `DONE`."""
+    """Returns the process states of each service; `DONE` means exited with status 0."""
     found: dict[str, set[str]] = {name: set() for name in compose.services}
     with supervisor(compose) as server:
         for info in server.supervisor.getAllProcessInfo():

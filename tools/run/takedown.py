@@ -1,4 +1,4 @@
-"""Takes a pattern down, and says why where one of its services has died."""
+"""Takes a pattern down, and reports the service whose death caused it."""
 
 import json
 import shutil
@@ -14,16 +14,16 @@ KILL_ROUNDS = 10
 
 
 def take_down(compose: Compose) -> bool:
-    """Stops everything, in order where the supervisor lives; tells whether anything ran."""
+    """Stops everything, in order if the supervisor runs; returns whether anything was running."""
     state = state_dir(compose.pattern_dir)
     daemon = recorded(state / "supervisord.pid")
     if daemon:
-        # As `supervisorctl shutdown`, and it works while the supervisor is still starting.
+        # Like `supervisorctl shutdown`, but it also works while the supervisor is starting.
         daemon.terminate()
         grace = sum(item.stop_grace_seconds + 2 for item in compose.services.values())
         wait_until_gone([daemon], grace + 10)
     was_up = daemon is not None
-    # A process may start another one while it is looked for.
+    # A process may start another one during the search.
     for _ in range(KILL_ROUNDS):
         if not (leftovers := all_of(state)):
             break
@@ -31,7 +31,7 @@ def take_down(compose: Compose) -> bool:
         kill_all(leftovers)
     else:
         pids = ", ".join(str(process.pid) for process in leftovers)
-        raise LocalError(f"processes of {compose.name} cannot be ended: {pids}")
+        raise LocalError(f"processes of {compose.name} cannot be killed: {pids}")
     for name in ("supervisord.pid", "death.json"):
         (state / name).unlink(missing_ok=True)
     shutil.rmtree(state / "pids", ignore_errors=True)
@@ -40,7 +40,7 @@ def take_down(compose: Compose) -> bool:
 
 
 def show_death(compose: Compose) -> None:
-    """Tells what took the pattern down since the last command, once."""
+    """Prints, once, what took the pattern down since the last command."""
     if message := death_message(compose):
         take_down(compose)
         print(message, file=sys.stderr)
@@ -61,6 +61,6 @@ def death_message(compose: Compose) -> str:
     if death["status"] < 0:
         how = "was killed"
     return (
-        f'service "{death["service"]}" {how}, so the others were stopped; its last log lines:\n'
+        f'service "{death["service"]}" {how}, so the others were stopped; last log lines:\n'
         f"{last_log(compose, death['process'])}"
     )
