@@ -146,15 +146,15 @@ def test_a_copy_of_a_copy_is_an_error_that_names_the_true_original(root: Path) -
     write(root, "three/guard.py", f"# Copied from two/guard.py\n{GUARD}")
     write(root, "four/guard.py", f"# Copied from three/guard.py\n{GUARD}")
     assert error_of(root).splitlines() == [
-        "four/guard.py: three/guard.py is a copy itself: name its original, one/guard.py",
-        "three/guard.py: two/guard.py is a copy itself: name its original, one/guard.py",
+        "four/guard.py: three/guard.py is itself a copy: name its original, one/guard.py",
+        "three/guard.py: two/guard.py is itself a copy: name its original, one/guard.py",
     ]
 
 
 def test_copies_in_a_ring_are_an_error(root: Path) -> None:
     write(root, "two/guard.py", f"# Copied from three/guard.py\n{GUARD}")
     write(root, "three/guard.py", f"# Copied from two/guard.py\n{GUARD}")
-    assert error_of(root).count("is a copy itself") == 2
+    assert error_of(root).count("is itself a copy") == 2
 
 
 def test_a_copy_of_itself_is_an_error(root: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_copy_of_itself_is_an_error(root: Path) -> None:
 
 def test_a_replacement_that_no_longer_occurs_is_an_error(root: Path) -> None:
     write(root, "two/guard.py", "# Copied from one/guard.py with LIMIT->BOUND, SIZE->WIDTH\n")
-    assert error_of(root) == "two/guard.py: 'SIZE', to be replaced, is not in one/guard.py"
+    assert error_of(root) == "two/guard.py: the text to replace, 'SIZE', is not in one/guard.py"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_original_whose_first_line_cannot_move_is_an_error(root: Path, first:
     write(root, "two/Dockerfile", f"# Copied from one/Dockerfile\n{first}\nFROM scratch\n")
     assert (
         error_of(root)
-        == f"two/Dockerfile: `{first}` of one/Dockerfile would not be the first line of a copy"
+        == f"two/Dockerfile: `{first}` of one/Dockerfile must be the first line, as the mark must"
     )
 
 
@@ -224,7 +224,7 @@ def test_all_errors_are_shown_at_once(root: Path) -> None:
 
 @pytest.mark.parametrize("pair", [("", "x"), ("a, b", "x"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")])
 def test_a_replacement_that_a_mark_cannot_say_is_refused(root: Path, pair: tuple[str, str]) -> None:
-    with pytest.raises(copies.MarkError, match="a mark cannot say"):
+    with pytest.raises(copies.MarkError, match="a mark cannot express"):
         copies.write_copy(root, "one/guard.py", "two/guard.py", [pair])
     assert not (root / "two").exists()
 

@@ -132,7 +132,7 @@ def test_a_failed_installation_is_an_error_and_is_tried_again(
     repository.lock(demo="0" * 64)
     failed = repository.with_pip(*shell_flags)
     assert failed.returncode == 2
-    assert "error: not everything could be installed, see above" in failed.stderr
+    assert "error: some packages could not be installed, see above" in failed.stderr
     assert "then run make again" in failed.stderr
     assert repository.markers() == set()
     repository.lock(demo=repository.digest("demo"))
@@ -205,7 +205,7 @@ def test_nothing_is_installed_outside_of_an_environment(repository: Repository) 
         check=False,
     )
     assert refused.returncode == 1
-    assert "error: this Python is no environment" in refused.stderr
+    assert "error: this Python is not in an environment" in refused.stderr
 
 
 @pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])

@@ -70,7 +70,7 @@ def test_the_command_writes_what_differs_and_check_only_shows_it(root: Path) -> 
         results.write_bytes(wrong)
         checked = run(root, "--check")
         assert (checked.returncode, checked.stdout) == (1, "")
-        assert checked.stderr.startswith("error: RESULTS.md is not what it is made from: run make")
+        assert checked.stderr.startswith("error: RESULTS.md is out of date: run make")
         assert results.read_bytes() == wrong
         fixed = run(root)
         assert (fixed.returncode, fixed.stdout, fixed.stderr) == (0, "wrote RESULTS.md\n", "")

@@ -104,8 +104,8 @@ def test_other_blocks_are_not_played(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\n```console\n$ true\n", "README.md:2: the block that begins here is never closed"),
-        ("```python\n", "README.md:1: the block that begins here is never closed"),
+        ("a\n```console\n$ true\n", "README.md:2: the code block is never closed"),
+        ("```python\n", "README.md:1: the code block is never closed"),
         ("```console\noutput\n$ true\n```\n", "README.md:2: output without a command"),
         ("```console\noutput\n```\n", "README.md:2: output without a command"),
         ("```console\n$true\n```\n", "README.md:2: output without a command"),
@@ -340,7 +340,7 @@ def test_output_is_shown_while_the_command_runs(tmp_path: Path) -> None:
         ("```console\n```\n", "no ```console block, so there is nothing to play"),
         ("```console\n$ true\n$ make down\n```\n", "README.md:2: the first command must be"),
         ("```console\n$ make up\n$ true\n```\n", "README.md:3: the last command must be"),
-        ("```console\n$ make up\n$ make down\n", "README.md:1: the block that begins here"),
+        ("```console\n$ make up\n$ make down\n", "README.md:1: the code block is never closed"),
         (
             "```console\n$ make up\n$ no-such-a x | no-such-b; if no-such-c; then no-such-a; fi\n"
             "$ X=$(no-such-d 'no-such-e | no-such-f') && ! X=1 no-such-g >no-such-h 2>&1\n"
@@ -368,7 +368,7 @@ def test_a_directory_without_a_readme_is_an_error(tmp_path: Path) -> None:
     result = run(tmp_path / "unknown_pattern")
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
-    assert "unknown_pattern/README.md: there is no such file" in result.stderr
+    assert "unknown_pattern/README.md does not exist" in result.stderr
 
 
 def test_words_that_are_no_programs_are_not_looked_for() -> None:
