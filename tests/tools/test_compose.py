@@ -281,7 +281,7 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
     "unknown top key": (GOOD | {"networks": {}}, 'the key "networks" is not supported'),
     "version": (GOOD | {"version": "3"}, 'the key "version" is not supported'),
     "volume with driver": (GOOD | {"volumes": {"data": {"driver": "x"}}}, "options are not"),
-    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name may contain only"),
+    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name may contain"),
     "neither build nor image": ({"services": {"a": {"command": ["x"]}}}, "`build` or `image`"),
     "unknown image": (
         {"services": {"mail": {"image": "mailhog/mailhog:v1"}}},

@@ -99,7 +99,7 @@ def test_a_server_that_is_never_ready_is_stopped_and_says_why(
 ) -> None:
     log = tmp_path / "server.log"
     with (
-        pytest.raises(ServerError, match=rf"not ready in time: http.*{path} answers {answer}"),
+        pytest.raises(ServerError, match=rf"not ready in time: http.*{path} returns {answer}"),
         started(tmp_path, "parent", *traits, path=path, deadline_seconds=10, log=log),
     ):
         pytest.fail("it is not ready")
@@ -139,7 +139,7 @@ def test_a_server_may_be_terminated_or_killed_on_purpose(tmp_path: Path) -> None
 def test_a_server_that_ignores_sigterm_is_killed_after_the_bound(tmp_path: Path) -> None:
     with started(tmp_path, "ignores SIGTERM", stop_seconds=0.2) as server:
         server.terminate()
-        with pytest.raises(ServerError, match=r"still runs after 0\.1 s"):
+        with pytest.raises(ServerError, match=r"is still running after 0\.1 s"):
             server.wait(0.1)
     assert server.process.returncode == -signal.SIGKILL
 
@@ -175,7 +175,7 @@ def test_a_port_that_somebody_holds_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with (
-            pytest.raises(ServerError, match=f"port {port} is taken"),
+            pytest.raises(ServerError, match=f"port {port} is in use"),
             started(tmp_path, port=port),
         ):
             pytest.fail("the answers would come from somebody else")

@@ -224,5 +224,5 @@ def test_an_image_that_nothing_runs_yet_is_named(pattern: Path, tmp_path: Path) 
     text = COMPOSE.replace("redis:8.0", "prom/prometheus:v3.0.0").replace("redis-cli", "curl")
     (pattern / "docker-compose.yml").write_text(text)
     compose = copy_of(pattern, tmp_path / "copy")
-    with pytest.raises(ServiceError, match=r"queue: no function of .* runs prom/prometheus"):
+    with pytest.raises(ServiceError, match=r"queue: .* cannot run prom/prometheus"):
         run_around(compose, "api").__enter__()
