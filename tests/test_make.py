@@ -24,7 +24,7 @@ $ make up
 $ curl -s localhost:8000/ready
 {"status":"ready"}
 $ make stop
-error: which one? SERVICE= is one of: api
+error: which service? SERVICE= is one of: api
 make: *** ... Error 2
 $ make stop SERVICE=api
 ...

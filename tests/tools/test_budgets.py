@@ -87,12 +87,12 @@ def test_what_is_slow_or_has_a_budget_of_its_own_does_not_count_for_its_file(
         ("tests of a pattern", "chapter1/test_a.py"),
         ("measure --quick", "chapter1/test_a.py"),
         ("slow", "chapter1/test_a.py"),
-        ("", "all of it"),
+        ("", "total"),
     }
     assert measured[("tests of a pattern", "chapter1/test_a.py")] >= 1
     assert measured[("measure --quick", "chapter1/test_a.py")] >= 1.5
     assert measured[("slow", "chapter1/test_a.py")] >= 1.5
-    assert measured[("", "all of it")] >= 4
+    assert measured[("", "total")] >= 4
 
 
 def test_quiet_runs_show_no_table(pytester: pytest.Pytester) -> None:
@@ -129,7 +129,7 @@ def test_what_is_over_is_marked_and_counted(monkeypatch: pytest.MonkeyPatch) -> 
         "README slow_pattern 25.1 3.0 25 s wall OVER",
         "other tests test_long.py 0.0 1.0",
         "the rest 1.0 0.5",
-        "all of it 111.1 344.6 2 over",
+        "total 111.1 344.6 2 over",
     ]
 
 

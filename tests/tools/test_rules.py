@@ -24,7 +24,6 @@ TOKENS = {
     "<home>": "/".join(["", "home", "ada"]),
     "<home_of_root>": "/".join(["", "root", "x"]),
     "<private_host>": ".".join(["machines", "intranet", "io"]),
-    "<left_over>": "TO" + "DO",
 }
 ABOUT_THE_REPOSITORY = {rule.name for rule in all_rules() if not rule.subjects}
 
@@ -110,10 +109,10 @@ def test_every_rule_has_a_mutant_that_it_rejects() -> None:
 
 
 def test_two_rules_have_two_names() -> None:
-    with pytest.raises(ValueError, match="two rules readme_has_a_diagram"):
+    with pytest.raises(ValueError, match="two rules named readme_pastes_no_code"):
 
         @rule()
-        def readme_has_a_diagram(repository: Repository) -> Any:
+        def readme_pastes_no_code(repository: Repository) -> Any:
             return iter(())
 
 
@@ -124,21 +123,19 @@ def test_a_file_that_cannot_be_parsed_is_a_finding(copy: Path) -> None:
 
 
 def test_a_repository_without_patterns_keeps_no_rule_about_them(tmp_path: Path) -> None:
-    (finding,) = findings(Repository(tmp_path), RULES["readme_has_a_diagram"])
+    (finding,) = findings(Repository(tmp_path), RULES["readme_pastes_no_code"])
     assert "there is no pattern" in finding
 
 
 def test_the_command_prints_each_finding_and_fails(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rules = [RULES["readme_has_a_diagram"]]
+    rules = [RULES["readme_pastes_no_code"]]
     monkeypatch.setattr(command, "ROOT", copy)
     monkeypatch.setattr(command, "all_rules", lambda: rules)
     assert command.main() == 0
-    assert capsys.readouterr().out == "1 rules: every one holds\n"
-    change(copy / PATTERN / "README.md", ["```mermaid", "```sh"])
+    assert capsys.readouterr().out == "1 rules: all hold\n"
+    change(copy / PATTERN / "README.md", [r"\A# ", "```python\n```\n# "])
     assert command.main() == 1
-    assert (
-        capsys.readouterr().out
-        == f"{PATTERN}/README.md: there is no diagram; add a mermaid block\n"
-    )
+    found = f"{PATTERN}/README.md:1: python is pasted in; link to the file\n"
+    assert capsys.readouterr().out == found
