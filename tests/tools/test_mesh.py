@@ -633,7 +633,7 @@ def test_a_duration_of_istio_becomes_seconds(pattern: Pattern, written: str, sec
 IN_VS = "manifests/virtual_service.yml: VirtualService predictor:"
 IN_DR = "manifests/destination_rule.yml: DestinationRule predictor:"
 IN_EF = "manifests/envoy_filter.yml: EnvoyFilter fallback:"
-UNKNOWN = "is not a field that this translator knows"
+UNKNOWN = "is not a supported field"
 OUTLIER = "spec.trafficPolicy.outlierDetection"
 POOL = "spec.trafficPolicy.connectionPool"
 
@@ -653,7 +653,7 @@ MUTANTS = [
     (VS, "weight: 90", "weight: 91",
      f"{IN_VS} spec.http[0].route has weights that sum to 101, not to 100"),
     (VS, "          weight: 90\n", "",
-     f"{IN_VS} spec.http[0].route should give every destination its weight"),
+     f"{IN_VS} spec.http[0].route should give every destination a weight"),
     (VS, "weight: 90", "weight: '90'",
      f"{IN_VS} spec.http[0].route[0].weight should be a number, not '90'"),
     (VS, "weight: 90", "weight: true",
@@ -682,13 +682,13 @@ MUTANTS = [
      f"{IN_VS} spec.http[0].match[0].uri should have exactly one of exact, prefix, regex"),
     (VS, "            target:", "            Target:",
      f"{IN_VS} spec.http[0].match[0].headers.Target "
-     "is not a header in lower case, as Istio wants it"),
+     "is not a header name in lower case, as Istio requires"),
     (VS, "regex: b.*", "regex: '*'",
      f"{IN_VS} spec.http[0].match[0].headers.x-regex.regex is not a regular expression: "
      "nothing to repeat at position 0"),
     (VS, "x-set:", "host:",
      f"{IN_VS} spec.http[0].route[0].headers.request.set.host "
-     "is not a header that this translator changes"),
+     "is not a header that may be changed"),
     (VS, "subset: v1", "subset: v11",
      f"{IN_VS} spec.http[0].route[0].destination.subset 'v11' "
      "is in no DestinationRule of predictor; did you mean v1?"),
@@ -706,21 +706,21 @@ MUTANTS = [
      f"{IN_VS} spec.http[0].retries.perTryTimeout has no effect: attempts: 0 turns retries off"),
     (VS, "        attempts: 3\n", "", f"{IN_VS} spec.http[0].retries.attempts is missing"),
     (VS, "retryOn: 5xx,429", "retryOn: 5xx,conect-failure",
-     f"{IN_VS} spec.http[0].retries.retryOn has 'conect-failure', unknown to Envoy; "
+     f"{IN_VS} spec.http[0].retries.retryOn has 'conect-failure', unknown in Envoy; "
      "did you mean connect-failure?"),
     (VS, "          percentage:\n            value: 50\n", "",
      f"{IN_VS} spec.http[0].fault.abort.percentage is missing"),
     (VS, "      mirror:\n        host: predictor\n        subset: v2\n", "",
-     f"{IN_VS} spec.http[2].mirrorPercentage has no mirror beside it"),
+     f"{IN_VS} spec.http[2].mirrorPercentage has no effect without mirror"),
     (VS, "      mirrors:\n", "      mirror: {host: predictor}\n      mirrors:\n",
-     f"{IN_VS} spec.http[0].mirrors and mirror exclude each other"),
+     f"{IN_VS} spec.http[0] should not have both mirror and mirrors"),
     (VS, "      directResponse:\n", "      timeout: 1s\n      directResponse:\n",
      f"{IN_VS} spec.http[1].timeout has no effect on a directResponse"),
     (VS, "      directResponse:\n",
      "      route: [{destination: {host: predictor}}]\n      directResponse:\n",
      f"{IN_VS} spec.http[1] should have exactly one of route, directResponse"),
     (VS, "prefix: /direct", "prefix: /",
-     f"{IN_VS} spec.http[2] is never reached: what is above it takes everything"),
+     f"{IN_VS} spec.http[2] is never reached: a route above it matches everything"),
     (VS, "  http:\n", "  http: []\n  x:\n", f"{IN_VS} spec.x {UNKNOWN}"),
     (VS, "networking.istio.io/v1", "networking.istio.io/v1beta1",
      f"{IN_VS} apiVersion should be networking.istio.io/v1, not 'networking.istio.io/v1beta1'"),
@@ -767,9 +767,9 @@ MUTANTS = [
     (DR, "spec:\n  host: predictor\n", "spec:\n  host: predictor\n  host: predictor\n",
      "manifests/destination_rule.yml: line 8: duplicate key \"host\""),
     (DR, DESTINATION_RULE, f"{DESTINATION_RULE}---{PLAIN_RULE}",
-     f"{IN_DR} spec is a second DestinationRule of predictor, beside {IN_DR}"),
+     f"{IN_DR} spec is a second DestinationRule of predictor, after {IN_DR}"),
     (VS, VIRTUAL_SERVICE, f"{VIRTUAL_SERVICE}---{VIRTUAL_SERVICE}",
-     f"{IN_VS} spec is a second VirtualService of predictor, beside {IN_VS}"),
+     f"{IN_VS} spec is a second VirtualService of predictor, after {IN_VS}"),
     (EF, "applyTo: HTTP_FILTER", "applyTo: CLUSTER",
      f"{IN_EF} spec.configPatches[1].applyTo "
      "should be NETWORK_FILTER or HTTP_FILTER, not 'CLUSTER'"),
@@ -784,7 +784,7 @@ MUTANTS = [
     (EF, "            local_reply_config:",
      "            http_filters: []\n            local_reply_config:",
      f"{IN_EF} spec.configPatches[0].patch.value.typed_config.http_filters "
-     "is not merged: another manifest says it"),
+     "is not merged: use another manifest"),
     (EF, "              subFilter:\n                name: envoy.filters.http.router\n", "",
      f"{IN_EF} spec.configPatches[1].match.listener.filterChain.filter.subFilter is missing"),
     (EF, "networking.istio.io/v1alpha3", "networking.istio.io/v1",
@@ -806,7 +806,7 @@ MUTANTS = [
     ("manifests/service.yml", "  selector:\n    app: predictor\n", "",
      f"{IN_DR} spec.host 'predictor' is a Service without a selector"),
     ("manifests/service.yml", "      port: 8000\n", "      port: 8000\n    - port: 9000\n",
-     f"{IN_VS} spec should route all to one port.number: Service predictor has several"),
+     f"{IN_VS} spec should use one port.number everywhere: Service predictor has several"),
 ]  # fmt: skip
 
 
