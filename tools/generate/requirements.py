@@ -1,8 +1,6 @@
-"""Exports each pattern's requirements from the lock, and makes the lock portable."""
+"""Exports requirements from the lock; run as a program, it makes the lock portable."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +73,10 @@ def exported(root: Path = ROOT) -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    help_text = "first remove index URLs and CPU labels from the lock"
-    parser.add_argument("--portable", action="store_true", help=help_text)
-    arguments = parser.parse_args()
     path = ROOT / "Pipfile.lock"
-    if arguments.portable:
-        lock = json.loads(path.read_text())
-        make_portable(lock)
-        path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
-    try:
-        for requirements, text in exported().items():
-            requirements.write_text(text)
-    except RequirementsError as error:
-        sys.exit(f"error: {error}")
+    lock = json.loads(path.read_text())
+    make_portable(lock)
+    path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -159,9 +159,7 @@ def changed_header(value: Any, at: str) -> str:
 def retry_on(value: Any, at: str) -> str:
     for word in text(value, at).split(","):
         if word not in RETRY_ON and not re.fullmatch("[1-5][0-9][0-9]", word):
-            raise MeshError(
-                f"{at} has {word!r}, unknown in Envoy{suggest(word, RETRY_ON)}"
-            )
+            raise MeshError(f"{at} has {word!r}, unknown in Envoy{suggest(word, RETRY_ON)}")
     return str(value)
 
 

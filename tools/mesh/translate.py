@@ -477,9 +477,7 @@ def listener_port(mesh: Mesh, host: str) -> int:
         if target["destination"]["host"] == host
     }
     if len(ports) > 1 and len(named) != 1:
-        raise MeshError(
-            f"{at} should use one port.number everywhere: Service {host} has several"
-        )
+        raise MeshError(f"{at} should use one port.number everywhere: Service {host} has several")
     return named.pop() if len(ports) > 1 else ports[0]
 
 

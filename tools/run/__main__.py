@@ -12,10 +12,9 @@ from pathlib import Path
 
 from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
-from tools.run.logs import check, logs, ps
-from tools.run.start import start, up
+from tools.run.logs import logs
 from tools.run.state import LocalError
-from tools.run.stop import down, kill, stop
+from tools.run.verbs import down, kill, start, stop, up
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "up": (up, "start every service and wait until all are ready"),
@@ -24,8 +23,6 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "start": (start, "start one service again and wait until it is ready"),
     "kill": (kill, "send SIGKILL to one service; it stays down until you start it"),
     "logs": (logs, "print the logs of the services"),
-    "ps": (ps, "list the services with their state, pid, port and uptime"),
-    "check": (check, "validate the file without starting anything"),
 }
 
 

@@ -1,16 +1,14 @@
-"""Shows the logs and the state of a pattern's services."""
+"""Shows the logs of a pattern's services."""
 
 from pathlib import Path
-from time import sleep, time
+from time import sleep
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tools.read.compose import load
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, is_up, process_names
-from tools.run.supervisor import running, supervisor
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow")
 POLL_SECONDS = 0.1
@@ -49,29 +47,3 @@ def print_log_line(console: Console, line: str, names: list[str], width: int) ->
     name, _, text = line.rstrip("\n").partition("\t")
     colour = COLOURS[names.index(name) % len(COLOURS)]
     console.print(f"[{colour}]{name:<{width}} |[/] {escape(text)}")
-
-
-def ps(pattern_dir: Path) -> None:
-    """Prints a table of the services."""
-    compose = running(pattern_dir)
-    table = Table("service", "state", "pid", "port", "uptime", title=compose.name)
-    with supervisor(compose) as server:
-        found = {info["name"]: info for info in server.supervisor.getAllProcessInfo()}
-    for service in compose.services.values():
-        ports = ", ".join(map(str, service.ports))
-        for name in process_names(service):
-            info = found[name]
-            alive = info["statename"] == "RUNNING"
-            uptime = f"{max(0, round(time() - info['start']))} s" if alive else ""
-            state = info["statename"].lower()
-            table.add_row(name, state, str(info["pid"] or ""), ports, uptime)
-    Console().print(table)
-
-
-def check(pattern_dir: Path) -> None:
-    """Validates the file and prints the services that it defines."""
-    compose = load(pattern_dir)
-    for service in compose.services.values():
-        ports = f" on port {', '.join(map(str, service.ports))}" if service.ports else ""
-        copies = f" x {service.replicas}" if service.replicas > 1 else ""
-        print(f"{service.name}{copies}{ports}")

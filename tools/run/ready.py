@@ -13,8 +13,7 @@ from tools.read.compose import Compose
 from tools.run.processes import MARK_VARIABLE
 from tools.run.rewrite import Launch, state_dir
 from tools.run.state import LocalError, last_lines, last_log, process_names
-from tools.run.supervisor import states, supervisor
-from tools.run.takedown import raise_if_died
+from tools.run.supervisor import raise_if_died, states, supervisor
 
 PROBE_INTERVAL_SECONDS = 0.1
 READY_DEADLINE_SECONDS = 60

@@ -47,13 +47,6 @@ def probes_of_our_servers_ask_ready_and_health(container: Container) -> Iterator
             yield f"{name} requests {path}; use httpGet {paths[name]}"
 
 
-@rule(serving_containers)
-def liveness_does_not_ask_for_readiness(container: Container) -> Iterator[str]:
-    probe = mapping(container.probes.get("livenessProbe"))
-    if str(mapping(probe.get("httpGet")).get("path")).startswith("/ready"):
-        yield "a dependency that is down would restart the pod; probe /health instead"
-
-
 @rule(pods)
 def rolling_update_keeps_every_replica(pod: Pod) -> Iterator[str]:
     if pod.kind == "Deployment" and pod.has_claim:

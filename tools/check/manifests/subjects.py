@@ -209,10 +209,6 @@ class Pod:
         return mapping(mapping(self.template.get("metadata")).get("labels"))
 
     @property
-    def annotations(self) -> dict[str, str]:
-        return mapping(mapping(self.template.get("metadata")).get("annotations"))
-
-    @property
     def spec(self) -> Body:
         return mapping(self.template.get("spec"))
 
@@ -324,7 +320,9 @@ class Container:
         """uvicorn's limit, from an option of the command or a variable of image or service."""
         values = [option(self.command, "--timeout-graceful-shutdown")]
         for pair in self.pairs:
-            variables = {**pair.variables_of_image, **pair.service.environment}
+            build = pair.service.build
+            stage = stage_of(self.pod.pattern.directory, build) if build else None
+            variables = {**(stage.variables() if stage else {}), **pair.service.environment}
             values.append(variables.get("UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN", ""))
         return next((int(value) for value in values if value.isdecimal()), None)
 
@@ -366,13 +364,6 @@ class Pair:
     def written_paths(self) -> Iterator[str]:
         yield from (path.partition(":")[0] for path in self.service.tmpfs)
         yield from (mount.target for mount in self.service.mounts if not mount.read_only)
-
-    @property
-    def variables_of_image(self) -> dict[str, str]:
-        """The variables that the Dockerfile of the service sets."""
-        build = self.service.build
-        stage = stage_of(self.container.pod.pattern.directory, build) if build else None
-        return stage.variables() if stage else {}
 
 
 def mapping(value: Any) -> Body:

@@ -1,23 +1,31 @@
-"""Starts a pattern or restarts one of its services."""
+"""Starts and stops a pattern or one of its services."""
 
 import errno
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 from tools.read.compose import Compose, load
 from tools.run.plan import plan_of, prepare, start_supervisor
 from tools.run.processes import listener_of
 from tools.run.ready import wait_until_ready
-from tools.run.rewrite import Launch, launch_of
+from tools.run.rewrite import Launch, launch_of, state_dir, temporary_dir
 from tools.run.state import LocalError, is_up, only_one, read_plan
-from tools.run.supervisor import missing_services, running, states
-from tools.run.takedown import show_death, take_down
+from tools.run.supervisor import (
+    missing_services,
+    running,
+    show_death,
+    states,
+    supervisor,
+    take_down,
+)
 
 FORK_TO_EXEC_SECONDS = 0.2
+POLL_SECONDS = 0.02
 
 
 def up(pattern_dir: Path) -> None:
@@ -49,6 +57,40 @@ def start(pattern_dir: Path, service: str) -> None:
             print(f"{service} is already up")
             return
         wait_until_ready(compose, {service: launch}, [service])
+
+
+def down(pattern_dir: Path, volumes: bool = False) -> None:
+    """Stops every service and, if `volumes` is set, deletes the volumes."""
+    compose = load(pattern_dir)
+    with only_one(compose):
+        show_death(compose)
+        was_up = take_down(compose)
+        if volumes:
+            shutil.rmtree(state_dir(compose.pattern_dir) / "volumes", ignore_errors=True)
+            for purpose in ("volumes", "scratch"):
+                shutil.rmtree(temporary_dir(compose.pattern_dir, purpose), ignore_errors=True)
+    print(f"{compose.name} is down" if was_up else f"{compose.name} is not up")
+
+
+def stop(pattern_dir: Path, service: str) -> None:
+    """Stops one service with its stop signal and grace period; the others keep running."""
+    compose = running(pattern_dir)
+    compose.service(service)
+    with only_one(compose), supervisor(compose) as server:
+        begin = monotonic()
+        server.supervisor.stopProcessGroup(service)
+        print(f"{service} stopped in {monotonic() - begin:.1f} s")
+
+
+def kill(pattern_dir: Path, service: str) -> None:
+    """Sends SIGKILL to every process of one service, which stays down until it is started."""
+    compose = running(pattern_dir)
+    compose.service(service)
+    with only_one(compose), supervisor(compose) as server:
+        server.pattern.kill(service)
+        while states(compose)[service] & {"STOPPING", "RUNNING", "STARTING"}:
+            sleep(POLL_SECONDS)
+        print(f"{service} killed")
 
 
 def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
