@@ -66,7 +66,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--numprocesses=2", "--dist=loadfile")])
 @pytest.mark.parametrize("does", [WAITED_FOR, KILLED_AT_THE_END], ids=["waited for", "killed"])
-def test_the_seconds_of_children_count_for_the_file_that_started_them(
+def test_the_seconds_of_children_count_towards_the_file_that_started_them(
     pytester: pytest.Pytester, does: str, options: tuple[str, ...]
 ) -> None:
     idle = "    def test_nothing(): pass\n"
@@ -78,7 +78,7 @@ def test_the_seconds_of_children_count_for_the_file_that_started_them(
     assert measured[("tests of a pattern", "chapter1/test_c.py")] < 0.5
 
 
-def test_what_is_slow_or_has_a_budget_of_its_own_does_not_count_for_its_file(
+def test_slow_tests_and_those_with_a_budget_mark_do_not_count_towards_their_file(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(**{"chapter1/test_a": BUSY + MARKED})
@@ -109,7 +109,7 @@ def test_a_row_is_over_its_budget_by_wall_clock_or_by_cpu(kind: str) -> None:
     assert not is_over(row, Used(wall or 0, cpu or 0))
 
 
-def test_what_is_over_is_marked_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_over_budget_are_marked_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUDGETS, "README", Budget(wall_seconds=25))
     monkeypatch.setitem(BUDGETS, "tests of a pattern", Budget(cpu_seconds=40))
     drawn = table(

@@ -51,7 +51,7 @@ def ci(root: Path, changed: str, fails: str = "nothing") -> subprocess.Completed
     ],
     ids=["nothing", "some", "everything"],
 )
-def test_what_has_changed_decides_what_runs(
+def test_the_changes_decide_which_tests_run(
     tmp_path: Path, changed: str, expected: list[str]
 ) -> None:
     run = ci(tmp_path, changed)
@@ -61,7 +61,7 @@ def test_what_has_changed_decides_what_runs(
     assert run.stdout.count("   0:0") == 1 + len(expected)
 
 
-def test_the_first_stage_that_fails_ends_the_run_and_still_shows_what_each_took(
+def test_the_first_failing_stage_ends_the_run_and_the_times_are_shown(
     tmp_path: Path,
 ) -> None:
     run = ci(tmp_path, "tools\\n", fails="FULL=1")
@@ -71,6 +71,6 @@ def test_the_first_stage_that_fails_ends_the_run_and_still_shows_what_each_took(
     assert run.stdout.endswith("every test of what has changed\n")
 
 
-def test_changes_that_cannot_be_found_end_the_run(tmp_path: Path) -> None:
+def test_a_failure_to_determine_the_changes_ends_the_run(tmp_path: Path) -> None:
     assert ci(tmp_path, "", fails="changed").returncode == 3
     assert (tmp_path / "calls").read_text().splitlines() == [CHECK, CHANGED]

@@ -107,7 +107,7 @@ def test_a_mark_is_a_comment_of_its_language(root: Path, path: str, mark: str) -
     assert drifted(root) == [path]
 
 
-def test_the_executable_bit_is_that_of_the_original(root: Path) -> None:
+def test_a_copy_gets_the_executable_bit_of_its_original(root: Path) -> None:
     (root / "one/guard.py").chmod(0o755)
     copies.write_copy(root, "one/guard.py", "two/guard.py", [])
     assert (root / "two/guard.py").stat().st_mode & 0o111
@@ -126,7 +126,7 @@ def test_only_files_that_git_tracks_or_would_track_are_read(root: Path) -> None:
     assert error_of(root) == "two/guard.py: its original ignored/guard.py is not in the repository"
 
 
-def test_a_file_that_is_no_text_is_no_copy(root: Path) -> None:
+def test_a_binary_file_is_not_a_copy(root: Path) -> None:
     (root / "one/model.onnx").write_bytes(bytes(range(256)) * 100)
     assert drifted(root) == []
 
@@ -136,7 +136,7 @@ def test_a_missing_original_is_an_error(root: Path) -> None:
     assert error_of(root) == "two/guard.py: its original one/gone.py is not in the repository"
 
 
-def test_an_original_outside_of_the_repository_is_an_error(root: Path) -> None:
+def test_an_original_outside_the_repository_is_an_error(root: Path) -> None:
     write(root, "two/guard.py", "# Copied from ../guard.py\n")
     assert "../guard.py is not in the repository" in error_of(root)
 
@@ -151,7 +151,7 @@ def test_a_copy_of_a_copy_is_an_error_that_names_the_true_original(root: Path) -
     ]
 
 
-def test_copies_in_a_ring_are_an_error(root: Path) -> None:
+def test_copies_in_a_cycle_are_an_error(root: Path) -> None:
     write(root, "two/guard.py", f"# Copied from three/guard.py\n{GUARD}")
     write(root, "three/guard.py", f"# Copied from two/guard.py\n{GUARD}")
     assert error_of(root).count("is itself a copy") == 2
@@ -206,12 +206,12 @@ def test_an_original_whose_first_line_cannot_move_is_an_error(root: Path, first:
         "// Copied from one/guard.py",
     ],
 )
-def test_a_malformed_mark_is_an_error_and_not_ignored(root: Path, mark: str) -> None:
+def test_a_malformed_mark_is_an_error(root: Path, mark: str) -> None:
     write(root, "two/guard.py", f"{mark}\n{GUARD}")
     assert error_of(root).startswith(f"two/guard.py: malformed mark `{mark.rstrip()}`: write `# C")
 
 
-def test_a_mark_below_the_first_line_is_an_error_and_not_ignored(root: Path) -> None:
+def test_a_mark_below_the_first_line_is_an_error(root: Path) -> None:
     write(root, "two/guard.py", f"#!/usr/bin/env python3\n# Copied from one/guard.py\n{GUARD}")
     assert error_of(root) == "two/guard.py: the mark must be the first line, move it up"
 
@@ -223,13 +223,15 @@ def test_all_errors_are_shown_at_once(root: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", [("", "x"), ("a, b", "x"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")])
-def test_a_replacement_that_a_mark_cannot_say_is_refused(root: Path, pair: tuple[str, str]) -> None:
+def test_a_replacement_that_a_mark_cannot_express_is_rejected(
+    root: Path, pair: tuple[str, str]
+) -> None:
     with pytest.raises(copies.MarkError, match="a mark cannot express"):
         copies.write_copy(root, "one/guard.py", "two/guard.py", [pair])
     assert not (root / "two").exists()
 
 
-def test_a_directory_that_is_no_repository_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_outside_a_repository_is_an_error(tmp_path: Path) -> None:
     assert error_of(tmp_path).startswith(f"git cannot list {tmp_path}: ")
 
 

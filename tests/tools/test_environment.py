@@ -126,7 +126,7 @@ def test_what_is_locked_is_installed_once_and_compiled(repository: Repository) -
 
 
 @pytest.mark.parametrize("shell_flags", [(), (OLD_MAKE,)], ids=["make 4", "make 3.81"])
-def test_a_failed_installation_is_an_error_and_is_tried_again(
+def test_a_failed_installation_is_an_error_and_is_retried(
     repository: Repository, shell_flags: tuple[str, ...]
 ) -> None:
     repository.lock(demo="0" * 64)
@@ -140,7 +140,7 @@ def test_a_failed_installation_is_an_error_and_is_tried_again(
     assert repository.markers() == {"demo.installed"}
 
 
-def test_a_lock_that_has_changed_is_installed_anew(repository: Repository) -> None:
+def test_a_changed_lock_is_installed_again(repository: Repository) -> None:
     assert repository.with_pip().returncode == 0
     repository.wheel("more")
     repository.lock(demo=repository.digest("demo"), more=repository.digest("more"))
@@ -152,7 +152,9 @@ def test_a_lock_that_has_changed_is_installed_anew(repository: Repository) -> No
     assert "Installing" not in repository.with_pip().stdout
 
 
-def test_a_package_without_a_digest_brings_what_it_needs(repository: Repository) -> None:
+def test_a_package_without_a_digest_is_installed_with_its_dependencies(
+    repository: Repository,
+) -> None:
     repository.wheel("build", needs="library")
     repository.wheel("library")
     repository.lock(demo=repository.digest("demo"), build="")
@@ -161,13 +163,13 @@ def test_a_package_without_a_digest_brings_what_it_needs(repository: Repository)
     assert all(repository.installed(name) for name in ("demo", "build", "library"))
 
 
-def test_a_category_that_is_not_locked_is_named(repository: Repository) -> None:
+def test_an_unknown_category_is_named(repository: Repository) -> None:
     refused = repository.with_pip("CATEGORIES=demoo")
     assert refused.returncode == 2
     assert "error: the lock has no category demoo; it has: demo" in refused.stderr
 
 
-def test_where_pip_has_no_settings_uv_installs(repository: Repository, uv: Path) -> None:
+def test_uv_installs_if_pip_has_no_settings(repository: Repository, uv: Path) -> None:
     installed = repository.with_uv(uv)
     assert installed.returncode == 0, installed.stderr
     assert "uv pip install" in installed.stderr
@@ -175,7 +177,7 @@ def test_where_pip_has_no_settings_uv_installs(repository: Repository, uv: Path)
     assert repository.markers() == {"demo.installed"}
 
 
-def test_what_uv_cannot_install_pip_tries(repository: Repository, uv: Path) -> None:
+def test_pip_installs_what_uv_cannot(repository: Repository, uv: Path) -> None:
     assert repository.with_uv(uv).returncode == 0
     for marker in (repository.root / ".venv").glob("*.installed"):
         marker.unlink()
@@ -186,7 +188,7 @@ def test_what_uv_cannot_install_pip_tries(repository: Repository, uv: Path) -> N
     assert "uv could not install everything: trying pip" in installed.stderr
 
 
-def test_a_digest_is_checked_by_uv_too(repository: Repository, uv: Path) -> None:
+def test_uv_checks_digests_too(repository: Repository, uv: Path) -> None:
     repository.lock(demo="0" * 64)
     refused = repository.with_uv(uv)
     assert refused.returncode == 2
@@ -195,7 +197,7 @@ def test_a_digest_is_checked_by_uv_too(repository: Repository, uv: Path) -> None
     assert repository.markers() == set()
 
 
-def test_nothing_is_installed_outside_of_an_environment(repository: Repository) -> None:
+def test_nothing_is_installed_outside_an_environment(repository: Repository) -> None:
     outside = Path(sys.executable).resolve()
     refused = subprocess.run(
         [outside, "-m", "tools.generate.environment"],
@@ -209,7 +211,7 @@ def test_nothing_is_installed_outside_of_an_environment(repository: Repository) 
 
 
 @pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])
-def test_what_runs_before_anything_is_installed_needs_nothing_that_is_installed(
+def test_programs_that_run_before_the_installation_need_no_packages(
     module: str,
 ) -> None:
     # Without -S this Python would find its own packages.

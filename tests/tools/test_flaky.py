@@ -46,7 +46,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
 
-def test_two_tests_that_pass_at_the_second_attempt_are_listed_and_pass(
+def test_two_tests_that_pass_on_the_second_attempt_are_listed_and_pass(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     tests = [PASSES_AT_SECOND.format(name=name) for name in ("first", "second")]
@@ -70,7 +70,7 @@ def test_three_of_them_fail_the_run(pytester: pytest.Pytester, options: tuple[st
     result.stdout.fnmatch_lines(["3 tests are flaky, at most 2 may be: the run has failed"])
 
 
-def test_a_test_that_fails_twice_fails_and_is_not_called_flaky(
+def test_a_test_that_fails_twice_fails_and_is_not_listed_as_flaky(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     fails = '    def test_fails() -> None:\n        assert attempt("fails") > 2\n'
@@ -81,7 +81,7 @@ def test_a_test_that_fails_twice_fails_and_is_not_called_flaky(
     assert Path("fails").read_text() == "xx"
 
 
-def test_a_fixture_of_a_module_outlives_the_second_attempt_and_is_made_anew_only_if_it_failed(
+def test_a_module_fixture_survives_a_rerun_unless_it_failed_itself(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     fixtures = """

@@ -117,9 +117,7 @@ def served_by(server: Server) -> int:
 
 
 @pytest.mark.parametrize("connections", [1, 16, 300])
-def test_a_closed_loop_sends_exactly_as_many_requests_as_asked(
-    server: Server, connections: int
-) -> None:
+def test_a_closed_loop_sends_exactly_the_requested_number(server: Server, connections: int) -> None:
     requests = [Request(f"{server.url}/", str(number).encode()) for number in range(100)]
     run = uvloop.run(
         closed_loop(
@@ -169,7 +167,7 @@ def test_an_open_loop_sees_the_queue_that_a_closed_loop_hides() -> None:
     assert opened.sent - opened.answered_within(half_ms) >= 50
 
 
-def test_statuses_and_latencies_are_told_apart(server: Server) -> None:
+def test_latencies_can_be_selected_by_status(server: Server) -> None:
     requests = [Request(f"{server.url}/?status={status}") for status in (200, 200, 503)]
     run = uvloop.run(closed_loop(requests, connections=4, count=30, deadline_seconds=30))
     assert run.statuses == {200: 20, 503: 10}
@@ -180,7 +178,7 @@ def test_statuses_and_latencies_are_told_apart(server: Server) -> None:
     assert np.isnan(run.percentile_ms(50, status=404))
 
 
-def test_a_redirect_is_an_answer_and_is_not_followed(server: Server) -> None:
+def test_a_redirect_is_not_followed(server: Server) -> None:
     run = uvloop.run(
         closed_loop(
             Request(f"{server.url}/?status=302"), connections=1, count=3, deadline_seconds=9
@@ -209,7 +207,7 @@ def test_headers_and_body_arrive_as_given() -> None:
     assert body == b"{}"
 
 
-def test_an_open_loop_never_waits_and_ends_by_itself() -> None:
+def test_an_open_loop_does_not_wait_for_responses() -> None:
     held: list[int] = [0]
 
     def hold(connection: socket.socket) -> None:
@@ -231,7 +229,7 @@ def test_an_open_loop_never_waits_and_ends_by_itself() -> None:
     assert max(held) == 100
 
 
-def test_a_generator_that_lags_says_so_and_counts_it_as_latency(server: Server) -> None:
+def test_the_lag_of_the_generator_is_reported_and_counts_as_latency(server: Server) -> None:
     async def lag_in_the_middle() -> Run:
         asyncio.get_running_loop().call_later(0.25, time.sleep, 0.5)
         request = Request(f"{server.url}/")
@@ -245,7 +243,7 @@ def test_a_generator_that_lags_says_so_and_counts_it_as_latency(server: Server) 
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"])
-def test_the_deadline_is_for_the_whole_answer_not_for_each_byte(start: bytes) -> None:
+def test_the_deadline_applies_to_the_whole_response(start: bytes) -> None:
     def drip(connection: socket.socket) -> None:
         connection.recv(10_000)
         connection.sendall(start)
@@ -263,7 +261,7 @@ def test_the_deadline_is_for_the_whole_answer_not_for_each_byte(start: bytes) ->
 
 
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhal"])
-def test_a_connection_that_breaks_before_the_whole_answer_is_a_reset(before: bytes) -> None:
+def test_a_connection_that_breaks_during_the_response_is_a_reset(before: bytes) -> None:
     def break_off(connection: socket.socket) -> None:
         connection.recv(10_000)
         connection.sendall(before)
@@ -283,7 +281,7 @@ def test_a_connection_that_breaks_before_the_request_is_a_reset_too() -> None:
     assert set(run.errors) <= {"connect", "reset"}
 
 
-def test_no_request_is_sent_twice_when_a_kept_alive_connection_is_closed() -> None:
+def test_no_request_is_resent_when_a_keep_alive_connection_is_closed() -> None:
     seen: list[bytes] = []
 
     def answer_once_and_close(connection: socket.socket) -> None:
@@ -302,7 +300,7 @@ def test_no_request_is_sent_twice_when_a_kept_alive_connection_is_closed() -> No
     assert len(seen) == len(set(seen)) == 50
 
 
-def test_an_answer_that_is_not_http_is_told_from_one_that_breaks_off() -> None:
+def test_a_response_that_is_not_http_is_a_protocol_error() -> None:
     def answer_as_another_protocol(connection: socket.socket) -> None:
         connection.recv(10_000)
         connection.sendall(b"-ERR unknown command\r\n")
@@ -313,7 +311,7 @@ def test_an_answer_that_is_not_http_is_told_from_one_that_breaks_off() -> None:
     assert run.errors == {"protocol": 10}
 
 
-def test_a_server_that_is_not_there_is_a_connect_error() -> None:
+def test_a_missing_server_is_a_connect_error() -> None:
     # It is bound, so that no other process gets it, and nobody listens.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -324,7 +322,7 @@ def test_a_server_that_is_not_there_is_a_connect_error() -> None:
     assert closed.per_second == 0
 
 
-def test_a_server_killed_under_load_leaves_no_request_unaccounted_for(server: Server) -> None:
+def test_every_request_is_counted_when_the_server_is_killed(server: Server) -> None:
     request = Request(f"{server.url}/die")
     run = uvloop.run(open_loop(request, rate_per_second=200, seconds=1, deadline_seconds=30))
     # It has ended by itself, which is an error of a server that was not asked to.
@@ -347,7 +345,7 @@ def test_a_server_killed_under_load_leaves_no_request_unaccounted_for(server: Se
         "http:///predict",
     ],
 )
-def test_load_for_another_machine_is_refused(url: str) -> None:
+def test_load_for_another_machine_is_rejected(url: str) -> None:
     with pytest.raises(ValueError, match=r"http://127\.0\.0\.1 or http://localhost only"):
         Request(url)
 
@@ -364,7 +362,7 @@ def test_load_for_another_machine_is_refused(url: str) -> None:
         ({"requests": []}, "number of different requests is 0"),
     ],
 )
-def test_a_closed_loop_without_bounds_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_a_closed_loop_outside_the_limits_is_rejected(wrong: dict[str, Any], message: str) -> None:
     right = {"requests": Request("http://127.0.0.1:1/"), "connections": 1, "count": 1}
     with pytest.raises(ValueError, match=message):
         uvloop.run(closed_loop(**{**right, "deadline_seconds": 1, **wrong}))
@@ -381,7 +379,7 @@ def test_a_closed_loop_without_bounds_is_refused(wrong: dict[str, Any], message:
         ({"deadline_seconds": 301}, "deadline_seconds is 301"),
     ],
 )
-def test_an_open_loop_without_bounds_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_an_open_loop_outside_the_limits_is_rejected(wrong: dict[str, Any], message: str) -> None:
     right = {"requests": Request("http://127.0.0.1:1/"), "rate_per_second": 1, "seconds": 1}
     with pytest.raises(ValueError, match=message):
         uvloop.run(open_loop(**{**right, "deadline_seconds": 1, **wrong}))

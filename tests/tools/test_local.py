@@ -145,7 +145,7 @@ def crash(port: int) -> None:
 # --- up and down ----------------------------------------------------------------------------------
 
 
-def test_up_returns_when_every_service_answers_and_down_leaves_no_process(pattern: Path) -> None:
+def test_up_waits_for_every_service_and_down_leaves_no_process(pattern: Path) -> None:
     port = free_port()
     output = up(pattern, {"api": server(port)})
     assert "api ready in" in output
@@ -170,14 +170,14 @@ def test_a_second_up_or_down_changes_nothing(pattern: Path) -> None:
     assert "is not up" in second.stdout
 
 
-def test_up_after_a_change_of_the_file_starts_what_it_says_now(pattern: Path) -> None:
+def test_up_restarts_everything_after_the_file_has_changed(pattern: Path) -> None:
     port = free_port()
     up(pattern, {"api": server(port, environment={"LEVEL": "1"})})
     assert "has changed" in up(pattern, {"api": server(port, environment={"LEVEL": "2"})})
     assert httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]["LEVEL"] == "2"
 
 
-def test_a_service_gets_its_own_variables_and_no_stray_one_of_the_user(
+def test_a_service_gets_only_its_own_variables(
     pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -194,7 +194,7 @@ def test_a_service_gets_its_own_variables_and_no_stray_one_of_the_user(
     assert set(found) <= allowed | {"LOCAL_RUNNER", "LC_CTYPE"}
 
 
-def test_a_service_starts_after_those_it_waits_for(pattern: Path) -> None:
+def test_a_service_starts_after_its_dependencies(pattern: Path) -> None:
     ports = [free_port() for _ in range(3)]
     started = "import pathlib, time; pathlib.Path('done').write_text('x'); print('migrated')"
     output = up(
@@ -222,7 +222,7 @@ def test_a_service_starts_after_those_it_waits_for(pattern: Path) -> None:
     assert "migrated" in run_local("logs", pattern, "migrate").stdout
 
 
-def test_replicas_run_beside_each_other(pattern: Path) -> None:
+def test_all_replicas_run(pattern: Path) -> None:
     command = ["python", "-c", "import time; print('working'); time.sleep(600)"]
     up(pattern, {"worker": {"build": ".", "command": command, "deploy": {"replicas": 3}}})
     pids = set((state_dir(pattern) / "pids").glob("worker-*"))
@@ -232,7 +232,7 @@ def test_replicas_run_beside_each_other(pattern: Path) -> None:
 # --- one service ----------------------------------------------------------------------------------
 
 
-def test_stop_start_and_kill_of_one_service_leave_the_others_alone(pattern: Path) -> None:
+def test_stop_start_and_kill_affect_only_one_service(pattern: Path) -> None:
     api, other = free_port(), free_port()
     services = {
         "api": server(api, "child", restart="always"),
@@ -289,7 +289,9 @@ def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> Non
 # --- deaths ---------------------------------------------------------------------------------------
 
 
-def test_a_service_with_a_restart_policy_comes_back_and_the_others_stay(pattern: Path) -> None:
+def test_a_service_with_a_restart_policy_restarts_and_the_others_keep_running(
+    pattern: Path,
+) -> None:
     ports = {name: free_port() for name in ("on-failure", "unless-stopped", "always", "other")}
     services = {name: server(port, name=name, restart=name) for name, port in ports.items()}
     up(pattern, services | {"other": server(ports["other"], name="other")})
@@ -305,7 +307,7 @@ def test_a_service_with_a_restart_policy_comes_back_and_the_others_stay(pattern:
     assert pid_of(other) == pids["other"]
 
 
-def test_on_failure_does_not_start_again_what_has_succeeded(pattern: Path) -> None:
+def test_on_failure_does_not_restart_a_service_that_succeeded(pattern: Path) -> None:
     job = ["python", "-c", "print('once')"]
     worker = {
         "build": ".",
@@ -317,7 +319,7 @@ def test_on_failure_does_not_start_again_what_has_succeeded(pattern: Path) -> No
     assert states(load(pattern))["job"] == {"DONE"}
 
 
-def test_a_service_that_dies_takes_the_rest_down_and_the_next_verb_shows_its_log(
+def test_a_dying_service_stops_the_others_and_the_next_command_shows_its_log(
     pattern: Path,
 ) -> None:
     api, other = free_port(), free_port()
@@ -332,7 +334,7 @@ def test_a_service_that_dies_takes_the_rest_down_and_the_next_verb_shows_its_log
     assert "the last words" not in run_local("down", pattern).stderr
 
 
-def test_a_service_that_dies_during_up_is_shown_at_once_and_nothing_is_left(pattern: Path) -> None:
+def test_a_service_that_dies_during_up_is_reported_and_everything_stops(pattern: Path) -> None:
     port = free_port()
     write(
         pattern,
@@ -354,7 +356,7 @@ def test_a_service_that_dies_during_up_is_shown_at_once_and_nothing_is_left(patt
     assert all_of(state_dir(pattern)) == []
 
 
-def test_a_program_that_does_not_exist_is_told_with_its_name(pattern: Path) -> None:
+def test_a_missing_program_is_named(pattern: Path) -> None:
     service = {
         "build": ".",
         "command": ["no-such-program"],
@@ -365,7 +367,7 @@ def test_a_program_that_does_not_exist_is_told_with_its_name(pattern: Path) -> N
     assert (result.returncode, "no-such-program" in result.stderr) == (1, True)
 
 
-def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
+def test_up_fails_with_the_output_of_a_failing_health_check(
     pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -393,7 +395,7 @@ def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_up_refuses_a_port_that_somebody_else_holds_before_it_starts_anything(
+def test_up_rejects_a_port_in_use_before_it_starts_anything(
     pattern: Path,
 ) -> None:
     free = free_port()
@@ -451,7 +453,7 @@ def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
     assert all_of(state_dir(pattern)) == []
 
 
-def test_down_finds_the_services_of_a_supervisor_that_was_killed(pattern: Path) -> None:
+def test_down_stops_the_services_after_the_supervisor_was_killed(pattern: Path) -> None:
     port, redis_port = free_port(), free_port()
     services = {"api": server(port, "child"), "redis": redis_service(redis_port)}
     up(pattern, services, volumes={"redis-data": None})
@@ -470,7 +472,7 @@ def test_down_finds_the_services_of_a_supervisor_that_was_killed(pattern: Path) 
     up(pattern, services, volumes={"redis-data": None})
 
 
-def test_a_recorded_process_number_that_has_a_new_owner_is_left_alone(pattern: Path) -> None:
+def test_a_reused_pid_is_left_alone(pattern: Path) -> None:
     write(pattern, {"worker": WORKER})
     pids = state_dir(pattern) / "pids"
     pids.mkdir(parents=True)
@@ -485,7 +487,7 @@ def test_a_recorded_process_number_that_has_a_new_owner_is_left_alone(pattern: P
         stranger.wait()
 
 
-def test_two_commands_at_once_are_refused(pattern: Path) -> None:
+def test_concurrent_commands_are_rejected(pattern: Path) -> None:
     write(pattern, {"worker": WORKER})
     compose = load(pattern)
     with only_one(compose):
@@ -493,7 +495,7 @@ def test_two_commands_at_once_are_refused(pattern: Path) -> None:
     assert (result.returncode, "another command" in result.stderr) == (1, True)
 
 
-def test_a_server_that_is_not_installed_is_told_with_its_package(pattern: Path) -> None:
+def test_a_missing_server_is_reported_with_its_package(pattern: Path) -> None:
     write(pattern, {"prometheus": {"image": "prom/prometheus:v3.7.0"}})
     result = run_local("up", pattern)
     if result.returncode == 0:
@@ -591,7 +593,7 @@ def test_redis_keeps_its_volume_until_down_removes_it(pattern: Path) -> None:
     assert not (state_dir(pattern) / "volumes").exists()
 
 
-def test_postgres_is_made_as_by_its_image_and_asks_for_the_password(pattern: Path) -> None:
+def test_postgres_is_initialized_like_its_image_and_requires_the_password(pattern: Path) -> None:
     port = free_port()
     password = f"it's {port}"
     (pattern / "schema").mkdir()
@@ -627,7 +629,7 @@ def test_postgres_is_made_as_by_its_image_and_asks_for_the_password(pattern: Pat
         assert all_of(state_dir(pattern)) == []
 
 
-def test_two_envoys_run_beside_each_other_with_rewritten_addresses(pattern: Path) -> None:
+def test_two_envoys_run_at_once_with_rewritten_addresses(pattern: Path) -> None:
     api, ports, admins = free_port(), [free_port(), free_port()], [free_port(), free_port()]
     services: dict[str, Any] = {"api": server(api)}
     for number, (port, admin) in enumerate(zip(ports, admins, strict=True)):
@@ -682,7 +684,7 @@ def envoy_config(port: int, admin: int, api: int) -> dict[str, Any]:
     }
 
 
-def test_the_files_of_a_pattern_that_hold_passwords_are_the_owners_alone(pattern: Path) -> None:
+def test_only_the_owner_can_read_files_with_passwords(pattern: Path) -> None:
     up(pattern, {"worker": {**WORKER, "environment": {"A": "b"}}})
     state = state_dir(pattern)
     for name in ("plan.json", "supervisord.conf", "services/worker.sh"):

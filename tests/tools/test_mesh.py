@@ -329,7 +329,7 @@ def validate(pattern_dir: Path) -> None:
     assert "[warning]" not in envoy.stderr
 
 
-def test_every_field_reaches_a_configuration_that_envoy_accepts_without_a_warning(
+def test_envoy_accepts_a_configuration_with_every_field_without_a_warning(
     pattern: Pattern,
 ) -> None:
     validate(pattern())
@@ -351,7 +351,7 @@ def test_a_rule_without_a_virtual_service_is_accepted_by_envoy(
     validate(pattern({DR: rule(policy), VS: None, EF: None}))
 
 
-def test_the_text_says_that_it_is_generated_and_is_the_same_each_time(pattern: Pattern) -> None:
+def test_the_text_is_marked_as_generated_and_reproducible(pattern: Pattern) -> None:
     pattern_dir = pattern()
     text = mesh.translate(pattern_dir)
     assert text.splitlines()[0] == (
@@ -361,7 +361,7 @@ def test_the_text_says_that_it_is_generated_and_is_the_same_each_time(pattern: P
     assert "&" not in text
 
 
-def test_a_match_keeps_all_its_parts_and_each_match_is_a_route(pattern: Pattern) -> None:
+def test_each_match_becomes_a_route_with_all_its_conditions(pattern: Pattern) -> None:
     first, second, direct, rest = routes_of(translated(pattern()))
     assert [first["name"], second["name"]] == ["split.mountain", "split"]
     assert first["match"] == {
@@ -432,7 +432,7 @@ def test_a_route_keeps_weights_headers_timeout_retries_mirror_and_fault(pattern:
     assert mirror["runtime_fraction"] == {"default_value": whole}
 
 
-def test_a_subset_replaces_whole_parts_of_the_policy_of_its_host(pattern: Pattern) -> None:
+def test_a_subset_replaces_whole_parts_of_its_hosts_policy(pattern: Pattern) -> None:
     clusters = clusters_of(translated(pattern()))
     v1, v2 = clusters["outbound|8000|v1|predictor"], clusters["outbound|8000|v2|predictor"]
     assert v1["lb_policy"] == "RING_HASH"
@@ -484,7 +484,7 @@ def test_endpoints_are_the_processes_whose_labels_contain_the_selector(pattern: 
     assert addresses_of(clusters["outbound|8000||predictor"]) == everyone
 
 
-def test_what_the_manifests_leave_out_gets_the_default_of_istio(pattern: Pattern) -> None:
+def test_omitted_fields_get_the_default_of_istio(pattern: Pattern) -> None:
     config = translated(pattern({DR: rule("{outlierDetection: {}}"), VS: None, EF: None}))
     (route,) = routes_of(config)
     assert route == {
@@ -527,7 +527,7 @@ def test_zero_attempts_turn_retries_off(pattern: Pattern) -> None:
     assert "retry_policy" not in route["route"]
 
 
-def test_a_sticky_request_is_retried_where_it_belongs(pattern: Pattern) -> None:
+def test_a_sticky_request_is_retried_on_the_same_endpoint(pattern: Pattern) -> None:
     one = "[{route: [{destination: {host: predictor}}]}]"
     (route,) = routes_of(translated(pattern({VS: virtual_service(one)})))
     assert route["route"]["hash_policy"] == [{"cookie": {"name": "user", "ttl": "0s", "path": "/"}}]
@@ -560,7 +560,7 @@ def test_two_envoy_filters_are_merged_field_by_field_and_lists_are_joined(
     assert flags == [["UO"], ["UT"]]
 
 
-def test_a_file_may_hold_several_documents_and_objects_that_are_not_routing(
+def test_a_file_may_contain_several_documents_and_unrelated_objects(
     pattern: Pattern,
 ) -> None:
     deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: {any: thing}\n"
@@ -570,7 +570,7 @@ def test_a_file_may_hold_several_documents_and_objects_that_are_not_routing(
     assert translated(pattern(changed)) == alone
 
 
-def test_the_listener_is_at_the_port_of_the_service_and_answers_to_any_name(
+def test_the_listener_uses_the_port_of_the_service_and_accepts_any_host_name(
     pattern: Pattern,
 ) -> None:
     config = translated(pattern())
@@ -589,13 +589,13 @@ def second_service(port: int) -> dict[str, str | None]:
     return {"manifests/other.yml": f"{service}---{other}"}
 
 
-def test_any_name_means_the_one_host_that_has_a_virtual_service(pattern: Pattern) -> None:
+def test_any_host_name_matches_the_only_host_with_a_virtual_service(pattern: Pattern) -> None:
     routed, plain = virtual_hosts_of(translated(pattern(second_service(8000))))
     assert routed["domains"] == ["predictor", "predictor:8000", "*"]
     assert plain["domains"] == ["other", "other:8000"]
 
 
-def test_any_name_means_nobody_where_two_hosts_have_no_virtual_service(pattern: Pattern) -> None:
+def test_no_host_matches_any_name_if_two_have_no_virtual_service(pattern: Pattern) -> None:
     hosts = virtual_hosts_of(translated(pattern({VS: None} | second_service(8000))))
     assert [host["domains"] for host in hosts] == [
         ["predictor", "predictor:8000"],
@@ -610,7 +610,7 @@ def test_each_port_has_one_listener(pattern: Pattern) -> None:
     validate(pattern())
 
 
-def test_of_several_ports_the_one_that_the_routes_name_is_taken(pattern: Pattern) -> None:
+def test_the_routes_choose_among_several_ports(pattern: Pattern) -> None:
     two_ports = SERVICE + "    - name: metrics\n      port: 9000\n"
     one = "[{route: [{destination: {host: predictor, port: {number: 9000}}}]}]"
     config = translated(
@@ -624,7 +624,7 @@ def test_of_several_ports_the_one_that_the_routes_name_is_taken(pattern: Pattern
     ("written", "seconds"),
     [("250ms", "0.25s"), ("1m30s", "90s"), ("10m", "600s"), ("1h", "3600s"), ("0.5s", "0.5s")],
 )
-def test_a_duration_of_istio_becomes_seconds(pattern: Pattern, written: str, seconds: str) -> None:
+def test_a_duration_is_converted_to_seconds(pattern: Pattern, written: str, seconds: str) -> None:
     changed = DESTINATION_RULE.replace("connectTimeout: 250ms", f"connectTimeout: {written}")
     cluster = clusters_of(translated(pattern({DR: changed})))["outbound|8000|v1|predictor"]
     assert cluster["connect_timeout"] == seconds
@@ -811,7 +811,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), MUTANTS)
-def test_what_is_not_translated_is_refused_by_file_path_and_field(
+def test_unsupported_input_is_rejected_with_file_and_field(
     pattern: Pattern, name: str, old: str, new: str, message: str
 ) -> None:
     assert old in FILES[name]
@@ -822,7 +822,7 @@ def test_what_is_not_translated_is_refused_by_file_path_and_field(
 
 
 @pytest.mark.parametrize("kind", ["Gateway", "ServiceEntry", "Sidecar"])
-def test_any_other_kind_of_istio_is_refused(pattern: Pattern, kind: str) -> None:
+def test_other_istio_kinds_are_rejected(pattern: Pattern, kind: str) -> None:
     other = f"apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n"
     with pytest.raises(istio.MeshError, match=f"{kind} x: kind should be"):
         mesh.translate(pattern({"manifests/other.yml": other}))

@@ -296,7 +296,7 @@ def test_weights_split_requests_within_the_binomial_bounds(bench: Bench) -> None
     assert low > 0
 
 
-def test_a_header_decides_the_version_and_an_unknown_value_gets_the_default(bench: Bench) -> None:
+def test_a_header_selects_the_version_and_unknown_values_get_the_default(bench: Bench) -> None:
     mountain = "match: [{headers: {target: {exact: mountain}}}]"
     with bench.proxy(f"{mountain}, {TO_V2}", TO_V1) as proxy:
         assert {proxy.get(target="mountain").text for _ in range(20)} == {"v2"}
@@ -304,7 +304,7 @@ def test_a_header_decides_the_version_and_an_unknown_value_gets_the_default(benc
         assert {proxy.get().text for _ in range(20)} == {"v1"}
 
 
-def test_every_part_of_a_match_is_needed(bench: Bench) -> None:
+def test_a_match_requires_all_its_conditions(bench: Bench) -> None:
     parts = [
         "uri: {prefix: /predict}",
         "method: {exact: GET}",
@@ -328,7 +328,7 @@ def test_every_part_of_a_match_is_needed(bench: Bench) -> None:
         assert post.text == "v1"
 
 
-def test_a_mirror_sends_the_same_bodies_to_the_shadow_and_its_failures_reach_nobody(
+def test_a_mirror_receives_the_same_bodies_and_its_failures_reach_no_caller(
     bench: Bench,
 ) -> None:
     mirror = "mirror: {host: predictor, subset: v2}, mirrorPercentage: {value: 100}"
@@ -344,7 +344,7 @@ def test_a_mirror_sends_the_same_bodies_to_the_shadow_and_its_failures_reach_nob
     assert {request["headers"]["host"] for request in bench.v2.requests} == hosts
 
 
-def test_several_mirrors_with_a_share_of_zero_and_of_all(bench: Bench) -> None:
+def test_mirrors_may_receive_no_or_all_requests(bench: Bench) -> None:
     mirror = "{{destination: {{host: predictor, subset: {}}}, percentage: {{value: {}}}}}"
     mirrors = f"mirrors: [{mirror.format('v2', 100)}, {mirror.format('v1', 0)}]"
     with bench.proxy(f"{TO_V1}, {mirrors}") as proxy:
@@ -353,7 +353,7 @@ def test_several_mirrors_with_a_share_of_zero_and_of_all(bench: Bench) -> None:
     assert len(bench.v1.requests) == 20
 
 
-def test_a_timeout_answers_504_and_the_log_says_why(bench: Bench) -> None:
+def test_a_timeout_returns_504_and_is_logged(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(f"{TO_V1}, timeout: 200ms, {NO_RETRIES}", policy="{}") as proxy:
         assert proxy.get("/predict").status_code == 504
@@ -361,7 +361,7 @@ def test_a_timeout_answers_504_and_the_log_says_why(bench: Bench) -> None:
         wait_until(lambda: " GET /predict 504 UT " in proxy.log.read_text(), "a line in the log")
 
 
-def test_without_a_timeout_the_answer_is_waited_for_and_nothing_is_logged(bench: Bench) -> None:
+def test_without_a_timeout_envoy_waits_and_logs_nothing(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1) as proxy, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(proxy.get)
@@ -371,7 +371,7 @@ def test_without_a_timeout_the_answer_is_waited_for_and_nothing_is_logged(bench:
     assert proxy.log.read_text() == ""
 
 
-def test_retries_hide_a_version_that_fails(bench: Bench) -> None:
+def test_retries_hide_a_failing_version(bench: Bench) -> None:
     bench.v2.status = 503
     with bench.proxy(f"{TO_BOTH}, retries: {{attempts: 3, retryOn: 5xx}}") as proxy:
         assert set(proxy.statuses(40)) == {200}
@@ -388,7 +388,7 @@ def test_a_status_code_in_retry_on_is_retried(bench: Bench) -> None:
         assert set(proxy.statuses(20)) == {200, 429}
 
 
-def test_the_default_retries_hide_a_process_that_is_gone_but_not_an_answer(bench: Bench) -> None:
+def test_the_default_retries_cover_refused_connections_but_not_responses(bench: Bench) -> None:
     # Bound, but nobody listens: connections are refused, and no other process gets the port.
     with socket.socket() as gone:
         gone.bind(("127.0.0.1", 0))
@@ -406,7 +406,7 @@ def test_the_default_retries_hide_a_process_that_is_gone_but_not_an_answer(bench
 LIMITED = "{connectionPool: {tcp: {maxConnections: 2}, http: {http1MaxPendingRequests: 2}}}"
 
 
-def test_a_limit_refuses_at_once_what_does_not_fit(bench: Bench) -> None:
+def test_requests_over_a_limit_are_rejected_immediately(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1, policy=LIMITED) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
@@ -422,7 +422,7 @@ def test_a_limit_refuses_at_once_what_does_not_fit(bench: Bench) -> None:
         assert proxy.log.read_text() == ""
 
 
-def test_without_a_limit_none_is_refused(bench: Bench) -> None:
+def test_without_a_limit_no_request_is_rejected(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
@@ -453,7 +453,7 @@ MANAGER_PATCH = f"""
 """
 
 
-def test_a_refused_request_gets_the_fallback_of_an_envoy_filter(bench: Bench) -> None:
+def test_a_rejected_request_gets_the_fallback_of_an_envoy_filter(bench: Bench) -> None:
     bench.v1.open.clear()
     fallback = json.dumps(yaml.safe_load(MANAGER_PATCH))
     with (
@@ -490,7 +490,7 @@ RATE_PATCH = f"""
 """
 
 
-def test_a_filter_that_an_envoy_filter_inserts_sees_the_requests(bench: Bench) -> None:
+def test_an_inserted_filter_sees_the_requests(bench: Bench) -> None:
     with bench.proxy(TO_V1, patch=json.dumps(yaml.safe_load(RATE_PATCH))) as proxy:
         assert proxy.statuses(8) == [200] * 5 + [429] * 3
     assert len(bench.v1.requests) == 5
@@ -501,7 +501,7 @@ def detection(**fields: object) -> str:
     return json.dumps({"loadBalancer": {"simple": "ROUND_ROBIN"}, "outlierDetection": every})
 
 
-def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_back(
+def test_a_failing_version_is_ejected_after_its_allowed_errors_and_returns(
     bench: Bench,
 ) -> None:
     bench.v2.status = 500
@@ -523,7 +523,7 @@ def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_bac
         assert proxy.counter("outlier_detection.ejections_active") == 0
 
 
-def test_without_detection_the_errors_go_on(bench: Bench) -> None:
+def test_without_outlier_detection_the_errors_continue(bench: Bench) -> None:
     bench.v2.status = 500
     with bench.proxy(f"{TO_BOTH}, {NO_RETRIES}") as proxy:
         assert Counter(proxy.statuses(30)) == {200: 15, 500: 15}
@@ -537,7 +537,7 @@ def test_the_default_share_of_ten_percent_ejects_none_of_two(bench: Bench) -> No
         assert proxy.counter("outlier_detection.ejections_overflow") > 0
 
 
-def test_a_hash_of_a_header_keeps_each_user_with_one_version(bench: Bench) -> None:
+def test_hashing_a_header_keeps_each_user_on_one_version(bench: Bench) -> None:
     def answers(proxy: Proxy) -> list[set[str]]:
         users = [f"user-{number}" for number in range(30)]
         return [{proxy.get(x_user=user).text for _ in range(3)} for user in users]
@@ -551,7 +551,7 @@ def test_a_hash_of_a_header_keeps_each_user_with_one_version(bench: Bench) -> No
         assert {len(seen) for seen in answers(proxy)} == {2}
 
 
-def test_a_hash_of_a_cookie_hands_the_cookie_out(bench: Bench) -> None:
+def test_hashing_a_cookie_sets_the_cookie(bench: Bench) -> None:
     by_cookie = "{loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 1h, path: /}}}}"
     with bench.proxy(TO_BOTH, policy=by_cookie) as proxy:
         first = proxy.get()

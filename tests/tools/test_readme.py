@@ -137,7 +137,7 @@ def test_a_block_that_would_be_misread_is_an_error(text: str, message: str) -> N
         (["... x ... x"], ["1 x 2 x 3 x"]),
     ],
 )
-def test_output_as_shown_is_accepted(expected: list[str], actual: list[str]) -> None:
+def test_matching_output_is_accepted(expected: list[str], actual: list[str]) -> None:
     assert readme.matches(expected, actual)
 
 
@@ -165,12 +165,12 @@ def test_other_output_is_rejected(expected: list[str], actual: list[str]) -> Non
     assert not readme.matches(expected, actual)
 
 
-def test_many_elisions_on_large_output_take_no_exponential_time() -> None:
+def test_many_elisions_do_not_take_exponential_time() -> None:
     assert not readme.matches(["...", "a"] * 50 + ["b"], ["a"] * 2000)
     assert not readme.matches(["...".join("a" * 50) + "b"], ["a" * 20_000])
 
 
-def test_a_readme_that_tells_the_truth_is_accepted(tmp_path: Path) -> None:
+def test_a_correct_readme_is_accepted(tmp_path: Path) -> None:
     session = (
         "up with RUN=local\n"
         "$ GREETING=hello; export AUDIENCE=world; mkdir -p sub; cd sub\n"
@@ -219,9 +219,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_a_readme_that_does_not_tell_the_truth_is_rejected_and_stopped(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_wrong_readme_is_rejected_and_the_pattern_stopped(name: str, tmp_path: Path) -> None:
     session, message = REJECTED[name]
     directory = write_pattern(tmp_path, f"...\n{session}$ echo 'not reached'\n")
     timeout_seconds = "8" if name.startswith("hangs") else "60"
@@ -234,7 +232,7 @@ def test_a_readme_that_does_not_tell_the_truth_is_rejected_and_stopped(
     assert stops(directory) == 1
 
 
-def test_a_command_that_ignores_signals_is_ended_at_its_deadline(tmp_path: Path) -> None:
+def test_a_command_that_ignores_signals_is_killed_at_its_deadline(tmp_path: Path) -> None:
     session = "$ trap '' TERM; echo $$ > job; while true; do sleep 0.1; done\n"
     directory = write_pattern(tmp_path, session)
     result = run(directory, "--timeout-seconds", "8")
@@ -252,7 +250,7 @@ def test_a_failing_first_command_is_cleaned_up_after(tmp_path: Path) -> None:
     assert stops(directory) == 1
 
 
-def test_a_last_command_that_fails_too_is_reported(tmp_path: Path) -> None:
+def test_a_failing_last_command_is_reported_too(tmp_path: Path) -> None:
     directory = write_pattern(tmp_path, "$ false\n")
     (directory / "Makefile").write_text("up:\n\ndown:\n\t@exit 1\n")
     result = run(directory)
@@ -262,7 +260,7 @@ def test_a_last_command_that_fails_too_is_reported(tmp_path: Path) -> None:
     )
 
 
-def test_a_failure_that_is_shown_is_accepted(tmp_path: Path) -> None:
+def test_an_expected_failure_is_accepted(tmp_path: Path) -> None:
     session = (
         "$ make fail\nabout to fail\nmake: *** [Makefile:...: fail] Error 3\n"
         '$ (exit 22); echo "exit code $?"\nexit code 22\n'
@@ -308,7 +306,7 @@ def test_an_interrupt_ends_the_command_and_runs_the_last_one(
     assert not is_running(int((directory / "session").read_text()))
 
 
-def test_a_reader_of_the_output_that_goes_away_does_not_leave_a_pattern_running(
+def test_a_closed_output_pipe_does_not_leave_a_pattern_running(
     tmp_path: Path,
 ) -> None:
     directory = write_pattern(tmp_path, "$ seq 100000\n")
@@ -371,7 +369,7 @@ def test_a_directory_without_a_readme_is_an_error(tmp_path: Path) -> None:
     assert "unknown_pattern/README.md does not exist" in result.stderr
 
 
-def test_words_that_are_no_programs_are_not_looked_for() -> None:
+def test_only_programs_are_looked_for() -> None:
     command = (
         "for i in 1 2; do curl -s \"http://h/?a=1&b=$i\" | jq '.a | length' > out 2>&1; done; "
         'echo "a; b" && ./run.sh x || { cat < in; }; [[ -e x ]] && time make x # and more'

@@ -84,7 +84,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), WRONG)
-def test_wrong_results_are_refused_by_the_name_of_the_field(
+def test_invalid_results_are_rejected_with_the_name_of_the_field(
     tmp_path: Path, name: str, value: Any, message: str
 ) -> None:
     with pytest.raises(ResultsError, match=message):
@@ -96,7 +96,7 @@ def test_wrong_results_are_refused_by_the_name_of_the_field(
         load(tmp_path)
 
 
-def test_a_file_that_lacks_a_field_or_has_one_too_many_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_a_missing_or_unknown_field_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "measure/results.json"
     path.parent.mkdir()
     with pytest.raises(ResultsError, match=r"results\.json is missing: run make measure"):
@@ -115,7 +115,7 @@ def test_a_file_that_lacks_a_field_or_has_one_too_many_is_refused(tmp_path: Path
         load(tmp_path)
 
 
-def test_show_prints_counts_beside_their_control_and_figures_beside_their_target(
+def test_show_prints_counts_with_their_control_and_figures_with_their_target(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bounds = {"ack_p99_ms": ("<=", 10), "start_seconds": ("<=", 1), "jobs_per_second": (">=", 3457)}
@@ -142,7 +142,7 @@ def test_show_prints_counts_beside_their_control_and_figures_beside_their_target
         (["--output", "elsewhere"], "elsewhere"),
     ],
 )
-def test_a_quick_run_leaves_the_results_of_a_pattern_alone(
+def test_a_quick_run_does_not_write_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], written_to: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -190,12 +190,12 @@ def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_firs
     assert "(chapter4_serving/queue_pattern/measure/plot.png)" in queue_section
 
 
-def test_nothing_missed_is_said_as_well(tmp_path: Path) -> None:
+def test_a_page_without_missed_targets_says_so(tmp_path: Path) -> None:
     results_of("queue_pattern").write(tmp_path / "chapter4/queue_pattern/measure")
     assert "None: every claim holds" in render(tmp_path)
 
 
-def test_nothing_to_collect_and_foreign_results_are_errors(tmp_path: Path) -> None:
+def test_missing_results_and_those_of_another_pattern_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"no chapter\*/\*/measure/results\.json found"):
         render(tmp_path)
     results_of("queue_pattern").write(tmp_path / "chapter4/cache_pattern/measure")

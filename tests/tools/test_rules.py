@@ -87,7 +87,7 @@ def copy(small: Path, tmp_path: Path) -> Path:
     [(rule, changes) for rule, named in MUTANTS.items() for changes in named.values()],
     ids=[f"{rule}: {name}" for rule, named in MUTANTS.items() for name in named],
 )
-def test_a_mutant_is_rejected_by_its_rule(
+def test_a_rule_rejects_its_mutant(
     small: Path, copy: Path, rule: str, changes: dict[str, Any]
 ) -> None:
     at, *_ = [changes["at"]] if "at" in changes else changes
@@ -104,11 +104,11 @@ def test_a_mutant_is_rejected_by_its_rule(
     assert not any("cannot be checked" in finding for finding in found), found
 
 
-def test_every_rule_has_a_mutant_that_it_rejects() -> None:
+def test_every_rule_has_a_mutant() -> None:
     assert set(MUTANTS) == ABOUT_THE_REPOSITORY
 
 
-def test_two_rules_have_two_names() -> None:
+def test_rule_names_are_unique() -> None:
     with pytest.raises(ValueError, match="two rules named readme_pastes_no_code"):
 
         @rule()
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_parsed_is_a_finding(copy: Path) -> None:
     assert finding.startswith("no_pattern_imports_another: cannot be checked: SyntaxError(")
 
 
-def test_a_repository_without_patterns_keeps_no_rule_about_them(tmp_path: Path) -> None:
+def test_a_repository_without_patterns_fails_the_rules_about_them(tmp_path: Path) -> None:
     (finding,) = findings(Repository(tmp_path), RULES["readme_pastes_no_code"])
     assert "there is no pattern" in finding
 
