@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.generate.copies import tracked
 from tools.measure.server import free_port
 from tools.read.patterns import ROOT
 
@@ -38,12 +39,9 @@ $ make down
 def repository(tmp_path: Path) -> Path:
     """A copy of the repository in which the pattern has a free port and a short README."""
     root = tmp_path / "copy"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
+    for name in tracked(ROOT):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, root / name)
     (root / ".venv").symlink_to(Path(sys.prefix))
     port = str(free_port())
     compose = root / PATTERN / "docker-compose.yml"

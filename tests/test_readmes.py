@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.generate.copies import tracked
 from tools.play.readme import matches, parse
 from tools.read.patterns import ROOT, patterns
 
@@ -48,12 +49,9 @@ def test_the_readme_shows_what_happens_with_docker(name: str) -> None:
 @pytest.mark.timeout(900)
 def test_contributing_leads_from_make_new_to_green_tests(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, clone / name)
+    for name in tracked(ROOT):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name)
     (clone / ".venv").symlink_to(ROOT / ".venv")
     subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
     play_commands(clone / "CONTRIBUTING.md")

@@ -1,4 +1,4 @@
-"""Each file of tests is measured, its children included, and shown beside its budget."""
+"""Each test file is measured, including child processes, and shown against its budget."""
 
 import re
 
@@ -25,7 +25,7 @@ BUSY = """
             yield process
             process.kill()
 """
-# The file that does what is measured, and one that does nothing, in the process before or after it.
+# Test files that use CPU; idle files run before and after them in the same process.
 WAITED_FOR = "    def test_it(): subprocess.run(burn(0.5), check=True)\n"
 KILLED_AT_THE_END = """
     def test_it(server):
@@ -48,7 +48,7 @@ MARKED = (
 
 
 def rows(pytester: pytest.Pytester, *options: str) -> dict[tuple[str, str], float]:
-    """Runs all tests in a process of their own; gives the CPU seconds that the table shows."""
+    """Runs all tests in a new process and returns the CPU seconds in the table."""
     markers = "--override-ini=markers=budget(kind)\nslow"
     plugins = ("-pno:schemathesis", "-pno:hypothesispytest", "-ptools.check.budgets", markers)
     result = pytester.runpytest_subprocess(*plugins, *options)

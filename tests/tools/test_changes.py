@@ -1,4 +1,4 @@
-"""What has changed since the verified commit decides what is tested thoroughly."""
+"""The changes since the verified commit decide what is tested thoroughly."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ def commit(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This repository as it is now, with one commit, which is the verified one."""
+    """A copy of this repository with one commit, the verified one."""
     root = tmp_path_factory.mktemp("changes") / "repository"
     for name in tracked(ROOT):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def clone(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def found(
     clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[], set[str]]:
-    """What the command prints of the clone."""
+    """Runs the command on the clone and returns the names it prints."""
 
     def names() -> set[str]:
         monkeypatch.setattr("sys.argv", ["changes", str(clone)])
@@ -91,7 +91,7 @@ CHANGES = {
     "chapter2_training/README.md": set(),
     "LICENSE": set(),
     ".ci/base": set(),
-    # Sessions that are played lead through these.
+    # Tests play the sessions of these files, which use the patterns.
     "CONTRIBUTING.md": {WEB_SINGLE},
     "chapter3_release_patterns/README.md": {MODEL_DB, SVC, MODEL_LOAD, WEB_SINGLE}
     | {"chapter3_release_patterns/model_in_image_pattern"},

@@ -1,4 +1,4 @@
-"""The script of CI tests what has changed thoroughly and the rest without Docker."""
+"""The CI script tests the changes thoroughly and the rest without Docker."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from tools.read.patterns import ROOT
 
-# Notes how it was called; its verb `changed` prints what the test says has changed.
+# Logs its calls; `changed` prints the changes that the test specifies.
 MAKE = """#!/bin/sh
 echo "make $*" >> calls
 case "$*" in *"$FAILS"*) exit 3;; esac
@@ -19,7 +19,7 @@ CHECK, CHANGED = "make check", "make -s changed"
 
 
 def ci(root: Path, changed: str, fails: str = "nothing") -> subprocess.CompletedProcess[str]:
-    """Runs the script where `make` and `docker` are programs that only note their calls."""
+    """Runs the script with a `make` that only logs its calls and a `docker` that does nothing."""
     (root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", root / ".ci/run")
     (root / "bin").mkdir()
@@ -57,7 +57,7 @@ def test_the_changes_decide_which_tests_run(
     run = ci(tmp_path, changed)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "calls").read_text().splitlines() == [CHECK, CHANGED, *expected]
-    # The checks, and a line for each run of tests.
+    # One line for the checks and one for each test run.
     assert run.stdout.count("   0:0") == 1 + len(expected)
 
 

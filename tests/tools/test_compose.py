@@ -1,4 +1,4 @@
-"""Reads compose files: what is supported, what is refused, and what becomes of addresses."""
+"""Compose files: what is supported, what is rejected, and how addresses are rewritten."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     assert (api.published_ports, redis.published_ports, redis.ports) == ((8000,), (), (6379,))
     assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
     assert compose.one_shots() == {"migrate"}
-    # What limits a container is kept for those who check it.
+    # Limits of containers are kept for the rules that check them.
     assert (api.read_only, api.tmpfs, api.cap_drop) == (True, ("/cache",), ("ALL",))
     assert (api.security_opt, api.user) == (("no-new-privileges:true",), "10001:10001")
     assert (api.memory_limit_bytes, api.cpus, api.pids_limit) == (256 * 2**20, "1", 100)
@@ -195,7 +195,7 @@ def test_an_unsupported_key_is_rejected_with_file_service_and_supported_keys(
 
 
 HEALTH = {"test": ["CMD", "true"]}
-# What is written into the service "api", and what the refusal says about it.
+# What is added to the service "api", and part of the error message.
 REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "command as text": ({"command": "python x"}, "command: must be a list"),
     "command with a number": (

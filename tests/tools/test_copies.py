@@ -1,4 +1,4 @@
-"""Holds tools/generate/copies.py to its rules in real git repositories."""
+"""Tests tools/generate/copies.py in real git repositories."""
 
 import os
 import subprocess
@@ -14,21 +14,21 @@ GUARD = '"""Guards the one_pattern."""\n\nLIMIT_BYTES = 1000\n'
 
 @pytest.fixture(autouse=True)
 def no_outer_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps a git hook that runs the tests from naming another repository."""
+    """Removes variables that a git hook sets to name another repository."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Makes a repository with one original."""
+    """Creates a repository with one original."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     write(tmp_path, "one/guard.py", GUARD)
     return tmp_path
 
 
 def write(root: Path, path: str, text: str) -> Path:
-    """Writes a file and the directories above it."""
+    """Writes a file and creates its parent directories."""
     file = root / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(text.encode())
@@ -36,13 +36,13 @@ def write(root: Path, path: str, text: str) -> Path:
 
 
 def drifted(root: Path) -> list[str]:
-    """Gives the copies that do not hold what their marks say."""
+    """Returns the copies that differ from what their marks say."""
     expected = copies.copies(root)
     return [path for path in expected if (root / path).read_bytes() != expected[path].encode()]
 
 
 def error_of(root: Path) -> str:
-    """Gives the error about the marks of a repository."""
+    """Returns the error message about the marks of a repository."""
     with pytest.raises(copies.MarkError) as refused:
         copies.copies(root)
     return str(refused.value)

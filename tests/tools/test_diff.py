@@ -1,4 +1,4 @@
-"""`make diff` shows what a pattern adds to another one, and nothing else."""
+"""`make diff` shows only what one pattern adds to another."""
 
 import os
 import pty
@@ -102,7 +102,7 @@ def test_make_diff_compares_with_the_named_pattern() -> None:
     assert made.returncode == 0, made.stderr
     assert "only in asynchronous_pattern: app/worker.py" in made.stdout
     assert "+++ asynchronous_pattern/app/main.py" in made.stdout
-    # What is no terminal gets no colours.
+    # Without a terminal there are no colours.
     assert "\x1b" not in made.stdout
 
 

@@ -1,4 +1,4 @@
-"""Commands of Docker give what they print, or an error with what they wrote."""
+"""Docker commands return their output, or raise an error with it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The environment gets what is locked, and a failed installation does not count as one."""
+"""The environment gets the locked packages, and a failed installation is repeated."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ import pytest
 
 from tools.read.patterns import ROOT
 
-# What make of macOS does with .SHELLFLAGS: it never reads it.
+# The make of macOS ignores .SHELLFLAGS.
 OLD_MAKE = ".SHELLFLAGS=-c"
 
 
 class Repository:
-    """A repository whose lock has one category, `demo`, and packages of its own beside it."""
+    """A repository whose lock has one category, `demo`, with its own packages next to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -104,7 +104,7 @@ def repository(tmp_path: Path) -> Repository:
 
 @pytest.fixture
 def uv(tmp_path: Path) -> Iterator[Path]:
-    """A directory that holds a real `uv` and says how it was called."""
+    """A directory with a real `uv` that logs its calls."""
     directory = tmp_path / "bin"
     directory.mkdir()
     real = Path(sys.executable).with_name("uv")
@@ -147,7 +147,7 @@ def test_a_changed_lock_is_installed_again(repository: Repository) -> None:
     again = repository.with_pip()
     assert again.returncode == 0, again.stderr
     assert repository.installed("more")
-    # Another time of the file alone is no change.
+    # Another modification time alone is not a change.
     (repository.root / "Pipfile.lock").touch()
     assert "Installing" not in repository.with_pip().stdout
 
@@ -182,7 +182,7 @@ def test_pip_installs_what_uv_cannot(repository: Repository, uv: Path) -> None:
     for marker in (repository.root / ".venv").glob("*.installed"):
         marker.unlink()
     (uv / "uv").write_text("#!/bin/sh\nexit 1\n")
-    # pip needs no index for what is installed already.
+    # pip needs no index for a package that is already installed.
     installed = repository.with_uv(uv)
     assert installed.returncode == 0, installed.stderr
     assert "uv could not install everything: trying pip" in installed.stderr

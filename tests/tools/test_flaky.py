@@ -1,4 +1,4 @@
-"""A failed test runs once more; what then passes is listed, and too many of those fail the run."""
+"""A failed test runs once more; tests that then pass are listed, and too many fail the run."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tools.read.patterns import ROOT
 
 pytest_plugins = ["pytester"]
 
-# A test of this module passes from its second attempt on, and leaves a mark for each attempt.
+# Each test of this module passes from its second attempt on and records every attempt.
 FLAKY = """
     from pathlib import Path
 
@@ -34,7 +34,7 @@ def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def run(pytester: pytest.Pytester, options: tuple[str, ...], *tests: str) -> pytest.RunResult:
-    """Runs tests of one module, in a process of its own, which can have others beside it."""
+    """Runs the tests of one module in a new process, which may start workers."""
     pytester.makepyfile(test_it=FLAKY + "".join(tests))
     plugins = ("-pno:schemathesis", "-pno:hypothesispytest", "-ptools.check.flaky", "--reruns=1")
     return pytester.runpytest_subprocess(*plugins, *options)

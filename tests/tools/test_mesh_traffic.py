@@ -1,4 +1,4 @@
-"""What a real Envoy does with translated manifests, in front of real HTTP servers."""
+"""A real Envoy with translated manifests in front of real HTTP servers."""
 
 import json
 import socket
@@ -29,11 +29,11 @@ DEADLINE_SECONDS = 30.0
 
 @dataclass
 class Upstream:
-    """An HTTP server that notes what reaches it and answers as it is told to."""
+    """An HTTP server that records its requests and responds as configured."""
 
     name: str
     status: int = 200
-    # While this is cleared every request waits, so that a test decides how many are under way.
+    # Requests wait while this is cleared, so that a test controls how many are open.
     open: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     requests: list[Json] = field(default_factory=list)
@@ -104,7 +104,7 @@ def served(name: str) -> Iterator[Upstream]:
 
 @dataclass
 class Proxy:
-    """A running Envoy: a client of its listener, a client of its admin page, its log."""
+    """A running Envoy: clients of its listener and its admin interface, and its log."""
 
     client: httpx.Client
     admin: httpx.Client
@@ -135,7 +135,7 @@ class Proxy:
 
 
 def on_this_machine(config: Any) -> Any:
-    """The same configuration on 127.0.0.1, at ports of the system's choice for Envoy's own."""
+    """The same configuration on 127.0.0.1, with free ports for Envoy's listeners."""
     if isinstance(config, list):
         return [on_this_machine(item) for item in config]
     if not isinstance(config, dict):
@@ -148,7 +148,7 @@ def on_this_machine(config: Any) -> Any:
 
 @contextmanager
 def proxied(pattern_dir: Path) -> Iterator[Proxy]:
-    """Envoy with what the translator makes of the directory."""
+    """Envoy with the translated configuration of the directory."""
     config = on_this_machine(yaml.safe_load(mesh.translate(pattern_dir)))
     path, log, admin_address = (
         pattern_dir / name for name in ("envoy.json", "log", "the admin address")
@@ -233,7 +233,7 @@ NO_RETRIES = "retries: {attempts: 0}"
 
 @dataclass
 class Bench:
-    """Two versions of one Service, and a directory whose manifests a test writes."""
+    """Two versions of one Service, and a directory for the manifests of a test."""
 
     v1: Upstream
     v2: Upstream
@@ -276,7 +276,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def binomial_bounds(trials: int, chance: float, tail: float) -> tuple[int, int]:
-    """The counts between which all but `tail` of the probability lies, on either side."""
+    """The counts outside which the binomial probability is at most `tail` on either side."""
     share = [comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(trials + 1)]
     low = next(k for k in range(trials + 1) if sum(share[: k + 1]) > tail)
     high = next(k for k in range(trials, -1, -1) if sum(share[k:]) > tail)
@@ -291,7 +291,7 @@ def test_weights_split_requests_within_the_binomial_bounds(bench: Bench) -> None
     low, high = binomial_bounds(500, 0.10, tail=1e-7)
     assert low <= len(bench.v2.requests) <= high
     assert len(bench.v1.requests) + len(bench.v2.requests) == 500
-    # The bounds tell 90/10 from the weights that a mistake would give.
+    # The bounds distinguish 90/10 from the weights that a mistake would give.
     assert high < binomial_bounds(500, 0.5, tail=1e-7)[0]
     assert low > 0
 
@@ -389,7 +389,7 @@ def test_a_status_code_in_retry_on_is_retried(bench: Bench) -> None:
 
 
 def test_the_default_retries_cover_refused_connections_but_not_responses(bench: Bench) -> None:
-    # Bound, but nobody listens: connections are refused, and no other process gets the port.
+    # Bound without a listener: connections are refused, and no other process gets the port.
     with socket.socket() as gone:
         gone.bind(("127.0.0.1", 0))
         bench.v2.port = gone.getsockname()[1]
@@ -410,7 +410,7 @@ def test_requests_over_a_limit_are_rejected_immediately(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1, policy=LIMITED) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
-        # The refused are answered while the others still wait.
+        # Rejected requests get their response while the others still wait.
         wait_until(lambda: sum(future.done() for future in futures) >= 16, "refusals")
         bench.v1.open.set()
         answers = [future.result() for future in futures]
@@ -510,7 +510,7 @@ def test_a_failing_version_is_ejected_after_its_allowed_errors_and_returns(
         told = proxy.updates()
         assert Counter(proxy.statuses(6)) == {200: 3, 500: 3}
         wait_until(lambda: proxy.counter("outlier_detection.ejections_active") == 1, "the ejection")
-        # Envoy gathers changes of a cluster's health for up to a second, then tells its workers.
+        # Envoy collects health changes for up to a second before it updates its workers.
         wait_until(lambda: proxy.updates() > told, "the workers to be told")
         assert set(proxy.statuses(30)) == {200}
         assert len(bench.v2.requests) == 3

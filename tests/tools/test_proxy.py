@@ -1,4 +1,4 @@
-"""A pattern's mesh runs as shipped, or with parts of its manifests left out."""
+"""A pattern's mesh runs as shipped or with parts of its manifests removed."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def test_the_shipped_configuration_is_the_translation_of_the_manifests() -> None
     [("outlierDetection", "outlier_detection"), ("retries", "retry_policy")],
 )
 def test_a_removed_part_is_not_translated(part: str, field: str) -> None:
-    # Istio retries by default, so without the pattern's own rule there is another one.
+    # Istio retries by default, so without the pattern's policy the default applies.
     before, after = str(shipped(PATTERN)), str(without(PATTERN, part))
     assert field in before
     assert after != before

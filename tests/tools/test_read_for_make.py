@@ -1,4 +1,4 @@
-"""What make is told of a pattern, before there is a YAML parser, is what its files say."""
+"""The make variables of a pattern, read without a YAML parser, match its files."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_a_file_with_other_indentation_is_rejected(old: str, new: str, reason: s
 
 
 def test_an_unreadable_file_is_a_clear_error(tmp_path: Path) -> None:
-    # It has to run where nothing is installed.
+    # It must run before anything is installed.
     command = [str(Path(sys.executable).resolve()), "-S", "-m", "tools.read", str(tmp_path)]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert told.returncode == 1

@@ -1,4 +1,4 @@
-"""Holds tools/play/readme.py to its rules: real bash, real make, real servers in the background."""
+"""Tests tools/play/readme.py with real bash, real make and real background servers."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tools.play import readme
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# A pattern that counts its starts and stops in files; `serve` stands for a server: it detaches
+# A pattern that counts its starts and stops in files; `serve` imitates a server: it detaches
 # itself as `make up` does, and keeps the output of the session open.
 MAKEFILE = """\
 up:
@@ -37,7 +37,7 @@ serve:
 
 
 def write_pattern(directory: Path, session: str) -> Path:
-    """Writes a pattern whose README plays a session between make up and make down."""
+    """Writes a pattern whose README contains a session between make up and make down."""
     (directory / "Makefile").write_text(MAKEFILE)
     text = f"# A pattern\n\n```console\n$ make up\n{session}$ make down\n```\n"
     (directory / "README.md").write_text(text)
@@ -51,7 +51,7 @@ def stops(directory: Path) -> int:
 
 
 def wait_for(path: Path) -> None:
-    """Waits until a file is there."""
+    """Waits until a file exists."""
     deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
@@ -59,7 +59,7 @@ def wait_for(path: Path) -> None:
 
 
 def command_line(directory: Path, *options: str) -> list[str]:
-    """Gives the command line that make uses."""
+    """Returns the command line that make uses."""
     return [sys.executable, "-m", "tools.play.readme", str(directory), *options]
 
 
@@ -187,7 +187,7 @@ def test_a_correct_readme_is_accepted(tmp_path: Path) -> None:
         "$ printf 'ä\\377\\n'\nä...\n"
     )
     directory = write_pattern(tmp_path, session)
-    # The runner itself has to see to it that errors and output keep their order.
+    # The runner must keep stderr and stdout in order.
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
     result = run(directory, "--run", "local", env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -276,12 +276,12 @@ def test_a_server_in_the_background_does_not_hold_up_the_next_command(tmp_path: 
     result = run(directory, "--timeout-seconds", "30")
     assert result.returncode == 0, result.stdout
     assert not is_running(int((directory / "server").read_text()))
-    # A job of the session ends with it.
+    # Background jobs end with the session.
     assert not is_running(int((directory / "job").read_text()))
 
 
 def is_running(process_id: int) -> bool:
-    """Tells whether a process runs; one that only waits to be reaped does not."""
+    """Tells whether a process is running; a zombie is not."""
     status = Path(f"/proc/{process_id}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -324,7 +324,7 @@ def test_output_is_shown_while_the_command_runs(tmp_path: Path) -> None:
         command_line(directory), cwd=PROJECT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        # The command goes on only after its first line was read here.
+        # The command continues only after the test has read its first line.
         assert any(line == "early\n" for line in process.stdout)
         (directory / "go").touch()
         process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""Results written, read back, refused when they are wrong, and collected into RESULTS.md."""
+"""Results are written, read, validated and collected into RESULTS.md."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "measure/results.json").read_text())
     assert list(content)[:6] == ["pattern", "claim", "counts", "figures", "control", "holds"]
     assert list(content["counts"]) == ["lost", "done"]
-    # Four significant digits of a figure, and every digit of a count.
+    # Figures keep four significant digits, counts all digits.
     assert content["figures"] == {
         "ack_p99_ms": 12.35,
         "jobs_per_second": 3457.0,
@@ -127,7 +127,7 @@ def test_show_prints_counts_with_their_control_and_figures_with_their_target(
     }
     assert rows["lost"] == ["0", "56", "= 0: met"]
     assert rows["done"] == ["19,998", "", ""]
-    # A bound itself is within it.
+    # A value equal to its bound meets the target.
     assert rows["start_seconds"] == ["1", "", "≤ 1: met"]
     assert rows["jobs_per_second"] == ["3,457", "", "≥ 3,457: met"]
     assert rows["ack_p99_ms"] == ["12.35", "", "≤ 10: missed"]

@@ -1,4 +1,4 @@
-"""Each rule about the repository rejects what is wrong with a small repository that keeps it."""
+"""Each rule about the repository rejects its mutants of a small repository."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tools.read.patterns import ROOT
 
 PATTERN = "chapter4_serving_patterns/web_single_pattern"
 TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
-# What would break a rule if it stood in the file of the mutants itself.
+# Placeholders for text that would violate a rule in the file of the mutants itself.
 TOKENS = {
     "PATTERN/": f"{PATTERN}/",
     "<home>": "/".join(["", "home", "ada"]),
@@ -40,14 +40,14 @@ MUTANTS = mutants()
 
 
 def change(path: Path, what: Any) -> None:
-    """Changes a file as the head of repository_mutants.yml says."""
+    """Changes a file as described at the top of repository_mutants.yml."""
     text = path.read_text("utf-8") if path.is_file() else ""
     if what is None:
         path.unlink()
         return
     if isinstance(what, list):
         text, count = re.subn(what[0], what[1], text, flags=re.MULTILINE)
-        assert count, f"{path} holds no {what[0]}, so this is no mutant any more"
+        assert count, f"{path} holds no {what[0]}, so this is no longer a mutant"
     elif isinstance(what, str):
         text = what
     elif "append" in what:
@@ -67,7 +67,7 @@ def change(path: Path, what: Any) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of one pattern: its directory, its tests and the files of the root."""
+    """A repository with one pattern: its directory, its tests and the files in the root."""
     root = tmp_path_factory.mktemp("small")
     for name in tracked(ROOT):
         if "/" not in name or name.startswith((f"{PATTERN}/", ".ci/", ".github/")) or name == TEST:

@@ -1,4 +1,4 @@
-"""Options choose the patterns whose tests run; slow tests wait for an environment variable."""
+"""Options select the patterns to test; slow tests run only if FULL is set."""
 
 import sys
 
@@ -61,7 +61,7 @@ def files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(**FILES)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setattr(selection, "FULL", True)
-    # The tests run in this process, which may have imported modules of the same names.
+    # pytester runs in this process, which may have imported modules of the same names.
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -92,7 +92,7 @@ def test_a_test_belongs_to_the_pattern_of_its_file_its_mark_or_its_parameters(
     pytester: pytest.Pytester, names: str, expected: set[str]
 ) -> None:
     assert chosen(pytester, "--only", names) == expected
-    # What is left out runs nowhere twice, and nothing is forgotten.
+    # --without runs exactly the tests that --only leaves out.
     assert chosen(pytester, "--without", names) == ALL - expected
 
 

@@ -23,7 +23,7 @@ from tools.measure.server import (
     wait_until,
 )
 
-# Starts as told by its arguments, then serves files.
+# Starts as its arguments say, then serves files.
 SERVER = """
 import os, signal, subprocess, sys, time
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -75,7 +75,7 @@ def test_a_server_runs_until_the_end_of_the_block(tmp_path: Path) -> None:
     with started(tmp_path, env={"TRAIT": "from env"}, log=log) as server:
         assert status_of(server.url) == 200
         assert 0 < server.start_seconds < 30
-        # It leads its own process group, so a Ctrl-C in the terminal does not end it.
+        # It has its own process group, so Ctrl-C in the terminal does not reach it.
         assert os.getpgid(server.pid) == server.pid != os.getpgid(0)
     assert not psutil.pid_exists(server.pid)
     assert server.process.returncode == -signal.SIGTERM
@@ -149,7 +149,7 @@ def test_children_are_counted_and_end_with_their_parent(tmp_path: Path) -> None:
         alone_mb = alone.memory_mb()
     with started(tmp_path, "parent") as server:
         [child] = psutil.Process(server.pid).children()
-        # The child holds 50 million bytes.
+        # The child allocates 50 million bytes.
         assert server.memory_mb() > alone_mb + 47
     wait_until_gone(child.pid)
 

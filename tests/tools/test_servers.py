@@ -1,4 +1,4 @@
-"""Real servers on free ports, and services of a compose file that ask each other."""
+"""Real servers on free ports, and services of a Compose file that call each other."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ from tools.measure.services import (
 )
 from tools.read.compose import load
 
-# Answers each path with the text of an environment variable of this name, else with 404.
+# Returns the value of the environment variable named by the path, or 404.
 APPLICATION = """
 import os
 
@@ -180,7 +180,7 @@ def test_a_service_runs_with_only_its_dependencies_and_the_workers(
     compose = copy_of(pattern, tmp_path / "copy")
     assert dependencies_of(compose, {"api"}) == {"queue", "other", "fill"}
     with run_around(compose, "api"), run_service(compose, "api", COLOUR="red") as api:
-        # A second one has a port of its own.
+        # A second one gets its own port.
         with run_service(compose, "api") as second:
             assert httpx.get(f"{second.url}/colour").status_code == 404
         assert httpx.get(f"{api.url}/colour").text == "red"
@@ -195,7 +195,7 @@ def test_a_service_runs_with_only_its_dependencies_and_the_workers(
             httpx.get(f"http://127.0.0.1:{page}")
     with pytest.raises(httpx.ConnectError):
         httpx.get(api.url)
-    # The pattern itself is as it was.
+    # The pattern itself is unchanged.
     assert (pattern / "docker-compose.yml").read_text() == COMPOSE
     assert not (pattern / ".local").exists()
 
