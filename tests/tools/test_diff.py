@@ -130,7 +130,7 @@ def test_a_terminal_gets_colours_and_a_pager(tmp_path: Path) -> None:
             while part := os.read(terminal, 10_000):
                 shown += part
         except OSError:
-            # Linux says so where a terminal has no other end any more.
+            # Linux raises this when the other end of the terminal is closed.
             pass
     os.close(terminal)
     assert process.returncode == 0

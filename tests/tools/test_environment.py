@@ -32,7 +32,7 @@ class Repository:
         self.lock(demo=self.digest("demo"))
 
     def wheel(self, name: str, needs: str = "") -> None:
-        """Writes a package of one module, and one that does not compile."""
+        """Writes a package with one valid module and one that does not compile."""
         about = f"{name}-1.0.dist-info"
         required = f"Requires-Dist: {needs}\n" if needs else ""
         files = {
@@ -53,7 +53,7 @@ class Repository:
         return hashlib.sha256(self.path(name).read_bytes()).hexdigest()
 
     def lock(self, **digests: str) -> None:
-        """Locks packages with their digests; an empty one is none."""
+        """Locks packages with their digests; an empty digest is left out."""
         packages: dict[str, Any] = {name: {"version": "==1.0"} for name in digests}
         for name, digest in digests.items():
             if digest:
@@ -73,11 +73,11 @@ class Repository:
         )
 
     def with_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Lets pip install, from the packages here alone: that is a setting of its own."""
+        """Makes pip install, because its settings restrict it to the packages here."""
         return self.make(*arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.wheels))
 
     def with_uv(self, directory: Path) -> subprocess.CompletedProcess[str]:
-        """Lets the `uv` of a directory install, because pip has no settings."""
+        """Makes the `uv` of a directory install, because pip has no settings."""
         return self.make(
             PATH=f"{directory}{os.pathsep}{os.environ['PATH']}",
             PIP_CONFIG_FILE=os.devnull,

@@ -74,7 +74,7 @@ def handler_of(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(answer)
             except OSError:
-                # Envoy gave the request up, as a timeout tells it to.
+                # Envoy has closed the connection after a timeout.
                 self.close_connection = True
 
         do_GET = do_POST  # noqa: N815
@@ -121,7 +121,7 @@ class Proxy:
         return [pool.submit(self.get) for _ in range(count)]
 
     def updates(self) -> int:
-        """How often the workers were told of a change in a cluster, gathered ones included."""
+        """How often a change of a cluster has reached the workers, including merged changes."""
         names = ("cluster_updated", "cluster_updated_via_merge")
         return sum(self.stat(f"cluster_manager.{name}") for name in names)
 

@@ -6,7 +6,6 @@ without Docker starts one), children whose parent was killed before it waited fo
 containers, which belong to the Docker engine.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +16,8 @@ import psutil
 import pytest
 from rich.console import Console
 from rich.table import Table
+
+from tools.measure.server import cpu_seconds_of
 
 
 class Budget(NamedTuple):
@@ -70,14 +71,12 @@ def row_of(item: pytest.Item) -> Row:
 
 
 def used() -> Used:
-    times = os.times()
-    cpu = times.user + times.system + times.children_user + times.children_system
-    for child in psutil.Process().children(recursive=True):
+    process = psutil.Process()
+    cpu = cpu_seconds_of(process)
+    for child in process.children(recursive=True):
         # A child may end meanwhile; it counts once it has been waited for.
         with suppress(psutil.Error):
-            of_child = child.cpu_times()
-            cpu += of_child.user + of_child.system
-            cpu += of_child.children_user + of_child.children_system
+            cpu += cpu_seconds_of(child)
     return Used(time.monotonic(), cpu)
 
 

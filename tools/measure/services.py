@@ -14,6 +14,7 @@ from pathlib import Path
 from tools.measure.server import Server, free_port, serve
 from tools.measure.servers import PostgresServer, Process, RedisServer
 from tools.read.compose import FILE_NAME, Compose, Service, load
+from tools.run.plan import make_folders
 from tools.run.rewrite import Launch, launch_of, state_dir
 
 NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__")
@@ -143,11 +144,8 @@ def start(compose: Compose, service: Service, stack: ExitStack) -> None:
 def launched(compose: Compose, name: str) -> Launch:
     """Returns how to run a service, after creating the folders that it expects."""
     launch = launch_of(compose, compose.services[name])
-    for mount in launch.service.mounts:
-        if mount.named:
-            volume = state_dir(compose.pattern_dir) / "volumes" / mount.source
-            volume.mkdir(parents=True, exist_ok=True)
     state_dir(compose.pattern_dir).mkdir(exist_ok=True)
+    make_folders(compose, launch)
     return launch
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from tools.check.repository.readmes import fences
 from tools.check.repository.tree import Repository, module, values_of
 from tools.check.rules import rule
 
@@ -22,12 +21,6 @@ SOFT_STEP = re.compile(
     r"|(?<!\S)(?:-k|--deselect|--ignore(?:-glob)?)(?![\w-])"
     # Only `make changed` may select tests.
     r"|(?<!\S)(?:ARGS|CHAPTER|ONLY|WITHOUT)=(?!\"\$changed\")"
-)
-# Together these run every test: those of what has changed, the rest, and those with Docker.
-CI_TESTS = (
-    'make test FULL=1 ONLY="$changed"',
-    'make test WITHOUT="$changed"',
-    'make test RUN=docker FULL=1 ONLY="$changed"',
 )
 
 
@@ -51,16 +44,7 @@ def no_step_of_ci_may_fail(repository: Repository) -> Iterator[str]:
 
 
 @rule()
-def ci_runs_the_command_of_the_readme(repository: Repository) -> Iterator[str]:
-    script = (repository.root / CI_RUN).read_text("utf-8").splitlines()
-    shown = "".join(fence.content for fence in fences(repository.root / "README.md"))
-    if not re.search(r"^(\$ )?make test( *#|$)", shown, re.MULTILINE):
-        yield f"{repository.root}/README.md: `make test` is not shown; show how to run the tests"
-    missing = [command for command in CI_TESTS if not any(command in line for line in script)]
-    if not any(re.match(r"set -\w*e", line) for line in script):
-        missing.insert(0, "set -e")
-    if missing:
-        yield f"{repository.root}/{CI_RUN}: {' and '.join(missing)} missing; add it"
+def a_workflow_runs_the_script_of_ci(repository: Repository) -> Iterator[str]:
     if not any(CI_RUN in path.read_text("utf-8") for path in workflows(repository)):
         yield f"{repository.root}/.github/workflows: no workflow runs {CI_RUN}; add a step"
 
