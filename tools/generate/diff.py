@@ -43,9 +43,9 @@ def pattern_of(name: str, root: Path = ROOT) -> Path:
     for pattern in found:
         if name in {pattern.name, str(pattern), pattern.relative_to(root).as_posix()}:
             return pattern
-    asked = f"there is no pattern {name}:" if name else "which pattern?"
+    problem = f"there is no pattern {name}:" if name else "which pattern?"
     names = "".join(f"\n  {pattern.name}" for pattern in found)
-    raise DiffError(f"{asked} WITH= is one of{names}")
+    raise DiffError(f"{problem} WITH= is one of{names}")
 
 
 def files_of(root: Path, pattern: Path, named: Path) -> dict[str, File]:
