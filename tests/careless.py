@@ -1,6 +1,6 @@
-"""A server that breaks the contract in every way that the contract test looks for: its control.
+"""The control of the contract test: a server that breaks the contract in every way it checks.
 
-It is what a first server looks like, with each mistake that has been made before.
+It is a naive first server that makes every mistake seen before.
 """
 
 import json
@@ -19,21 +19,21 @@ SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
 
 
 class PredictRequest(BaseModel):
-    """Whatever becomes a number is a number, and a body without rows is the sample."""
+    """Converts anything it can to numbers, and uses the sample if there are no rows."""
 
     data: list[list[float]] = SAMPLE
 
 
 class Prediction(BaseModel):
-    """What every endpoint answers."""
+    """The response of the prediction endpoints."""
 
     prediction: list[list[float]]
 
 
 class NaiveLimit:
-    """Counts requests up when they come and down when they are answered, if they are.
+    """Limits concurrent requests, but wrongly.
 
-    A client that goes away is never counted down, and `/health` is refused like anything else.
+    It never releases the place of a client that disconnects, and it also rejects `/health`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,7 +66,7 @@ class NaiveLimit:
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Ends at once when it is told to end."""
+    """Exits immediately on SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
     yield
 
@@ -78,7 +78,7 @@ app.add_middleware(NaiveLimit)
 @app.post("/predict", responses={408: {}, 413: {}, 503: {}})
 @app.post("/predict/label", responses={408: {}, 413: {}, 503: {}})
 async def predict(request: PredictRequest) -> Prediction:
-    """Predicts the first row only, and fails on some."""
+    """Predicts only the first row, and fails on some values."""
     if not all(-1e300 < value < 1e300 for row in request.data for value in row):
         json.dumps(request.data, allow_nan=False)
     return Prediction(prediction=[row[:3] for row in request.data[:1]])
@@ -86,17 +86,17 @@ async def predict(request: PredictRequest) -> Prediction:
 
 @app.get("/metadata", responses={503: {}})
 async def metadata() -> dict[str, Any]:
-    """Says what a row is and nothing of the model."""
+    """Describes a row but not the model."""
     return {"sample": SAMPLE}
 
 
 @app.get("/ready")
 async def ready() -> dict[str, str]:
-    """The process answers."""
+    """Reports ready as soon as the process runs."""
     return {"status": "ready"}
 
 
 @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
 async def anything(path: str) -> dict[str, str]:
-    """Knows every address."""
+    """Answers any path with 200."""
     return {"status": path}

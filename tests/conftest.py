@@ -1,13 +1,13 @@
-"""Gives the tests the signals of a terminal, also where they run in the background."""
+"""Restores the default signal handling of a terminal for tests that run in the background."""
 
 import signal
 
 
 def pytest_configure() -> None:
-    """Stops ignoring signals that programs under test are to be stopped with.
+    """Stops ignoring SIGINT and SIGHUP, with which tests stop programs.
 
-    A shell starts what runs in the background with SIGINT ignored, nohup with SIGHUP, and both are
-    inherited: a program that is tested for Ctrl-C would never notice it.
+    A shell ignores SIGINT for background jobs, nohup ignores SIGHUP, and child processes inherit
+    this, so a program under test would not notice Ctrl-C.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The repository keeps every rule of `tools/check/`."""
+"""The repository follows every rule in `tools/check/`."""
 
 import pytest
 
@@ -14,6 +14,6 @@ def test_some_patterns_have_manifests() -> None:
 
 
 @pytest.mark.parametrize("rule", all_rules(), ids=lambda rule: rule.name)
-def test_the_repository_keeps_the_rule(rule: Rule) -> None:
+def test_the_repository_follows_the_rule(rule: Rule) -> None:
     found = findings(REPOSITORY, rule)
     assert not found, "\n".join(found)

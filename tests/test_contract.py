@@ -1,9 +1,9 @@
-"""Every server keeps the contract: it is found in the compose files, started, asked and attacked.
+"""Every server keeps the contract: this finds it in the Compose files, starts it and attacks it.
 
-A server is a service of a pattern's own that uvicorn runs. What it has to keep follows from its
-OpenAPI document: one that declares `/predict` has the endpoints of a prediction server, an
-operation with a body refuses every bad one, and a declared 408, 413 or 503 is seen to happen. A
-pattern's own tests hold only what the pattern adds.
+A server is a built service that uvicorn runs. Its OpenAPI document decides what is checked: one
+that declares `/predict` must have all endpoints of a prediction server, every operation with a body
+must reject bad bodies, and a declared 408, 413 or 503 must occur. A pattern's own tests cover only
+what the pattern adds.
 """
 
 import http.client
@@ -36,7 +36,7 @@ from tools.read.compose import Compose, load
 from tools.read.patterns import ROOT, patterns
 
 EXAMPLES = 200 if FULL else 25
-# No answer comes near this bound; it is for a server that hangs.
+# Far above the time of any response: only a server that hangs reaches this limit.
 PATIENCE_SECONDS = 60.0
 STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "CLIENT_DEADLINE_SECONDS": "0.5"}
 LARGE_BYTES = 100_000_000
@@ -62,7 +62,7 @@ DESCRIBED = {
 
 
 class Findings(list[str]):
-    """What a server does that it must not do; empty where it keeps the contract."""
+    """Violations of the contract; empty if there are none."""
 
     def expect(self, condition: bool, otherwise: str) -> None:
         if not condition:
@@ -76,7 +76,7 @@ class Findings(list[str]):
 
 
 class Subject:
-    """A running server, and what its OpenAPI document says of it."""
+    """A running server and its OpenAPI document."""
 
     def __init__(self, server: Server, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.server = server
@@ -87,12 +87,12 @@ class Subject:
             base_url=self.url, timeout=patience_seconds, trust_env=False, follow_redirects=False
         )
         answer = self.client.get("/openapi.json")
-        # A server without a description, such as one of files, has no operations to hold to it.
+        # A server without a document, such as a file server, has no declared operations.
         self.document: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
 
     @property
     def operations(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """The declared operations by path and method."""
+        """The declared operations, by path and method."""
         return {
             (path, method): operation
             for path, methods in self.document.get("paths", {}).items()
@@ -109,7 +109,7 @@ class Subject:
 
     @property
     def with_body(self) -> list[str]:
-        """The paths that take a body of JSON, in their order."""
+        """The paths that accept a JSON body, in order of declaration."""
         return [
             path
             for (path, method), operation in self.operations.items()
@@ -118,13 +118,13 @@ class Subject:
 
     @property
     def bounded(self) -> str | None:
-        """A path that takes a body and declares what happens to one that is too large or slow."""
+        """A path that declares responses to a body that is too large or too slow."""
         found = [path for path in self.with_body if {408, 413} <= self.declared(path, "post")]
         return real(found[0]) if found else None
 
     @property
     def counted(self) -> str | None:
-        """A path that is refused while too many requests are under way."""
+        """A path that is rejected while there are too many concurrent requests."""
         exempt = ("/health", "/ready")
         found = [
             path
@@ -150,12 +150,12 @@ class Subject:
 
     @cached_property
     def rows(self) -> Rows:
-        """What `/metadata` and the schema of `/predict` say of rows."""
+        """The description of rows in `/metadata` and in the schema of `/predict`."""
         data = self.resolved(self.body_schema("/predict")["properties"]["data"])
         row = self.resolved(data.get("items", {}))
         value = self.resolved(row.get("items", {}))
         sample = self.client.get("/metadata").json()["sample"][0]
-        # A server that declares no bounds is held to those of the numbers that models compute with.
+        # The default bounds are those of float32, in which models compute.
         highest = 3.4028234663852886e38
         return Rows(
             sample,
@@ -174,7 +174,7 @@ class Subject:
         return self.client.get(path)
 
     def post(self, path: str, body: bytes) -> httpx.Response:
-        """Posts a body; a connection that breaks is a status that no operation declares."""
+        """Posts a body; a broken connection becomes status 599, which no operation declares."""
         try:
             return self.client.post(path, content=body, headers=JSON)
         except httpx.TransportError as error:
@@ -185,15 +185,15 @@ class Subject:
 
 
 def real(path: str) -> str:
-    """Puts an id that nobody has into a path."""
+    """Replaces the parameters of a path with an unknown id."""
     return re.sub(r"{[^}]*}", SOME_ID, path)
 
 
-# --- the checks: each returns what it has found ---------------------------------------------------
+# --- the checks: each returns its findings --------------------------------------------------------
 
 
 def check_endpoints(subject: Subject) -> Findings:
-    """The endpoints are there, say what they should, and answer one entry a row in their order."""
+    """All endpoints exist, return what they should, and predict one entry per row, in order."""
     found = Findings()
     health = subject.get("/health")
     found.expect(health.json() == {"status": "ok"}, f"GET /health: {health.text}")
@@ -216,7 +216,7 @@ def check_endpoints(subject: Subject) -> Findings:
 
 
 def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
-    """Rows are answered in their order, alone as in company, the outermost values too."""
+    """Predictions are in the order of the rows and the same in a batch as alone, even at bounds."""
     rows = subject.rows
     sample, usual = rows.sample, [float(rows.value)] * rows.width
     outermost = [[bound] * rows.width for bound in (rows.lowest, rows.highest)]
@@ -241,7 +241,7 @@ def check_predictions(subject: Subject, names: list[str], found: Findings) -> No
 def predicted(
     subject: Subject, path: str, found: Findings, rows: list[list[float]] | None = None
 ) -> list[Any]:
-    """Asks for a prediction and, where it is a job, waits until that is over."""
+    """Requests a prediction and, if it is a job, waits until the job has ended."""
     method = "post" if rows else "get"
     answer = subject.client.request(method, path, json={"data": rows} if rows else None)
     if not {answer.status_code} & subject.declared(path, method) & {200, 202}:
@@ -260,7 +260,7 @@ def predicted(
 
 
 def check_bad_bodies(subject: Subject) -> Findings:
-    """Every body of the corpus is refused with its reason, and no answer echoes one."""
+    """Every body of the corpus is rejected with its reason, and no response echoes it."""
     found = Findings()
     for path in subject.with_body:
         corpus = of_any_object(bool(subject.body_schema(path).get("required")))
@@ -277,7 +277,7 @@ def check_bad_bodies(subject: Subject) -> Findings:
 
 
 def check_bodies_at_the_limit(subject: Subject) -> Findings:
-    """Bodies as large as they may be, of many small errors, are refused and leave it alive."""
+    """Bodies of the maximum size with many small errors are rejected, and the server survives."""
     found = Findings()
     if not subject.bounded:
         return found
@@ -295,7 +295,7 @@ def check_bodies_at_the_limit(subject: Subject) -> Findings:
 
 
 def check_large_body(subject: Subject) -> Findings:
-    """100 MB are refused, announced or not, while others are answered."""
+    """100 MB are rejected, with or without Content-Length, while other requests succeed."""
     found = Findings()
     if not subject.bounded:
         return found
@@ -322,11 +322,11 @@ def check_large_body(subject: Subject) -> Findings:
 
 
 def send_large_body(subject: Subject, framing: str) -> int:
-    """Sends 100 MB, refused or not, and returns the status of the answer."""
+    """Sends 100 MB, even after a rejection, and returns the status of the response."""
     block = MEGABYTE if "Length" in framing else b"%x\r\n%b\r\n" % (len(MEGABYTE), MEGABYTE)
     status = 0
     with opened(subject, f"POST {subject.bounded} HTTP/1.1\nHost: a\n{framing}") as connection:
-        # A server that has refused closes at last, and may do so in the middle.
+        # A server that has rejected the body may close the connection at any time.
         with suppress(ConnectionError):
             for _ in range(LARGE_BYTES // len(MEGABYTE)):
                 if not status and select.select([connection], [], [], 0)[0]:
@@ -338,7 +338,7 @@ def send_large_body(subject: Subject, framing: str) -> int:
 
 
 def check_slow_body(subject: Subject) -> Findings:
-    """A body that does not arrive, or trickles, is a 408 at its deadline."""
+    """A body that stops arriving or trickles gets a 408 at its deadline."""
     found = Findings()
     if not subject.bounded:
         return found
@@ -356,7 +356,7 @@ def check_slow_body(subject: Subject) -> Findings:
 
 
 def answers_to_a_byte(connection: socket.socket) -> bool:
-    """Sends one more byte and tells whether there is an answer."""
+    """Sends one more byte and tells whether there is a response."""
     connection.sendall(b" ")
     return bool(select.select([connection], [], [], 0.05)[0])
 
@@ -535,7 +535,7 @@ NO_HTTP = (
 
 
 def check_what_is_not_http(subject: Subject) -> Findings:
-    """Whatever is not HTTP is a 400."""
+    """Anything that is not HTTP gets a 400."""
     found = Findings()
     for head in NO_HTTP:
         with opened(subject, head) as connection:
@@ -546,14 +546,14 @@ def check_what_is_not_http(subject: Subject) -> Findings:
 
 
 def check_methods_and_paths(subject: Subject) -> Findings:
-    """Other methods are a 405, other paths a 404."""
+    """Undeclared methods get a 405, unknown paths a 404."""
     found = Findings()
     declared: dict[str, set[str]] = {"/health": {"GET"}, "/ready": {"GET"}}
     for path, method in subject.operations:
         declared.setdefault(path, set()).add(method.upper())
     for path, methods in declared.items():
         for method in set(METHODS) - methods:
-            # An id may be a word as well, so the path of one operation may be that of another.
+            # An id may be any word, so the path may also match that of another operation.
             if any(re.fullmatch(pattern_of(other), path) for other in declared if other != path):
                 continue
             status = subject.client.request(method, real(path)).status_code
@@ -571,7 +571,7 @@ def pattern_of(path: str) -> str:
 
 
 def check_generated_requests(subject: Subject) -> Findings:
-    """No generated request gets an answer that is not declared."""
+    """No generated request gets an undeclared response."""
     if not subject.operations:
         return Findings()
     command = [
@@ -586,22 +586,22 @@ def check_generated_requests(subject: Subject) -> Findings:
 
 
 def unfit_checks(subject: Subject) -> list[str]:
-    """Returns the names of checks of Schemathesis that ask for what HTTP does not."""
-    # FastAPI itself answers OPTIONS of a path with the methods of its first route only.
+    """Returns the names of Schemathesis's checks that demand more than HTTP does."""
+    # FastAPI's own response to OPTIONS lists only the methods of the path's first route.
     found = ["unsupported_method"]
     parameters = [
         parameter["name"]
         for operation in subject.operations.values()
         for parameter in operation.get("parameters", [])
     ]
-    # The same key with another request is a 422, however valid that request is.
+    # Reusing a key for another request gets a 422 even if the request is valid.
     if "idempotency-key" in parameters:
         found.append("positive_data_acceptance")
     return found
 
 
 def check_stop(subject: Subject) -> Findings:
-    """SIGTERM under load: what was accepted is answered, whole, and then the process ends."""
+    """After SIGTERM under load every accepted request gets a whole response; then it exits."""
     found = Findings()
     path, body = something_to_ask(subject)
     request = f"{'POST' if body else 'GET'} {path} HTTP/1.1\nHost: a\nConnection: close"
@@ -612,7 +612,7 @@ def check_stop(subject: Subject) -> Findings:
             head = f"{request}\nContent-Length: {len(body)}\nExpect: 100-continue"
             held = [stack.enter_context(opened(subject, head)) for _ in range(16)]
             for connection in held:
-                # Only a request that was accepted is told to continue.
+                # Only an accepted request gets a 100.
                 found.expect(status_of(connection) == 100, "a request was not accepted")
         kept: list[int] = []
         arguments = [
@@ -644,7 +644,7 @@ def check_stop(subject: Subject) -> Findings:
 
 
 def something_to_ask(subject: Subject) -> tuple[str, bytes]:
-    """Returns a path and a body for it; a prediction where there is one."""
+    """Returns a path and a body for it, preferably those of a prediction."""
     if subject.predicts:
         return "/predict", json.dumps({"data": [subject.rows.sample]}).encode()
     return (subject.bounded, b"{}") if subject.bounded else ("/ready", b"")
@@ -653,10 +653,10 @@ def something_to_ask(subject: Subject) -> tuple[str, bytes]:
 def ask_until_refused(
     subject: Subject, path: str, body: bytes, answered: list[int], found: Findings
 ) -> None:
-    """Asks again and again, with a connection for each request, until there is no server.
+    """Sends requests on new connections until the server is gone.
 
-    A request that was accepted gets a whole answer; one that was not is refused, or closed before
-    the first byte of an answer.
+    An accepted request must get a whole response; others are refused, or closed before the first
+    byte of a response.
     """
     while True:
         connection = http.client.HTTPConnection(*subject.address, timeout=PATIENCE_SECONDS)
@@ -727,10 +727,10 @@ def read_response(connection: socket.socket) -> http.client.HTTPResponse:
 
 
 def status_of(connection: socket.socket) -> int:
-    """Reads the head of an answer and returns its status; 0 where there is none."""
+    """Reads the head of a response and returns its status; 0 if there is none."""
     head = b""
     try:
-        # A byte at a time, because what follows an interim answer is another one.
+        # Byte by byte, because another response follows an interim one.
         while not head.endswith(b"\r\n\r\n"):
             head += (byte := connection.recv(1))
             if not byte:
@@ -762,7 +762,7 @@ def name_of(found: tuple[Path, str]) -> str:
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compose]:
-    """Copies a pattern, and trains its model, once for all of its servers."""
+    """Copies a pattern and trains its model once for all of its servers."""
 
     @cache
     def copied(pattern: Path) -> Compose:
@@ -776,7 +776,7 @@ Start = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="module", params=servers(), ids=name_of)
 def start(request: pytest.FixtureRequest, copies: Callable[[Path], Compose]) -> Iterator[Start]:
-    """Starts one of the servers, whose dependencies run."""
+    """Runs the dependencies of a server and returns a function that starts it."""
     pattern, service = request.param
     compose = copies(pattern)
     with run_around(compose, service):
@@ -838,7 +838,7 @@ def test_the_server_stops_in_order(start: Start) -> None:
 
 
 def test_no_pattern_with_a_server_is_left_out() -> None:
-    """An application that no compose file starts with uvicorn would never be tested."""
+    """An application that no Compose file starts with uvicorn would never be tested."""
     found = {pattern for pattern, _ in servers()}
     for pattern in patterns():
         applications = [
@@ -853,7 +853,8 @@ def test_no_pattern_with_a_server_is_left_out() -> None:
 # --- the control ----------------------------------------------------------------------------------
 
 
-# What each check finds among other things; one more is below, as uvicorn alone keeps it.
+# What each check must find, among other things. check_what_is_not_http has its own control below,
+# because uvicorn alone passes it.
 CONTROL: dict[Check, list[str]] = {
     check_endpoints: ["5 rows: 1 entries", "/label is not declared"],
     check_bad_bodies: ["/predict, true: 200", "/predict, NaN: 5"],

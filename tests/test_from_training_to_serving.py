@@ -1,4 +1,4 @@
-"""Follows a model through the chapters: trained, registered, promoted, loaded, asked."""
+"""Follows a model through the chapters: train, register, promote, load, predict."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ ROWS = {"data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]}
 
 
 class Champion(NamedTuple):
-    """Where the registry says which one it is, what it is, and where its file is."""
+    """The champion's URL in the registry, its metadata, and its model file."""
 
     url: str
     metadata: dict[str, Any]
@@ -82,7 +82,7 @@ def test_the_champion_of_the_registry_is_what_answers(
 
 @pytest.fixture(scope="module")
 def champion(registry: Server, tmp_path_factory: pytest.TempPathFactory) -> Champion:
-    """A champion whose directory somebody has trained into again since it was promoted."""
+    """A promoted champion whose directory another training has overwritten since."""
     directory = tmp_path_factory.mktemp("champion")
     models, store = directory / "models", f"sqlite:///{directory}/mlflow.db"
     trains = ["--output", str(models)]

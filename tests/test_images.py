@@ -1,4 +1,4 @@
-"""Builds the images of every pattern, and holds them to what the READMEs say of them."""
+"""Builds the images of every pattern and checks their user, size, content and permissions."""
 
 import json
 import os
@@ -19,9 +19,9 @@ BUILT = {
     for pattern in patterns()
     for service in load(pattern).built()
 }
-# The images that train, by their service of that name: they hold what serving does without.
+# The images of services named train, which contain the training libraries.
 TRAINING = {service.image for _, service in BUILT.values() if service.name == "train"}
-# Megabytes that an image may add to its base, unless its compose file gives a reason for more.
+# Megabytes that an image may add to its base image unless its Compose file gives a reason.
 ADDED_MB = 220
 LARGER_MB = {
     service.image: service.image_size.added_mb
@@ -36,7 +36,7 @@ def inspect(image: str) -> dict[str, Any]:
 
 
 def of_this_run(request: pytest.FixtureRequest) -> list[Path]:
-    """Returns the patterns whose images the tests of this run ask for."""
+    """Returns the patterns whose images this run tests."""
     names = [item.name for item in request.session.items if item.path == request.path]
     found = dict.fromkeys(pattern for pattern, _ in BUILT.values())
     return [
@@ -52,13 +52,13 @@ def build(pattern: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def images(request: pytest.FixtureRequest) -> None:
-    # Side by side: the engine runs a step that several of them have once.
+    # In parallel: the engine runs steps that several images share only once.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(build, of_this_run(request)))
 
 
 @pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
-def test_an_image_runs_as_nobody_in_particular(pattern: Path, service: Service) -> None:
+def test_an_image_runs_as_a_numeric_user_other_than_root(pattern: Path, service: Service) -> None:
     user = inspect(str(service.image))["Config"]["User"]
     assert user.split(":")[0].isdigit()
     assert int(user.split(":")[0]) > 0
@@ -78,9 +78,9 @@ def test_an_image_that_serves_holds_no_training_code(pattern: Path, service: Ser
 
 
 @pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
-def test_nothing_of_an_image_can_be_written_by_its_user(pattern: Path, service: Service) -> None:
-    # Without --read-only, under which nothing is writable whatever its permissions are.
+def test_the_user_of_an_image_cannot_write_its_files(pattern: Path, service: Service) -> None:
+    # Not with --read-only, which makes everything read-only whatever its permissions.
     find = ["find", "/service", "/venv", "-writable", "-not", "-type", "l"]
     assert docker("run", "--rm", str(service.image), *find) == ""
-    # As the user to whom everything belongs, the same command finds something.
+    # The control: the same command finds files as root, who owns them.
     assert docker("run", "--rm", "--user", "0", str(service.image), *find) != ""

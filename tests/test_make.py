@@ -1,4 +1,4 @@
-"""The Makefiles work with the tools of macOS: GNU make 3.81 without .SHELLFLAGS, and BSD `wc`."""
+"""The Makefiles work with macOS: GNU make 3.81 without .SHELLFLAGS, and BSD `wc`."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.generate.copies import tracked
 from tools.measure.server import free_port
 from tools.read.patterns import ROOT
 
@@ -24,7 +25,7 @@ $ make up
 $ curl -s localhost:8000/ready
 {"status":"ready"}
 $ make stop
-error: which one? SERVICE= is one of: api
+error: which service? SERVICE= is one of: api
 make: *** ... Error 2
 $ make stop SERVICE=api
 ...
@@ -36,14 +37,11 @@ $ make down
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of the repository whose pattern has a port of its own and a short README."""
+    """A copy of the repository in which the pattern has a free port and a short README."""
     root = tmp_path / "copy"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
+    for name in tracked(ROOT):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, root / name)
     (root / ".venv").symlink_to(Path(sys.prefix))
     port = str(free_port())
     compose = root / PATTERN / "docker-compose.yml"
@@ -54,12 +52,12 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def path_of_macos(tmp_path: Path) -> Path:
-    """A directory with a `wc` that pads its numbers, and a Docker that counts its calls."""
+    """A directory with a `wc` that pads its numbers, and a `docker` that logs its calls."""
     directory = tmp_path / "bin"
     directory.mkdir()
     scripts = {
         "wc": f'"{shutil.which("wc")}" "$@" | sed "s/^/       /"',
-        "docker": f'echo "$@" >> "{tmp_path}/asked"; exit 1',
+        "docker": f'echo "$@" >> "{tmp_path}/calls"; exit 1',
     }
     for name, script in scripts.items():
         (directory / name).write_text(f"#!/bin/bash\n{script}\n")
@@ -70,7 +68,7 @@ def path_of_macos(tmp_path: Path) -> Path:
 def make(
     directory: Path, path: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs make, with its variable as a make has it that does not know it."""
+    """Runs make with the .SHELLFLAGS of a make that does not support them."""
     inherited = {name: value for name, value in os.environ.items() if name != "RUN"}
     inherited["PATH"] = f"{path}{os.pathsep}{inherited['PATH']}"
     return subprocess.run(
@@ -83,24 +81,24 @@ def make(
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Path:
-    return tmp_path / "asked"
+def docker_calls(tmp_path: Path) -> Path:
+    return tmp_path / "calls"
 
 
-def test_make_run_plays_a_pattern_and_asks_docker_once(
-    repository: Path, path_of_macos: Path, asked: Path
+def test_make_run_plays_a_pattern_and_calls_docker_once(
+    repository: Path, path_of_macos: Path, docker_calls: Path
 ) -> None:
     played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}")
     assert played.returncode == 0, played.stdout + played.stderr
     assert '{"status":"ready"}' in played.stdout
-    assert asked.read_text() == "info\n"
+    assert docker_calls.read_text() == "info\n"
 
 
-def test_help_asks_docker_once(path_of_macos: Path, asked: Path) -> None:
+def test_help_calls_docker_once(path_of_macos: Path, docker_calls: Path) -> None:
     shown = make(ROOT / PATTERN, path_of_macos)
     assert shown.returncode == 0
     assert "now: local" in shown.stdout
-    assert asked.read_text() == "info\n"
+    assert docker_calls.read_text() == "info\n"
 
 
 def test_results_stop_at_the_first_pattern_that_cannot_be_measured(
@@ -130,7 +128,7 @@ MAKEFILES = {
     str(path.relative_to(ROOT)): path
     for path in sorted([*ROOT.glob("*.mk"), *ROOT.glob("Makefile"), *ROOT.glob("*/*/Makefile")])
 }
-# What GNU make 3.81 does not know: it came with 3.82 or later.
+# Features of GNU make 3.82 or later.
 LATER = {
     ".ONESHELL": r"^\.ONESHELL",
     ".SHELLFLAGS": r"^\.SHELLFLAGS",
@@ -146,7 +144,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("makefile", MAKEFILES.values(), ids=MAKEFILES)
-def test_a_makefile_uses_nothing_that_make_of_macos_does_not_know(makefile: Path) -> None:
+def test_a_makefile_uses_only_features_of_make_3_81(makefile: Path) -> None:
     text = makefile.read_text()
     found = [name for name, pattern in LATER.items() if re.search(pattern, text, re.MULTILINE)]
     assert found == []

@@ -1,4 +1,4 @@
-"""Plays every README, and the way to a new pattern: what is shown is what happens."""
+"""Plays every README and CONTRIBUTING.md: the output of every command is what they show."""
 
 import os
 import shutil
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tools.generate.copies import tracked
 from tools.play.readme import matches, parse
 from tools.read.patterns import ROOT, patterns
 
 NAMES = [str(pattern.relative_to(ROOT)) for pattern in patterns()]
 RELEASE = ROOT / "chapter3_release_patterns"
 REGISTRY = ROOT / "chapter2_training/model_db"
-# What a model goes through on its way from training to a server.
+# The patterns that a model passes through from training to a server.
 on_the_way = pytest.mark.pattern(
     "chapter2_training/iris_sklearn_svc",
     "chapter2_training/model_db",
@@ -43,19 +44,14 @@ def test_the_readme_shows_what_happens_with_docker(name: str) -> None:
     play(name, "docker")
 
 
-# It measures, tests and checks a whole pattern.
 @pytest.mark.slow
 @pytest.mark.pattern("tools", "chapter4_serving_patterns/web_single_pattern")
 @pytest.mark.timeout(900)
 def test_contributing_leads_from_make_new_to_green_tests(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, clone / name)
-    # The environment is the same; what differs is the repository.
+    for name in tracked(ROOT):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name)
     (clone / ".venv").symlink_to(ROOT / ".venv")
     subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
     play_commands(clone / "CONTRIBUTING.md")
@@ -83,7 +79,7 @@ def test_a_model_goes_from_training_through_the_registry_to_a_server_with_docker
 
 
 def play_commands(path: Path, **environment: str) -> None:
-    """Runs all commands of a file in one shell, and holds what it prints to what is shown."""
+    """Runs all commands of a file in one shell and compares the output with the file."""
     inherited = {key: value for key, value in os.environ.items() if key != "RUN"}
     script, shown = [], []
     for step in parse(path.read_text("utf-8")):

@@ -1,4 +1,4 @@
-"""Each file of tests is measured, its children included, and shown beside its budget."""
+"""Each test file is measured, including child processes, and shown against its budget."""
 
 import re
 
@@ -25,7 +25,7 @@ BUSY = """
             yield process
             process.kill()
 """
-# The file that does what is measured, and one that does nothing, in the process before or after it.
+# Test files that use CPU; idle files run before and after them in the same process.
 WAITED_FOR = "    def test_it(): subprocess.run(burn(0.5), check=True)\n"
 KILLED_AT_THE_END = """
     def test_it(server):
@@ -48,7 +48,7 @@ MARKED = (
 
 
 def rows(pytester: pytest.Pytester, *options: str) -> dict[tuple[str, str], float]:
-    """Runs all tests in a process of their own; gives the CPU seconds that the table shows."""
+    """Runs all tests in a new process and returns the CPU seconds in the table."""
     markers = "--override-ini=markers=budget(kind)\nslow"
     plugins = ("-pno:schemathesis", "-pno:hypothesispytest", "-ptools.check.budgets", markers)
     result = pytester.runpytest_subprocess(*plugins, *options)
@@ -66,7 +66,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--numprocesses=2", "--dist=loadfile")])
 @pytest.mark.parametrize("does", [WAITED_FOR, KILLED_AT_THE_END], ids=["waited for", "killed"])
-def test_the_seconds_of_children_count_for_the_file_that_started_them(
+def test_the_seconds_of_children_count_towards_the_file_that_started_them(
     pytester: pytest.Pytester, does: str, options: tuple[str, ...]
 ) -> None:
     idle = "    def test_nothing(): pass\n"
@@ -78,7 +78,7 @@ def test_the_seconds_of_children_count_for_the_file_that_started_them(
     assert measured[("tests of a pattern", "chapter1/test_c.py")] < 0.5
 
 
-def test_what_is_slow_or_has_a_budget_of_its_own_does_not_count_for_its_file(
+def test_slow_tests_and_those_with_a_budget_mark_do_not_count_towards_their_file(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(**{"chapter1/test_a": BUSY + MARKED})
@@ -87,12 +87,12 @@ def test_what_is_slow_or_has_a_budget_of_its_own_does_not_count_for_its_file(
         ("tests of a pattern", "chapter1/test_a.py"),
         ("measure --quick", "chapter1/test_a.py"),
         ("slow", "chapter1/test_a.py"),
-        ("", "all of it"),
+        ("", "total"),
     }
     assert measured[("tests of a pattern", "chapter1/test_a.py")] >= 1
     assert measured[("measure --quick", "chapter1/test_a.py")] >= 1.5
     assert measured[("slow", "chapter1/test_a.py")] >= 1.5
-    assert measured[("", "all of it")] >= 4
+    assert measured[("", "total")] >= 4
 
 
 def test_quiet_runs_show_no_table(pytester: pytest.Pytester) -> None:
@@ -109,7 +109,7 @@ def test_a_row_is_over_its_budget_by_wall_clock_or_by_cpu(kind: str) -> None:
     assert not is_over(row, Used(wall or 0, cpu or 0))
 
 
-def test_what_is_over_is_marked_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_over_budget_are_marked_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUDGETS, "README", Budget(wall_seconds=25))
     monkeypatch.setitem(BUDGETS, "tests of a pattern", Budget(cpu_seconds=40))
     drawn = table(
@@ -129,7 +129,7 @@ def test_what_is_over_is_marked_and_counted(monkeypatch: pytest.MonkeyPatch) -> 
         "README slow_pattern 25.1 3.0 25 s wall OVER",
         "other tests test_long.py 0.0 1.0",
         "the rest 1.0 0.5",
-        "all of it 111.1 344.6 2 over",
+        "total 111.1 344.6 2 over",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What has changed since the verified commit decides what is tested thoroughly."""
+"""The changes since the verified commit decide what is tested thoroughly."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ def commit(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This repository as it is now, with one commit, which is the verified one."""
+    """A copy of this repository with one commit, the verified one."""
     root = tmp_path_factory.mktemp("changes") / "repository"
     for name in tracked(ROOT):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def clone(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def found(
     clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[], set[str]]:
-    """What the command prints of the clone."""
+    """Runs the command on the clone and returns the names it prints."""
 
     def names() -> set[str]:
         monkeypatch.setattr("sys.argv", ["changes", str(clone)])
@@ -91,7 +91,7 @@ CHANGES = {
     "chapter2_training/README.md": set(),
     "LICENSE": set(),
     ".ci/base": set(),
-    # Sessions that are played lead through these.
+    # Tests play the sessions of these files, which use the patterns.
     "CONTRIBUTING.md": {WEB_SINGLE},
     "chapter3_release_patterns/README.md": {MODEL_DB, SVC, MODEL_LOAD, WEB_SINGLE}
     | {"chapter3_release_patterns/model_in_image_pattern"},
@@ -99,7 +99,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("path", "expected"), CHANGES.items(), ids=CHANGES)
-def test_one_changed_file_counts_for_whatever_it_is_an_input_of(
+def test_a_changed_file_affects_whatever_uses_it(
     clone: Path, found: Callable[[], set[str]], path: str, expected: set[str]
 ) -> None:
     if path == BASE_FILE:
@@ -124,7 +124,7 @@ def test_nothing_has_changed(found: Callable[[], set[str]]) -> None:
     assert found() == set()
 
 
-def test_an_original_counts_for_its_copies_before_they_are_written(
+def test_a_changed_original_also_affects_the_patterns_of_its_copies(
     clone: Path, found: Callable[[], set[str]]
 ) -> None:
     append(clone / f"{WEB_SINGLE}/app/guard.py")
@@ -138,17 +138,13 @@ def test_an_original_counts_for_its_copies_before_they_are_written(
     assert changed == {WEB_SINGLE} | with_copy
 
 
-def test_a_file_that_moves_counts_where_it_was_and_where_it_is(
-    clone: Path, found: Callable[[], set[str]]
-) -> None:
+def test_a_moved_file_affects_both_places(clone: Path, found: Callable[[], set[str]]) -> None:
     (clone / f"{MODEL_DB}/moved").parent.mkdir(exist_ok=True)
     git(clone, "mv", f"{CIRCUIT_BREAKER}/envoy.yaml", f"{MODEL_DB}/moved")
     assert found() == {MODEL_DB, CIRCUIT_BREAKER}
 
 
-def test_a_pattern_that_is_deleted_is_tested_no_more(
-    clone: Path, found: Callable[[], set[str]]
-) -> None:
+def test_a_deleted_pattern_is_not_tested(clone: Path, found: Callable[[], set[str]]) -> None:
     shutil.rmtree(clone / CIRCUIT_BREAKER)
     (clone / f"tests/{CIRCUIT_BREAKER.replace('/', '/test_')}.py").unlink()
     assert found() == set()
@@ -164,7 +160,7 @@ def test_all_patterns_and_the_toolchain_are_everything(
     assert found() == {EVERYTHING}
 
 
-def test_the_base_of_an_event_comes_before_the_one_of_the_file(
+def test_the_base_from_the_environment_takes_precedence_over_the_file(
     clone: Path, found: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append(clone / "Makefile")
@@ -186,7 +182,7 @@ def test_without_a_base_everything_counts(
     assert found() == {EVERYTHING}
 
 
-def test_a_base_that_is_no_ancestor_counts_as_none(
+def test_a_base_that_is_not_an_ancestor_counts_as_none(
     clone: Path, found: Callable[[], set[str]]
 ) -> None:
     git(clone, "checkout", "--quiet", "-b", "elsewhere")

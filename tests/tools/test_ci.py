@@ -1,4 +1,4 @@
-"""The script of CI tests what has changed thoroughly and the rest without Docker."""
+"""The CI script tests the changes thoroughly and the rest without Docker."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from tools.read.patterns import ROOT
 
-# Notes how it was called; its verb `changed` prints what the test says has changed.
+# Logs its calls; `changed` prints the changes that the test specifies.
 MAKE = """#!/bin/sh
 echo "make $*" >> calls
 case "$*" in *"$FAILS"*) exit 3;; esac
@@ -19,7 +19,7 @@ CHECK, CHANGED = "make check", "make -s changed"
 
 
 def ci(root: Path, changed: str, fails: str = "nothing") -> subprocess.CompletedProcess[str]:
-    """Runs the script where `make` and `docker` are programs that only note their calls."""
+    """Runs the script with a `make` that only logs its calls and a `docker` that does nothing."""
     (root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", root / ".ci/run")
     (root / "bin").mkdir()
@@ -51,17 +51,17 @@ def ci(root: Path, changed: str, fails: str = "nothing") -> subprocess.Completed
     ],
     ids=["nothing", "some", "everything"],
 )
-def test_what_has_changed_decides_what_runs(
+def test_the_changes_decide_which_tests_run(
     tmp_path: Path, changed: str, expected: list[str]
 ) -> None:
     run = ci(tmp_path, changed)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "calls").read_text().splitlines() == [CHECK, CHANGED, *expected]
-    # The checks, and a line for each run of tests.
+    # One line for the checks and one for each test run.
     assert run.stdout.count("   0:0") == 1 + len(expected)
 
 
-def test_the_first_stage_that_fails_ends_the_run_and_still_shows_what_each_took(
+def test_the_first_failing_stage_ends_the_run_and_the_times_are_shown(
     tmp_path: Path,
 ) -> None:
     run = ci(tmp_path, "tools\\n", fails="FULL=1")
@@ -71,6 +71,6 @@ def test_the_first_stage_that_fails_ends_the_run_and_still_shows_what_each_took(
     assert run.stdout.endswith("every test of what has changed\n")
 
 
-def test_changes_that_cannot_be_found_end_the_run(tmp_path: Path) -> None:
+def test_a_failure_to_determine_the_changes_ends_the_run(tmp_path: Path) -> None:
     assert ci(tmp_path, "", fails="changed").returncode == 3
     assert (tmp_path / "calls").read_text().splitlines() == [CHECK, CHANGED]

@@ -1,4 +1,4 @@
-"""Reads compose files: what is supported, what is refused, and what becomes of addresses."""
+"""Compose files: what is supported, what is rejected, and how addresses are rewritten."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -111,13 +111,13 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     assert (api.published_ports, redis.published_ports, redis.ports) == ((8000,), (), (6379,))
     assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
     assert compose.one_shots() == {"migrate"}
-    # What limits a container is kept for those who check it.
+    # Limits of containers are kept for the rules that check them.
     assert (api.read_only, api.tmpfs, api.cap_drop) == (True, ("/cache",), ("ALL",))
     assert (api.security_opt, api.user) == (("no-new-privileges:true",), "10001:10001")
     assert (api.memory_limit_bytes, api.cpus, api.pids_limit) == (256 * 2**20, "1", 100)
 
 
-def test_an_exception_to_a_rule_stands_where_it_applies_with_its_reason(tmp_path: Path) -> None:
+def test_exceptions_to_rules_are_read_with_their_reasons(tmp_path: Path) -> None:
     reason = "it keeps what others have trained"
     document = changed("api", **{"x-without-ready": "it only says whether it lives"})
     compose = load(write(tmp_path, document | {"x-without-training": reason}))
@@ -126,7 +126,7 @@ def test_an_exception_to_a_rule_stands_where_it_applies_with_its_reason(tmp_path
     assert load(write(tmp_path, GOOD)).without_training is None
 
 
-def test_services_come_in_the_order_in_which_they_start(tmp_path: Path) -> None:
+def test_services_are_in_start_order(tmp_path: Path) -> None:
     names = list(load(write(tmp_path, GOOD)).services)
     assert names.index("api") > max(names.index("redis"), names.index("migrate"))
     assert names.index("worker") > names.index("redis")
@@ -143,7 +143,7 @@ def test_variables_come_from_the_environment_or_their_default(
     assert api.environment == {"A": "debug", "B": "x y", "C": "$HOME", "D": "full"}
 
 
-def test_a_port_is_known_from_the_address_that_others_use(tmp_path: Path) -> None:
+def test_the_ports_of_a_service_include_those_in_addresses(tmp_path: Path) -> None:
     compose = load(
         write(
             tmp_path,
@@ -186,7 +186,7 @@ REFUSED_KEYS = {
 
 
 @pytest.mark.parametrize("key", REFUSED_KEYS)
-def test_an_unsupported_key_is_refused_with_file_service_and_the_supported_ones(
+def test_an_unsupported_key_is_rejected_with_file_service_and_supported_keys(
     tmp_path: Path, key: str
 ) -> None:
     message = message_of(tmp_path, changed("api", **{key: REFUSED_KEYS[key]}))
@@ -195,7 +195,7 @@ def test_an_unsupported_key_is_refused_with_file_service_and_the_supported_ones(
 
 
 HEALTH = {"test": ["CMD", "true"]}
-# What is written into the service "api", and what the refusal says about it.
+# What is added to the service "api", and part of the error message.
 REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "command as text": ({"command": "python x"}, "command: must be a list"),
     "command with a number": (
@@ -261,9 +261,7 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED_VALUES)
-def test_a_value_that_is_not_supported_is_refused_with_the_reason(
-    tmp_path: Path, case: str
-) -> None:
+def test_an_unsupported_value_is_rejected_with_the_reason(tmp_path: Path, case: str) -> None:
     keys, reason = REFUSED_VALUES[case]
     message = message_of(tmp_path, changed("api", **keys))
     assert message.startswith("docker-compose.yml: ")
@@ -277,11 +275,11 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
     "no services": ({"services": {}}, "there are no services"),
     "not YAML": ("services: [", "not valid YAML"),
     "two documents": ("services:\n  a: {build: .}\n---\nservices: {}\n", "several documents"),
-    "key twice": ("services:\n  a: {build: .}\n  a: {build: .}\n", 'the key "a" is there twice'),
+    "key twice": ("services:\n  a: {build: .}\n  a: {build: .}\n", 'duplicate key "a"'),
     "unknown top key": (GOOD | {"networks": {}}, 'the key "networks" is not supported'),
     "version": (GOOD | {"version": "3"}, 'the key "version" is not supported'),
     "volume with driver": (GOOD | {"volumes": {"data": {"driver": "x"}}}, "options are not"),
-    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name holds only"),
+    "service name": ({"services": {"a b": {"image": "redis:8"}}}, "a service name may contain"),
     "neither build nor image": ({"services": {"a": {"command": ["x"]}}}, "`build` or `image`"),
     "unknown image": (
         {"services": {"mail": {"image": "mailhog/mailhog:v1"}}},
@@ -305,12 +303,12 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED_FILES)
-def test_a_file_that_is_not_supported_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
+def test_an_unsupported_file_is_rejected_with_the_reason(tmp_path: Path, case: str) -> None:
     document, reason = REFUSED_FILES[case]
     assert reason in message_of(tmp_path, document)
 
 
-def test_a_directory_without_a_file_and_a_file_of_bytes_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_binary_file_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ComposeError, match="does not exist; name the directory of a pattern"):
         load(tmp_path)
     (tmp_path / "docker-compose.yml").write_bytes(b"\xff\xfe\x00")
@@ -318,12 +316,10 @@ def test_a_directory_without_a_file_and_a_file_of_bytes_are_refused(tmp_path: Pa
         load(tmp_path)
 
 
-def test_check_prints_the_services_or_the_refusal(
+def test_the_runner_prints_why_it_rejects_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(["check", str(write(tmp_path, GOOD))]) == 0
-    assert "api on port 8000\n" in capsys.readouterr().out
-    assert command.main(["check", str(write(tmp_path, changed("api", ipc="host")))]) == 1
+    assert command.main(["up", str(write(tmp_path, changed("api", ipc="host")))]) == 1
     assert capsys.readouterr().err.startswith("error: docker-compose.yml: service")
 
 
@@ -338,7 +334,7 @@ def test_check_prints_the_services_or_the_refusal(
         ("localhost:5000/redis:8", "localhost:5000/redis"),
     ],
 )
-def test_an_image_is_known_by_its_repository(image: str, expected: str) -> None:
+def test_an_image_is_identified_by_its_repository(image: str, expected: str) -> None:
     assert repository(image) == expected
 
 
@@ -371,11 +367,11 @@ PATHS = {"/data": Path("/srv/me/a b/.local/volumes/data"), "/app/models": Path("
         ("sqlite:////data/log.db", "sqlite:////srv/me/a b/.local/volumes/data/log.db"),
     ],
 )
-def test_addresses_and_mounted_paths_become_those_of_this_machine(text: str, expected: str) -> None:
+def test_addresses_and_mounted_paths_become_local_ones(text: str, expected: str) -> None:
     assert rewriter(NAMES, PATHS)(text) == expected
 
 
-def test_a_bare_name_is_an_address_only_where_a_host_is_named() -> None:
+def test_a_bare_name_is_an_address_only_as_the_value_of_a_host() -> None:
     rewrite = rewriter(NAMES, {})
     for given, expected in (
         (("redis-cli", "-h", "redis", "ping"), ("redis-cli", "-h", "127.0.0.1", "ping")),
@@ -386,7 +382,7 @@ def test_a_bare_name_is_an_address_only_where_a_host_is_named() -> None:
         assert rewritten_arguments(given, NAMES, rewrite) == expected
 
 
-def test_an_envoy_file_keeps_its_names_and_loses_its_addresses() -> None:
+def test_addresses_in_an_envoy_file_are_rewritten_and_names_are_kept() -> None:
     given = {
         "name": "api",
         "endpoints": [{"socket_address": {"address": "api", "port_value": 8000}}],
@@ -414,7 +410,7 @@ def data_folder(directory: Path, service: Service) -> str:
     return str(path.relative_to(directory.resolve()))
 
 
-def test_uvicorns_options_in_an_image_hold_without_docker_too(tmp_path: Path) -> None:
+def test_uvicorn_options_of_an_image_also_apply_without_docker(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM python:3.11 AS train\nENV UVICORN_PORT=1\n"
         "FROM python:3.11 AS serve\n# Comment.\nENV UVICORN_HOST=0.0.0.0 \\\n"
@@ -426,13 +422,13 @@ def test_uvicorns_options_in_an_image_hold_without_docker_too(tmp_path: Path) ->
     assert found == {"UVICORN_HOST": "127.0.0.1", "UVICORN_LIFESPAN": "off"}
 
 
-def test_a_mounted_folder_of_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_mounted_configuration_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "envoy").mkdir()
     services = {"envoy": {"image": "envoyproxy/envoy:v1.40.0", "volumes": ["./envoy:/etc/envoy"]}}
     assert command.main(["up", str(write(tmp_path, {"services": services}))]) == 1
 
 
-def test_each_known_server_is_found_or_named_with_a_way_to_install_it() -> None:
+def test_each_known_server_is_found_or_reported_with_how_to_install_it() -> None:
     for image, program in (("redis:8", "redis-server"), ("postgres:17", "postgres")):
         assert find(image).name == program
     try:

@@ -1,4 +1,4 @@
-"""Holds tools/generate/copies.py to its rules in real git repositories."""
+"""Tests tools/generate/copies.py in real git repositories."""
 
 import os
 import subprocess
@@ -14,21 +14,21 @@ GUARD = '"""Guards the one_pattern."""\n\nLIMIT_BYTES = 1000\n'
 
 @pytest.fixture(autouse=True)
 def no_outer_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps a git hook that runs the tests from naming another repository."""
+    """Removes variables that a git hook sets to name another repository."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Makes a repository with one original."""
+    """Creates a repository with one original."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     write(tmp_path, "one/guard.py", GUARD)
     return tmp_path
 
 
 def write(root: Path, path: str, text: str) -> Path:
-    """Writes a file and the directories above it."""
+    """Writes a file and creates its parent directories."""
     file = root / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(text.encode())
@@ -36,13 +36,13 @@ def write(root: Path, path: str, text: str) -> Path:
 
 
 def drifted(root: Path) -> list[str]:
-    """Gives the copies that do not hold what their marks say."""
+    """Returns the copies that differ from what their marks say."""
     expected = copies.copies(root)
     return [path for path in expected if (root / path).read_bytes() != expected[path].encode()]
 
 
 def error_of(root: Path) -> str:
-    """Gives the error about the marks of a repository."""
+    """Returns the error message about the marks of a repository."""
     with pytest.raises(copies.MarkError) as refused:
         copies.copies(root)
     return str(refused.value)
@@ -107,7 +107,7 @@ def test_a_mark_is_a_comment_of_its_language(root: Path, path: str, mark: str) -
     assert drifted(root) == [path]
 
 
-def test_the_executable_bit_is_that_of_the_original(root: Path) -> None:
+def test_a_copy_gets_the_executable_bit_of_its_original(root: Path) -> None:
     (root / "one/guard.py").chmod(0o755)
     copies.write_copy(root, "one/guard.py", "two/guard.py", [])
     assert (root / "two/guard.py").stat().st_mode & 0o111
@@ -126,7 +126,7 @@ def test_only_files_that_git_tracks_or_would_track_are_read(root: Path) -> None:
     assert error_of(root) == "two/guard.py: its original ignored/guard.py is not in the repository"
 
 
-def test_a_file_that_is_no_text_is_no_copy(root: Path) -> None:
+def test_a_binary_file_is_not_a_copy(root: Path) -> None:
     (root / "one/model.onnx").write_bytes(bytes(range(256)) * 100)
     assert drifted(root) == []
 
@@ -136,7 +136,7 @@ def test_a_missing_original_is_an_error(root: Path) -> None:
     assert error_of(root) == "two/guard.py: its original one/gone.py is not in the repository"
 
 
-def test_an_original_outside_of_the_repository_is_an_error(root: Path) -> None:
+def test_an_original_outside_the_repository_is_an_error(root: Path) -> None:
     write(root, "two/guard.py", "# Copied from ../guard.py\n")
     assert "../guard.py is not in the repository" in error_of(root)
 
@@ -146,15 +146,15 @@ def test_a_copy_of_a_copy_is_an_error_that_names_the_true_original(root: Path) -
     write(root, "three/guard.py", f"# Copied from two/guard.py\n{GUARD}")
     write(root, "four/guard.py", f"# Copied from three/guard.py\n{GUARD}")
     assert error_of(root).splitlines() == [
-        "four/guard.py: three/guard.py is a copy itself: name its original, one/guard.py",
-        "three/guard.py: two/guard.py is a copy itself: name its original, one/guard.py",
+        "four/guard.py: three/guard.py is itself a copy: name its original, one/guard.py",
+        "three/guard.py: two/guard.py is itself a copy: name its original, one/guard.py",
     ]
 
 
-def test_copies_in_a_ring_are_an_error(root: Path) -> None:
+def test_copies_in_a_cycle_are_an_error(root: Path) -> None:
     write(root, "two/guard.py", f"# Copied from three/guard.py\n{GUARD}")
     write(root, "three/guard.py", f"# Copied from two/guard.py\n{GUARD}")
-    assert error_of(root).count("is a copy itself") == 2
+    assert error_of(root).count("is itself a copy") == 2
 
 
 def test_a_copy_of_itself_is_an_error(root: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_copy_of_itself_is_an_error(root: Path) -> None:
 
 def test_a_replacement_that_no_longer_occurs_is_an_error(root: Path) -> None:
     write(root, "two/guard.py", "# Copied from one/guard.py with LIMIT->BOUND, SIZE->WIDTH\n")
-    assert error_of(root) == "two/guard.py: 'SIZE', to be replaced, is not in one/guard.py"
+    assert error_of(root) == "two/guard.py: the text to replace, 'SIZE', is not in one/guard.py"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_original_whose_first_line_cannot_move_is_an_error(root: Path, first:
     write(root, "two/Dockerfile", f"# Copied from one/Dockerfile\n{first}\nFROM scratch\n")
     assert (
         error_of(root)
-        == f"two/Dockerfile: `{first}` of one/Dockerfile would not be the first line of a copy"
+        == f"two/Dockerfile: `{first}` of one/Dockerfile must be the first line, as the mark must"
     )
 
 
@@ -206,12 +206,12 @@ def test_an_original_whose_first_line_cannot_move_is_an_error(root: Path, first:
         "// Copied from one/guard.py",
     ],
 )
-def test_a_malformed_mark_is_an_error_and_not_ignored(root: Path, mark: str) -> None:
+def test_a_malformed_mark_is_an_error(root: Path, mark: str) -> None:
     write(root, "two/guard.py", f"{mark}\n{GUARD}")
     assert error_of(root).startswith(f"two/guard.py: malformed mark `{mark.rstrip()}`: write `# C")
 
 
-def test_a_mark_below_the_first_line_is_an_error_and_not_ignored(root: Path) -> None:
+def test_a_mark_below_the_first_line_is_an_error(root: Path) -> None:
     write(root, "two/guard.py", f"#!/usr/bin/env python3\n# Copied from one/guard.py\n{GUARD}")
     assert error_of(root) == "two/guard.py: the mark must be the first line, move it up"
 
@@ -223,13 +223,15 @@ def test_all_errors_are_shown_at_once(root: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", [("", "x"), ("a, b", "x"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")])
-def test_a_replacement_that_a_mark_cannot_say_is_refused(root: Path, pair: tuple[str, str]) -> None:
-    with pytest.raises(copies.MarkError, match="a mark cannot say"):
+def test_a_replacement_that_a_mark_cannot_express_is_rejected(
+    root: Path, pair: tuple[str, str]
+) -> None:
+    with pytest.raises(copies.MarkError, match="a mark cannot express"):
         copies.write_copy(root, "one/guard.py", "two/guard.py", [pair])
     assert not (root / "two").exists()
 
 
-def test_a_directory_that_is_no_repository_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_outside_a_repository_is_an_error(tmp_path: Path) -> None:
     assert error_of(tmp_path).startswith(f"git cannot list {tmp_path}: ")
 
 

@@ -1,4 +1,4 @@
-"""`make diff` shows what a pattern adds to another one, and nothing else."""
+"""`make diff` shows only what one pattern adds to another."""
 
 import os
 import pty
@@ -66,7 +66,7 @@ def shown(root: Path, here: Path, other: Path) -> str:
     return "".join("index ...\n" if line.startswith("index ") else line for line in lines)
 
 
-def test_it_shows_what_differs_and_leaves_out_what_says_nothing(root: Path) -> None:
+def test_it_shows_what_differs_and_leaves_out_the_rest(root: Path) -> None:
     assert shown(root, CACHE, PLAIN) == SHOWN
 
 
@@ -75,7 +75,7 @@ def test_it_shows_a_copy_that_has_lost_its_mark(root: Path) -> None:
     assert "+more = 2" in shown(root, CACHE, PLAIN)
 
 
-def test_two_patterns_with_the_same_files_differ_in_nothing(root: Path) -> None:
+def test_two_patterns_with_the_same_files_do_not_differ(root: Path) -> None:
     for path in (path for path in FILES if PLAIN in path.parents):
         copy = root / "chapter4_serving/same_pattern" / path.relative_to(PLAIN)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def test_two_patterns_with_the_same_files_differ_in_nothing(root: Path) -> None:
     assert shown(root, Path("chapter4_serving/same_pattern"), PLAIN) == ""
 
 
-def test_an_unknown_pattern_lists_those_that_there_are(root: Path) -> None:
+def test_an_unknown_pattern_is_an_error_that_lists_the_patterns(root: Path) -> None:
     for name, reason in {"plian": "there is no pattern plian:", "": "which pattern?"}.items():
         with pytest.raises(DiffError) as error:
             pattern_of(name, root)
@@ -95,19 +95,19 @@ HERE = ROOT / "chapter4_serving_patterns/asynchronous_pattern"
 MAKE = ["make", "-C", str(HERE), "--no-print-directory", "diff", "RUN=local"]
 
 
-def test_make_diff_compares_with_the_pattern_that_is_named() -> None:
+def test_make_diff_compares_with_the_named_pattern() -> None:
     made = subprocess.run(
         [*MAKE, "WITH=web_single_pattern"], capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stderr
     assert "only in asynchronous_pattern: app/worker.py" in made.stdout
     assert "+++ asynchronous_pattern/app/main.py" in made.stdout
-    # What is no terminal gets no colours.
+    # Without a terminal there are no colours.
     assert "\x1b" not in made.stdout
 
 
 @pytest.mark.parametrize("name", ["", "web_singel_pattern", "asynchronous_pattern"])
-def test_make_diff_says_what_it_can_compare_with(name: str) -> None:
+def test_make_diff_lists_the_patterns_to_compare_with(name: str) -> None:
     made = subprocess.run([*MAKE, f"WITH={name}"], capture_output=True, text=True, check=False)
     assert made.returncode == 2
     assert made.stderr.startswith("error: ")
@@ -130,7 +130,7 @@ def test_a_terminal_gets_colours_and_a_pager(tmp_path: Path) -> None:
             while part := os.read(terminal, 10_000):
                 shown += part
         except OSError:
-            # Linux says so where a terminal has no other end any more.
+            # Linux raises this when the other end of the terminal is closed.
             pass
     os.close(terminal)
     assert process.returncode == 0

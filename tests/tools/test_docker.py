@@ -1,4 +1,4 @@
-"""Commands of Docker give what they print, or an error with what they wrote."""
+"""Docker commands return their output, or raise an error with it."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from tools.measure.docker import DockerError, ask, docker, engine, wait_until_an
 pytestmark = pytest.mark.docker
 
 
-def test_a_command_gives_what_it_prints() -> None:
+def test_a_command_returns_its_output() -> None:
     assert docker("version", "--format", "{{.Server.Version}}") == engine()
 
 
-def test_a_command_is_given_its_input() -> None:
+def test_a_command_receives_its_input() -> None:
     options = ["run", "--rm", "--interactive", "--network", "none"]
     assert docker(*options, "python:3.11-slim", "cat", text="as it is") == "as it is"
 
 
-def test_a_command_that_fails_says_what_it_wrote() -> None:
+def test_the_error_of_a_failed_command_has_its_output() -> None:
     with pytest.raises(DockerError, match=r"(?s)docker image inspect failed: .*no-such-image"):
         docker("image", "inspect", "no-such-image")
 
 
-def test_there_is_no_engine_where_none_answers(
+def test_without_a_running_engine_there_is_no_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
@@ -32,7 +32,7 @@ def test_there_is_no_engine_where_none_answers(
     assert engine() is None
 
 
-def test_a_container_without_a_server_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_without_a_server_gives_no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.measure.docker.READY_DEADLINE_SECONDS", 1)
     program = ["python", "-c", "import time; print('not a server', flush=True); time.sleep(60)"]
     container = docker("run", "--detach", "--network", "none", "python:3.11-slim", *program)

@@ -1,4 +1,4 @@
-"""The environment gets what is locked, and a failed installation does not count as one."""
+"""The environment gets the locked packages, and a failed installation is repeated."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ import pytest
 
 from tools.read.patterns import ROOT
 
-# What make of macOS does with .SHELLFLAGS: it never reads it.
+# The make of macOS ignores .SHELLFLAGS.
 OLD_MAKE = ".SHELLFLAGS=-c"
 
 
 class Repository:
-    """A repository whose lock has one category, `demo`, and packages of its own beside it."""
+    """A repository whose lock has one category, `demo`, with its own packages next to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -32,7 +32,7 @@ class Repository:
         self.lock(demo=self.digest("demo"))
 
     def wheel(self, name: str, needs: str = "") -> None:
-        """Writes a package of one module, and one that does not compile."""
+        """Writes a package with one valid module and one that does not compile."""
         about = f"{name}-1.0.dist-info"
         required = f"Requires-Dist: {needs}\n" if needs else ""
         files = {
@@ -53,7 +53,7 @@ class Repository:
         return hashlib.sha256(self.path(name).read_bytes()).hexdigest()
 
     def lock(self, **digests: str) -> None:
-        """Locks packages with their digests; an empty one is none."""
+        """Locks packages with their digests; an empty digest is left out."""
         packages: dict[str, Any] = {name: {"version": "==1.0"} for name in digests}
         for name, digest in digests.items():
             if digest:
@@ -73,11 +73,11 @@ class Repository:
         )
 
     def with_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Lets pip install, from the packages here alone: that is a setting of its own."""
+        """Makes pip install, because its settings restrict it to the packages here."""
         return self.make(*arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.wheels))
 
     def with_uv(self, directory: Path) -> subprocess.CompletedProcess[str]:
-        """Lets the `uv` of a directory install, because pip has no settings."""
+        """Makes the `uv` of a directory install, because pip has no settings."""
         return self.make(
             PATH=f"{directory}{os.pathsep}{os.environ['PATH']}",
             PIP_CONFIG_FILE=os.devnull,
@@ -104,7 +104,7 @@ def repository(tmp_path: Path) -> Repository:
 
 @pytest.fixture
 def uv(tmp_path: Path) -> Iterator[Path]:
-    """A directory that holds a real `uv` and says how it was called."""
+    """A directory with a real `uv` that logs its calls."""
     directory = tmp_path / "bin"
     directory.mkdir()
     real = Path(sys.executable).with_name("uv")
@@ -126,13 +126,13 @@ def test_what_is_locked_is_installed_once_and_compiled(repository: Repository) -
 
 
 @pytest.mark.parametrize("shell_flags", [(), (OLD_MAKE,)], ids=["make 4", "make 3.81"])
-def test_a_failed_installation_is_an_error_and_is_tried_again(
+def test_a_failed_installation_is_an_error_and_is_retried(
     repository: Repository, shell_flags: tuple[str, ...]
 ) -> None:
     repository.lock(demo="0" * 64)
     failed = repository.with_pip(*shell_flags)
     assert failed.returncode == 2
-    assert "error: not everything could be installed, see above" in failed.stderr
+    assert "error: some packages could not be installed, see above" in failed.stderr
     assert "then run make again" in failed.stderr
     assert repository.markers() == set()
     repository.lock(demo=repository.digest("demo"))
@@ -140,19 +140,21 @@ def test_a_failed_installation_is_an_error_and_is_tried_again(
     assert repository.markers() == {"demo.installed"}
 
 
-def test_a_lock_that_has_changed_is_installed_anew(repository: Repository) -> None:
+def test_a_changed_lock_is_installed_again(repository: Repository) -> None:
     assert repository.with_pip().returncode == 0
     repository.wheel("more")
     repository.lock(demo=repository.digest("demo"), more=repository.digest("more"))
     again = repository.with_pip()
     assert again.returncode == 0, again.stderr
     assert repository.installed("more")
-    # Another time of the file alone is no change.
+    # Another modification time alone is not a change.
     (repository.root / "Pipfile.lock").touch()
     assert "Installing" not in repository.with_pip().stdout
 
 
-def test_a_package_without_a_digest_brings_what_it_needs(repository: Repository) -> None:
+def test_a_package_without_a_digest_is_installed_with_its_dependencies(
+    repository: Repository,
+) -> None:
     repository.wheel("build", needs="library")
     repository.wheel("library")
     repository.lock(demo=repository.digest("demo"), build="")
@@ -161,13 +163,13 @@ def test_a_package_without_a_digest_brings_what_it_needs(repository: Repository)
     assert all(repository.installed(name) for name in ("demo", "build", "library"))
 
 
-def test_a_category_that_is_not_locked_is_named(repository: Repository) -> None:
+def test_an_unknown_category_is_named(repository: Repository) -> None:
     refused = repository.with_pip("CATEGORIES=demoo")
     assert refused.returncode == 2
     assert "error: the lock has no category demoo; it has: demo" in refused.stderr
 
 
-def test_where_pip_has_no_settings_uv_installs(repository: Repository, uv: Path) -> None:
+def test_uv_installs_if_pip_has_no_settings(repository: Repository, uv: Path) -> None:
     installed = repository.with_uv(uv)
     assert installed.returncode == 0, installed.stderr
     assert "uv pip install" in installed.stderr
@@ -175,18 +177,18 @@ def test_where_pip_has_no_settings_uv_installs(repository: Repository, uv: Path)
     assert repository.markers() == {"demo.installed"}
 
 
-def test_what_uv_cannot_install_pip_tries(repository: Repository, uv: Path) -> None:
+def test_pip_installs_what_uv_cannot(repository: Repository, uv: Path) -> None:
     assert repository.with_uv(uv).returncode == 0
     for marker in (repository.root / ".venv").glob("*.installed"):
         marker.unlink()
     (uv / "uv").write_text("#!/bin/sh\nexit 1\n")
-    # pip needs no index for what is installed already.
+    # pip needs no index for a package that is already installed.
     installed = repository.with_uv(uv)
     assert installed.returncode == 0, installed.stderr
     assert "uv could not install everything: trying pip" in installed.stderr
 
 
-def test_a_digest_is_checked_by_uv_too(repository: Repository, uv: Path) -> None:
+def test_uv_checks_digests_too(repository: Repository, uv: Path) -> None:
     repository.lock(demo="0" * 64)
     refused = repository.with_uv(uv)
     assert refused.returncode == 2
@@ -195,7 +197,7 @@ def test_a_digest_is_checked_by_uv_too(repository: Repository, uv: Path) -> None
     assert repository.markers() == set()
 
 
-def test_nothing_is_installed_outside_of_an_environment(repository: Repository) -> None:
+def test_nothing_is_installed_outside_an_environment(repository: Repository) -> None:
     outside = Path(sys.executable).resolve()
     refused = subprocess.run(
         [outside, "-m", "tools.generate.environment"],
@@ -205,11 +207,11 @@ def test_nothing_is_installed_outside_of_an_environment(repository: Repository) 
         check=False,
     )
     assert refused.returncode == 1
-    assert "error: this Python is no environment" in refused.stderr
+    assert "error: this Python is not in an environment" in refused.stderr
 
 
 @pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])
-def test_what_runs_before_anything_is_installed_needs_nothing_that_is_installed(
+def test_programs_that_run_before_the_installation_need_no_packages(
     module: str,
 ) -> None:
     # Without -S this Python would find its own packages.

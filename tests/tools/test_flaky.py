@@ -1,4 +1,4 @@
-"""A failed test runs once more; what then passes is listed, and too many of those fail the run."""
+"""A failed test runs once more; tests that then pass are listed, and too many fail the run."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tools.read.patterns import ROOT
 
 pytest_plugins = ["pytester"]
 
-# A test of this module passes from its second attempt on, and leaves a mark for each attempt.
+# Each test of this module passes from its second attempt on and records every attempt.
 FLAKY = """
     from pathlib import Path
 
@@ -34,7 +34,7 @@ def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def run(pytester: pytest.Pytester, options: tuple[str, ...], *tests: str) -> pytest.RunResult:
-    """Runs tests of one module, in a process of its own, which can have others beside it."""
+    """Runs the tests of one module in a new process, which may start workers."""
     pytester.makepyfile(test_it=FLAKY + "".join(tests))
     plugins = ("-pno:schemathesis", "-pno:hypothesispytest", "-ptools.check.flaky", "--reruns=1")
     return pytester.runpytest_subprocess(*plugins, *options)
@@ -46,7 +46,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
 
-def test_two_tests_that_pass_at_the_second_attempt_are_listed_and_pass(
+def test_two_tests_that_pass_on_the_second_attempt_are_listed_and_pass(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     tests = [PASSES_AT_SECOND.format(name=name) for name in ("first", "second")]
@@ -67,10 +67,10 @@ def test_three_of_them_fail_the_run(pytester: pytest.Pytester, options: tuple[st
     result = run(pytester, options, *tests)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["3 tests are flaky, 2 may be: the run has failed"])
+    result.stdout.fnmatch_lines(["3 tests are flaky, at most 2 may be: the run has failed"])
 
 
-def test_a_test_that_fails_twice_fails_and_is_not_called_flaky(
+def test_a_test_that_fails_twice_fails_and_is_not_listed_as_flaky(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     fails = '    def test_fails() -> None:\n        assert attempt("fails") > 2\n'
@@ -81,7 +81,7 @@ def test_a_test_that_fails_twice_fails_and_is_not_called_flaky(
     assert Path("fails").read_text() == "xx"
 
 
-def test_a_fixture_of_a_module_outlives_the_second_attempt_and_is_made_anew_only_if_it_failed(
+def test_a_module_fixture_survives_a_rerun_unless_it_failed_itself(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
     fixtures = """

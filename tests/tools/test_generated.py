@@ -1,4 +1,4 @@
-"""What is generated: requirements, index and new patterns, and that drift of it is seen."""
+"""Generated files: requirements, index and new patterns; drift is detected."""
 
 import json
 import re
@@ -20,7 +20,7 @@ TEST = "tests/chapter4_serving_patterns/test_web_single_pattern.py"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository that holds one pattern."""
+    """A repository with one pattern."""
     shutil.copytree(
         ROOT / ORIGINAL,
         tmp_path / ORIGINAL,
@@ -38,14 +38,14 @@ def drifting(root: Path) -> set[str]:
     return {difference.split(" ")[0] for difference in files.differences(root)}
 
 
-def test_what_has_just_been_written_does_not_differ(root: Path) -> None:
+def test_freshly_written_files_do_not_differ(root: Path) -> None:
     assert drifting(root) == set()
 
 
 @pytest.mark.parametrize(
     "name", ["README.md", "RESULTS.md", f"{ORIGINAL}/README.md", f"{ORIGINAL}/requirements.txt"]
 )
-def test_a_generated_file_that_was_changed_by_hand_is_named(root: Path, name: str) -> None:
+def test_a_manually_changed_generated_file_is_named(root: Path, name: str) -> None:
     text = (root / name).read_text()
     last = text.rstrip().splitlines()[-1]
     figures = ("| `rows_equal` | 150 |", "<!-- rows_equal --> | 150 |", "| --- |")
@@ -57,20 +57,20 @@ def test_a_generated_file_that_was_changed_by_hand_is_named(root: Path, name: st
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command as make check and make fix do, on another repository."""
+    """Runs the command of make check and make fix on another repository."""
     command = [sys.executable, "-W", "error", "-m", "tools.generate", *options, str(root)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_command_writes_what_differs_and_check_only_shows_it(root: Path) -> None:
+def test_the_command_writes_differing_files_and_check_only_lists_them(root: Path) -> None:
     results = root / "RESULTS.md"
     right = results.read_bytes()
-    # The last one differs in the ends of its lines only.
+    # The last one differs only in its line endings.
     for wrong in (b"", right.replace(b"150", b"151", 1), right.replace(b"\n", b"\r\n", 1)):
         results.write_bytes(wrong)
         checked = run(root, "--check")
         assert (checked.returncode, checked.stdout) == (1, "")
-        assert checked.stderr.startswith("error: RESULTS.md is not what it is made from: run make")
+        assert checked.stderr.startswith("error: RESULTS.md is out of date: run make")
         assert results.read_bytes() == wrong
         fixed = run(root)
         assert (fixed.returncode, fixed.stdout, fixed.stderr) == (0, "wrote RESULTS.md\n", "")
@@ -79,7 +79,7 @@ def test_the_command_writes_what_differs_and_check_only_shows_it(root: Path) -> 
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "")
 
 
-def test_the_difference_is_shown_from_what_is_to_what_should_be(root: Path) -> None:
+def test_the_diff_leads_from_the_current_to_the_generated_text(root: Path) -> None:
     results = root / "RESULTS.md"
     results.write_text(results.read_text().replace("| 150 |", "| 151 |", 1))
     removed, added = (
@@ -103,10 +103,10 @@ def test_the_command_names_every_wrong_mark_and_writes_nothing(root: Path) -> No
     assert (root / "RESULTS.md").read_text() == ""
 
 
-def test_manifests_that_cannot_be_translated_are_named_with_their_pattern(root: Path) -> None:
+def test_an_error_in_manifests_names_the_pattern(root: Path) -> None:
     mesh = "chapter6_operation_management/circuit_breaker_pattern"
     ignored = shutil.ignore_patterns("models", ".local", "__pycache__")
-    # With the pattern from which it has copies.
+    # Together with the pattern of its originals.
     for name in (mesh, "chapter4_serving_patterns/asynchronous_pattern"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     envoy = (root / mesh / "envoy.yaml").read_bytes()
@@ -117,19 +117,19 @@ def test_manifests_that_cannot_be_translated_are_named_with_their_pattern(root: 
     with pytest.raises(istio.MeshError, match=f"{mesh}: .*consecutiveErrors"):
         files.write(root)
     assert (root / mesh / "envoy.yaml").read_bytes() == envoy
-    # What can be translated reaches Envoy's configuration.
+    # A supported value reaches Envoy's configuration.
     rule.write_text(right.replace("consecutive5xxErrors: 5", "consecutive5xxErrors: 6"))
     assert drifting(root) == {f"{mesh}/envoy.yaml"}
 
 
-def test_a_readme_without_a_place_for_the_figures_is_an_error(root: Path) -> None:
+def test_a_readme_without_a_results_block_is_an_error(root: Path) -> None:
     readme = root / ORIGINAL / "README.md"
     readme.write_text(readme.read_text().replace("<!-- /results -->", ""))
     with pytest.raises(index.MarkerError, match="results"):
         files.write(root)
 
 
-def test_a_readme_says_which_figures_it_shows_and_what_they_are_in_words(root: Path) -> None:
+def test_a_readme_chooses_and_describes_its_figures(root: Path) -> None:
     readme = root / ORIGINAL / "README.md"
     text = readme.read_text()
     row = next(line for line in text.splitlines() if "<!-- rows_equal -->" in line)
@@ -167,7 +167,7 @@ def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
     assert "not measured yet" in index.index(root)
 
 
-def test_requirements_hold_the_packages_of_their_categories_with_digests() -> None:
+def test_requirements_list_the_packages_of_their_categories_with_digests() -> None:
     package = {"version": "==1.0", "hashes": ["sha256:a", "sha256:b"]}
     lock = {
         "_meta": {},
@@ -200,7 +200,7 @@ def test_requirements_without_known_categories_are_an_error(
         requirements.exported(root)
 
 
-def test_a_portable_lock_names_no_index_and_no_build_of_one_machine() -> None:
+def test_a_portable_lock_has_no_index_and_no_machine_specific_build() -> None:
     lock: dict[str, Any] = {
         "_meta": {"sources": [{"url": "https://example.org/simple"}]},
         "torch": {
@@ -244,12 +244,12 @@ def test_a_new_pattern_is_a_marked_copy_under_its_own_name_in_every_chapter(
     for link in re.findall(r"\]\((\.\./[^)]*)\)", readme):
         assert (ROOT / name / link).resolve().is_dir(), link
     assert f"[hello_there_pattern]({name})" in (root / "README.md").read_text()
-    # A copy that was changed is seen.
+    # A changed copy is detected.
     (root / name / "app/guard.py").write_text(guard.replace("503", "500"))
     assert drifting(root) == {f"{name}/app/guard.py"}
 
 
-def test_a_new_pattern_begins_with_the_tests_that_the_contract_does_not_hold(root: Path) -> None:
+def test_a_new_pattern_starts_with_tests_that_the_contract_test_does_not_cover(root: Path) -> None:
     name = "chapter5_operations/hello_pattern"
     new.start(root, name)
     module = root / "tests/chapter5_operations/test_hello_pattern.py"
@@ -261,7 +261,7 @@ def test_a_new_pattern_begins_with_the_tests_that_the_contract_does_not_hold(roo
     subprocess.run(ruff, check=True)
 
 
-def test_a_first_test_that_is_no_longer_there_is_an_error() -> None:
+def test_a_missing_first_test_is_an_error() -> None:
     with pytest.raises(new.NewError, match="has no test_the_claim_holds"):
         new.first_tests("import os\n")
 
@@ -277,14 +277,12 @@ def test_a_first_test_that_is_no_longer_there_is_an_error() -> None:
         (ORIGINAL, "exists already"),
     ],
 )
-def test_a_name_that_is_no_free_place_for_a_pattern_is_refused(
-    root: Path, name: str, reason: str
-) -> None:
+def test_an_invalid_or_taken_name_is_rejected(root: Path, name: str, reason: str) -> None:
     with pytest.raises(new.NewError, match=reason):
         new.start(root, name)
 
 
-def test_every_chapter_with_patterns_is_one_of_the_book() -> None:
+def test_every_chapter_with_patterns_is_a_chapter_of_the_book() -> None:
     assert {pattern.parent.name for pattern in patterns()} <= set(new.CHAPTERS)
 
 
@@ -293,7 +291,7 @@ def make(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_what_make_test_is_told_does_not_reach_the_makes_that_the_tests_start(
+def test_the_variables_of_make_test_do_not_reach_nested_makes(
     tmp_path: Path,
 ) -> None:
     probe = tmp_path / "test_probe.py"
@@ -304,7 +302,7 @@ def test_what_make_test_is_told_does_not_reach_the_makes_that_the_tests_start(
     assert "1 passed" in probed.stdout
 
 
-def test_make_alone_shows_what_there_is() -> None:
+def test_make_without_a_target_lists_the_targets() -> None:
     shown = make().stdout
     verbs = ("run", "test", "measure", "results", "check", "fix", "new", "dev", "dev_sync", "lock")
     assert all(f"make {verb} " in shown for verb in verbs)
@@ -322,14 +320,14 @@ def test_make_alone_shows_what_there_is() -> None:
         (["run", "RUN=podman"], "docker or local"),
     ],
 )
-def test_what_make_does_not_know_is_a_clear_error(arguments: list[str], reason: str) -> None:
+def test_an_unknown_name_is_a_clear_error(arguments: list[str], reason: str) -> None:
     run = make(*arguments)
     assert run.returncode == 2
     assert reason in run.stderr
 
 
 @pytest.mark.parametrize("verb", ["stop", "start", "kill"])
-def test_a_verb_without_its_service_names_the_services(verb: str) -> None:
+def test_a_target_without_its_service_lists_the_services(verb: str) -> None:
     run = make(verb, "RUN=local", directory=ROOT / ORIGINAL)
     assert run.returncode == 2
     assert "SERVICE= is one of: api" in run.stderr

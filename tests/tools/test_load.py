@@ -1,4 +1,4 @@
-"""The load generator against real servers that are well, slow, stalled, rude or gone."""
+"""The load generator against real servers that are healthy, slow, stalled, broken or gone."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from tools.measure.server import Server, free_port, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-# Far longer than a busy machine takes for an answer without being told to.
+# Far longer than any response takes that is not delayed on purpose.
 STALL_SECONDS = 4.0
 STALLED = 50
 
@@ -37,7 +37,7 @@ async def app(
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
-    """Echoes a body; ?status= chooses the status; /stall and /die end that at one request."""
+    """Echoes a body; ?status= selects the status; /stall and /die stop that at one request."""
     global served
     message = await receive()
     if scope["type"] == "lifespan":
@@ -78,7 +78,7 @@ def server() -> Iterator[Server]:
 
 @contextmanager
 def rude_server(converse: Callable[[socket.socket], None]) -> Iterator[Request]:
-    """Hands every connection to a function that need not care about HTTP."""
+    """Passes every connection to a function that may violate HTTP."""
 
     class Handler(BaseRequestHandler):
         def handle(self) -> None:
@@ -95,7 +95,7 @@ def rude_server(converse: Callable[[socket.socket], None]) -> Iterator[Request]:
 
 
 def reset(connection: socket.socket) -> None:
-    """Closes so that the other side sees a reset."""
+    """Closes the connection with a reset."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -117,9 +117,7 @@ def served_by(server: Server) -> int:
 
 
 @pytest.mark.parametrize("connections", [1, 16, 300])
-def test_a_closed_loop_sends_exactly_as_many_requests_as_asked(
-    server: Server, connections: int
-) -> None:
+def test_a_closed_loop_sends_exactly_the_requested_number(server: Server, connections: int) -> None:
     requests = [Request(f"{server.url}/", str(number).encode()) for number in range(100)]
     run = uvloop.run(
         closed_loop(
@@ -129,7 +127,7 @@ def test_a_closed_loop_sends_exactly_as_many_requests_as_asked(
     assert_every_request_is_accounted_for(run, 250)
     assert run.statuses == {200: 250}
     assert served_by(server) == 250
-    # Each answer stands where its request stood, and the 100 requests are sent in turn.
+    # Responses are in the order of the requests, which repeat.
     assert run.bodies == [str(number % 100).encode() for number in range(250)]
     assert 0 < run.p50_ms <= run.p99_ms
     assert run.per_second == pytest.approx(250 / run.seconds)
@@ -149,7 +147,7 @@ def test_an_open_loop_sends_its_rate_for_its_time(server: Server, poisson_seed: 
     assert_every_request_is_accounted_for(run, 300)
     assert run.statuses == {200: 300}
     assert served_by(server) == 300
-    # The last arrival of 300 random ones is hardly ever before 0.9 s: 0.9**300 is nearly 0.
+    # All 300 random arrivals are before 0.9 s with a probability of 0.9**300, nearly 0.
     assert run.seconds > 0.9
     assert run.lag_p99_ms >= 0
 
@@ -162,14 +160,14 @@ def test_an_open_loop_sees_the_queue_that_a_closed_loop_hides() -> None:
         stall = Request(f"{server.url}/stall")
         opened = uvloop.run(open_loop(stall, rate_per_second=100, seconds=2, deadline_seconds=30))
     assert closed.statuses == opened.statuses == {200: 200}
-    # One client that waits for its answer meets the stall once. Of 100 arrivals a second, those in
+    # A client that waits for its response meets the stall once. Of 100 arrivals a second, those in
     # the first half of the stall wait longer than the other half.
     half_ms = 1000 * STALL_SECONDS / 2
     assert 1 <= closed.sent - closed.answered_within(half_ms) <= 5
     assert opened.sent - opened.answered_within(half_ms) >= 50
 
 
-def test_statuses_and_latencies_are_told_apart(server: Server) -> None:
+def test_latencies_can_be_selected_by_status(server: Server) -> None:
     requests = [Request(f"{server.url}/?status={status}") for status in (200, 200, 503)]
     run = uvloop.run(closed_loop(requests, connections=4, count=30, deadline_seconds=30))
     assert run.statuses == {200: 20, 503: 10}
@@ -180,7 +178,7 @@ def test_statuses_and_latencies_are_told_apart(server: Server) -> None:
     assert np.isnan(run.percentile_ms(50, status=404))
 
 
-def test_a_redirect_is_an_answer_and_is_not_followed(server: Server) -> None:
+def test_a_redirect_is_not_followed(server: Server) -> None:
     run = uvloop.run(
         closed_loop(
             Request(f"{server.url}/?status=302"), connections=1, count=3, deadline_seconds=9
@@ -199,7 +197,7 @@ def test_headers_and_body_arrive_as_given() -> None:
     with rude_server(answer) as request:
         posted = Request(f"{request.url}predict?user=1", b"{}", {"Idempotency-Key": "7"})
         run = uvloop.run(closed_loop(posted, connections=1, count=1, deadline_seconds=9))
-    # An interim answer is not the answer.
+    # An interim response does not count.
     assert run.statuses == {200: 1}
     head, _, body = seen[0].partition(b"\r\n\r\n")
     first, *headers = head.decode().split("\r\n")
@@ -209,13 +207,13 @@ def test_headers_and_body_arrive_as_given() -> None:
     assert body == b"{}"
 
 
-def test_an_open_loop_never_waits_and_ends_by_itself() -> None:
+def test_an_open_loop_does_not_wait_for_responses() -> None:
     held: list[int] = [0]
 
     def hold(connection: socket.socket) -> None:
         with lock:
             held.append(held[-1] + 1)
-        # The other side closes at its deadline.
+        # The generator closes the connection at its deadline.
         while connection.recv(10_000):
             pass
         with lock:
@@ -227,11 +225,11 @@ def test_an_open_loop_never_waits_and_ends_by_itself() -> None:
     assert_every_request_is_accounted_for(run, 100)
     assert run.errors == {"late": 100}
     assert run.p50_ms == np.inf
-    # All of them are open together although none is ever answered.
+    # All are open at once, because none ever gets a response.
     assert max(held) == 100
 
 
-def test_a_generator_that_lags_says_so_and_counts_it_as_latency(server: Server) -> None:
+def test_the_lag_of_the_generator_is_reported_and_counts_as_latency(server: Server) -> None:
     async def lag_in_the_middle() -> Run:
         asyncio.get_running_loop().call_later(0.25, time.sleep, 0.5)
         request = Request(f"{server.url}/")
@@ -239,13 +237,13 @@ def test_a_generator_that_lags_says_so_and_counts_it_as_latency(server: Server) 
 
     run = uvloop.run(lag_in_the_middle())
     assert run.statuses == {200: 100}
-    # 50 requests were due while the generator stood still, half of them for 250 ms or more.
+    # 50 requests were due while the generator was blocked, half of them for 250 ms or more.
     assert run.lag_p99_ms > 250
     assert run.sent - run.answered_within(250) >= 20
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"])
-def test_the_deadline_is_for_the_whole_answer_not_for_each_byte(start: bytes) -> None:
+def test_the_deadline_applies_to_the_whole_response(start: bytes) -> None:
     def drip(connection: socket.socket) -> None:
         connection.recv(10_000)
         connection.sendall(start)
@@ -263,7 +261,7 @@ def test_the_deadline_is_for_the_whole_answer_not_for_each_byte(start: bytes) ->
 
 
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhal"])
-def test_a_connection_that_breaks_before_the_whole_answer_is_a_reset(before: bytes) -> None:
+def test_a_connection_that_breaks_during_the_response_is_a_reset(before: bytes) -> None:
     def break_off(connection: socket.socket) -> None:
         connection.recv(10_000)
         connection.sendall(before)
@@ -279,17 +277,17 @@ def test_a_connection_that_breaks_before_the_request_is_a_reset_too() -> None:
     with rude_server(reset) as request:
         run = uvloop.run(closed_loop(request, connections=4, count=200, deadline_seconds=30))
     assert_every_request_is_accounted_for(run, 200)
-    # Depending on when it breaks there was a connection or there was not, but nothing waits.
+    # Depending on when it breaks, it counts as connect or reset, but nothing waits.
     assert set(run.errors) <= {"connect", "reset"}
 
 
-def test_no_request_is_sent_twice_when_a_kept_alive_connection_is_closed() -> None:
+def test_no_request_is_resent_when_a_keep_alive_connection_is_closed() -> None:
     seen: list[bytes] = []
 
     def answer_once_and_close(connection: socket.socket) -> None:
         seen.append(connection.recv(10_000))
         connection.sendall(OK)
-        # The second request of a connection is read and not answered.
+        # The second request of a connection is read but gets no response.
         if second := connection.recv(10_000):
             seen.append(second)
 
@@ -302,7 +300,7 @@ def test_no_request_is_sent_twice_when_a_kept_alive_connection_is_closed() -> No
     assert len(seen) == len(set(seen)) == 50
 
 
-def test_an_answer_that_is_not_http_is_told_from_one_that_breaks_off() -> None:
+def test_a_response_that_is_not_http_is_a_protocol_error() -> None:
     def answer_as_another_protocol(connection: socket.socket) -> None:
         connection.recv(10_000)
         connection.sendall(b"-ERR unknown command\r\n")
@@ -313,8 +311,8 @@ def test_an_answer_that_is_not_http_is_told_from_one_that_breaks_off() -> None:
     assert run.errors == {"protocol": 10}
 
 
-def test_a_server_that_is_not_there_is_a_connect_error() -> None:
-    # It is bound, so that no other process gets it, and nobody listens.
+def test_a_missing_server_is_a_connect_error() -> None:
+    # The port is bound, so that no other process gets it, but nobody listens.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         nobody = Request(f"http://127.0.0.1:{bound.getsockname()[1]}/")
@@ -324,10 +322,10 @@ def test_a_server_that_is_not_there_is_a_connect_error() -> None:
     assert closed.per_second == 0
 
 
-def test_a_server_killed_under_load_leaves_no_request_unaccounted_for(server: Server) -> None:
+def test_every_request_is_counted_when_the_server_is_killed(server: Server) -> None:
     request = Request(f"{server.url}/die")
     run = uvloop.run(open_loop(request, rate_per_second=200, seconds=1, deadline_seconds=30))
-    # It has ended by itself, which is an error of a server that was not asked to.
+    # The server ended without having been stopped, which is an error.
     server.kill()
     assert_every_request_is_accounted_for(run, 200)
     assert 0 < run.statuses[200] < STALLED
@@ -347,7 +345,7 @@ def test_a_server_killed_under_load_leaves_no_request_unaccounted_for(server: Se
         "http:///predict",
     ],
 )
-def test_load_for_another_machine_is_refused(url: str) -> None:
+def test_load_for_another_machine_is_rejected(url: str) -> None:
     with pytest.raises(ValueError, match=r"http://127\.0\.0\.1 or http://localhost only"):
         Request(url)
 
@@ -364,7 +362,7 @@ def test_load_for_another_machine_is_refused(url: str) -> None:
         ({"requests": []}, "number of different requests is 0"),
     ],
 )
-def test_a_closed_loop_without_bounds_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_a_closed_loop_outside_the_limits_is_rejected(wrong: dict[str, Any], message: str) -> None:
     right = {"requests": Request("http://127.0.0.1:1/"), "connections": 1, "count": 1}
     with pytest.raises(ValueError, match=message):
         uvloop.run(closed_loop(**{**right, "deadline_seconds": 1, **wrong}))
@@ -381,7 +379,7 @@ def test_a_closed_loop_without_bounds_is_refused(wrong: dict[str, Any], message:
         ({"deadline_seconds": 301}, "deadline_seconds is 301"),
     ],
 )
-def test_an_open_loop_without_bounds_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_an_open_loop_outside_the_limits_is_rejected(wrong: dict[str, Any], message: str) -> None:
     right = {"requests": Request("http://127.0.0.1:1/"), "rate_per_second": 1, "seconds": 1}
     with pytest.raises(ValueError, match=message):
         uvloop.run(open_loop(**{**right, "deadline_seconds": 1, **wrong}))

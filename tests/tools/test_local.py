@@ -24,15 +24,16 @@ import yaml
 
 from tools.read.compose import load
 from tools.run import __main__ as command
-from tools.run import logs, ready, start, stop
+from tools.run import ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
+from tools.run.supervisor import states
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
 
-# Answers with its environment and pid; what else it does is told by its arguments.
+# Responds with its environment and pid; its arguments select further behaviour.
 SERVER = """
 import http.server, json, os, signal, subprocess, sys
 port, *words = sys.argv[1:]
@@ -79,7 +80,7 @@ class Result:
 
 
 def run_local(verb: str, *words: Path | str) -> Result:
-    """Runs a command of the tool; without a process of its own, which takes longer to start."""
+    """Runs a command of the runner in this process, which is faster than starting one."""
     with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
         try:
             returncode = command.main([verb, *map(str, words)])
@@ -144,7 +145,7 @@ def crash(port: int) -> None:
 # --- up and down ----------------------------------------------------------------------------------
 
 
-def test_up_returns_when_every_service_answers_and_down_leaves_no_process(pattern: Path) -> None:
+def test_up_waits_for_every_service_and_down_leaves_no_process(pattern: Path) -> None:
     port = free_port()
     output = up(pattern, {"api": server(port)})
     assert "api ready in" in output
@@ -169,14 +170,14 @@ def test_a_second_up_or_down_changes_nothing(pattern: Path) -> None:
     assert "is not up" in second.stdout
 
 
-def test_up_after_a_change_of_the_file_starts_what_it_says_now(pattern: Path) -> None:
+def test_up_restarts_everything_after_the_file_has_changed(pattern: Path) -> None:
     port = free_port()
     up(pattern, {"api": server(port, environment={"LEVEL": "1"})})
     assert "has changed" in up(pattern, {"api": server(port, environment={"LEVEL": "2"})})
     assert httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]["LEVEL"] == "2"
 
 
-def test_a_service_gets_its_own_variables_and_no_stray_one_of_the_user(
+def test_a_service_gets_only_its_own_variables(
     pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -193,7 +194,7 @@ def test_a_service_gets_its_own_variables_and_no_stray_one_of_the_user(
     assert set(found) <= allowed | {"LOCAL_RUNNER", "LC_CTYPE"}
 
 
-def test_a_service_starts_after_those_it_waits_for(pattern: Path) -> None:
+def test_a_service_starts_after_its_dependencies(pattern: Path) -> None:
     ports = [free_port() for _ in range(3)]
     started = "import pathlib, time; pathlib.Path('done').write_text('x'); print('migrated')"
     output = up(
@@ -216,24 +217,22 @@ def test_a_service_starts_after_those_it_waits_for(pattern: Path) -> None:
     assert order.index("web") > max(order.index("api"), order.index("migrate"))
     spawned = (state_dir(pattern) / "supervisord.log").read_text(encoding="utf-8")
     assert spawned.index("'api'") < spawned.index("'web'")
-    # The end of a job that others wait for is no death.
+    # The successful end of a one-shot does not take the pattern down.
     assert all(answers(port) for port in ports)
     assert "migrated" in run_local("logs", pattern, "migrate").stdout
 
 
-def test_replicas_run_beside_each_other(pattern: Path) -> None:
+def test_all_replicas_run(pattern: Path) -> None:
     command = ["python", "-c", "import time; print('working'); time.sleep(600)"]
     up(pattern, {"worker": {"build": ".", "command": command, "deploy": {"replicas": 3}}})
     pids = set((state_dir(pattern) / "pids").glob("worker-*"))
     assert {path.name for path in pids} == {"worker-1", "worker-2", "worker-3"}
-    table = run_local("ps", pattern).stdout
-    assert all(f"worker-{number}" in table for number in (1, 2, 3))
 
 
 # --- one service ----------------------------------------------------------------------------------
 
 
-def test_stop_start_and_kill_of_one_service_leave_the_others_alone(pattern: Path) -> None:
+def test_stop_start_and_kill_affect_only_one_service(pattern: Path) -> None:
     api, other = free_port(), free_port()
     services = {
         "api": server(api, "child", restart="always"),
@@ -245,7 +244,7 @@ def test_stop_start_and_kill_of_one_service_leave_the_others_alone(pattern: Path
         result = run_local(verb, pattern, "api")
         assert done in result.stdout, result.stderr
         assert not answers(api)
-        # Its child, which has a session of its own, is gone as well: supervisor and other are left.
+        # Its child in a separate session is gone too: only the supervisor and the other are left.
         wait_for(lambda: len(all_of(state_dir(pattern))) == 2, "the child of api ends")
         assert run_local(verb, pattern, "api").returncode == 0
         assert "api ready in" in run_local("start", pattern, "api").stdout
@@ -287,27 +286,12 @@ def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> Non
         assert (result.returncode, "is not up" in result.stderr) == (1, True)
 
 
-def test_the_functions_work_without_the_command_line(
-    pattern: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = free_port()
-    write(pattern, {"api": server(port)})
-    start.up(pattern)
-    stop.stop(pattern, "api")
-    start.start(pattern, "api")
-    stop.kill(pattern, "api")
-    start.start(pattern, "api")
-    assert answers(port)
-    logs.ps(pattern)
-    assert "running" in capsys.readouterr().out
-    stop.down(pattern, volumes=True)
-    assert all_of(state_dir(pattern)) == []
-
-
 # --- deaths ---------------------------------------------------------------------------------------
 
 
-def test_a_service_with_a_restart_policy_comes_back_and_the_others_stay(pattern: Path) -> None:
+def test_a_service_with_a_restart_policy_restarts_and_the_others_keep_running(
+    pattern: Path,
+) -> None:
     ports = {name: free_port() for name in ("on-failure", "unless-stopped", "always", "other")}
     services = {name: server(port, name=name, restart=name) for name, port in ports.items()}
     up(pattern, services | {"other": server(ports["other"], name="other")})
@@ -323,7 +307,7 @@ def test_a_service_with_a_restart_policy_comes_back_and_the_others_stay(pattern:
     assert pid_of(other) == pids["other"]
 
 
-def test_on_failure_does_not_start_again_what_has_succeeded(pattern: Path) -> None:
+def test_on_failure_does_not_restart_a_service_that_succeeded(pattern: Path) -> None:
     job = ["python", "-c", "print('once')"]
     worker = {
         "build": ".",
@@ -332,25 +316,25 @@ def test_on_failure_does_not_start_again_what_has_succeeded(pattern: Path) -> No
     }
     up(pattern, {"job": {"build": ".", "command": job, "restart": "on-failure"}, "worker": worker})
     assert run_local("logs", pattern, "job").stdout.count("once") == 1
-    assert run_local("ps", pattern).stdout.count("exited") == 1
+    assert states(load(pattern))["job"] == {"DONE"}
 
 
-def test_a_service_that_dies_takes_the_rest_down_and_the_next_verb_shows_its_log(
+def test_a_dying_service_stops_the_others_and_the_next_command_shows_its_log(
     pattern: Path,
 ) -> None:
     api, other = free_port(), free_port()
     up(pattern, {"api": server(api), "other": server(other, name="other")})
     crash(api)
     wait_for(lambda: all_of(state_dir(pattern)) == [], "the others are stopped")
-    result = run_local("ps", pattern)
+    result = run_local("stop", pattern, "other")
     assert result.returncode == 1
     assert 'service "api" ended with status 3' in result.stderr
     assert "the last words" in result.stderr
-    # It is told once.
+    # It is reported only once.
     assert "the last words" not in run_local("down", pattern).stderr
 
 
-def test_a_service_that_dies_during_up_is_shown_at_once_and_nothing_is_left(pattern: Path) -> None:
+def test_a_service_that_dies_during_up_is_reported_and_everything_stops(pattern: Path) -> None:
     port = free_port()
     write(
         pattern,
@@ -372,7 +356,7 @@ def test_a_service_that_dies_during_up_is_shown_at_once_and_nothing_is_left(patt
     assert all_of(state_dir(pattern)) == []
 
 
-def test_a_program_that_does_not_exist_is_told_with_its_name(pattern: Path) -> None:
+def test_a_missing_program_is_named(pattern: Path) -> None:
     service = {
         "build": ".",
         "command": ["no-such-program"],
@@ -383,7 +367,7 @@ def test_a_program_that_does_not_exist_is_told_with_its_name(pattern: Path) -> N
     assert (result.returncode, "no-such-program" in result.stderr) == (1, True)
 
 
-def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
+def test_up_fails_with_the_output_of_a_failing_health_check(
     pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -401,17 +385,17 @@ def test_a_service_that_never_gets_healthy_fails_up_with_the_words_of_its_check(
             )
         },
     )
-    # Long enough for the server to be asked once.
+    # Long enough for one health check.
     monkeypatch.setattr(ready, "READY_DEADLINE_SECONDS", 8)
     with pytest.raises(LocalError, match=r"(?s)not ready after 8 s.*Error 503.*lines.*GET"):
-        start.up(pattern)
+        verbs.up(pattern)
     assert all_of(state_dir(pattern)) == []
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
-def test_up_refuses_a_port_that_somebody_else_holds_before_it_starts_anything(
+def test_up_rejects_a_port_in_use_before_it_starts_anything(
     pattern: Path,
 ) -> None:
     free = free_port()
@@ -462,14 +446,14 @@ def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # The moment itself is the subject here: there is nothing to poll for.
+    # The test is about the moment, so there is nothing to poll for.
     sleep(delay_seconds)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=DEADLINE_SECONDS)
     assert all_of(state_dir(pattern)) == []
 
 
-def test_down_finds_the_services_of_a_supervisor_that_was_killed(pattern: Path) -> None:
+def test_down_stops_the_services_after_the_supervisor_was_killed(pattern: Path) -> None:
     port, redis_port = free_port(), free_port()
     services = {"api": server(port, "child"), "redis": redis_service(redis_port)}
     up(pattern, services, volumes={"redis-data": None})
@@ -477,18 +461,18 @@ def test_down_finds_the_services_of_a_supervisor_that_was_killed(pattern: Path) 
     os.kill(supervisor, signal.SIGKILL)
     wait_for(lambda: not psutil.pid_exists(supervisor), "the supervisor is gone")
     assert len(all_of(state_dir(pattern))) == 3
-    assert run_local("ps", pattern).returncode == 1
+    assert run_local("stop", pattern, "api").returncode == 1
     result = run_local("down", pattern)
     assert (result.returncode, "is down" in result.stdout) == (0, True)
     assert not answers(port)
     assert all_of(state_dir(pattern)) == []
-    # Redis has overwritten its environment, and with it the mark.
+    # Redis has overwritten its environment, including the mark.
     with pytest.raises(ConnectionRefusedError), socket.socket() as client:
         client.connect(("127.0.0.1", redis_port))
     up(pattern, services, volumes={"redis-data": None})
 
 
-def test_a_recorded_process_number_that_has_a_new_owner_is_left_alone(pattern: Path) -> None:
+def test_a_reused_pid_is_left_alone(pattern: Path) -> None:
     write(pattern, {"worker": WORKER})
     pids = state_dir(pattern) / "pids"
     pids.mkdir(parents=True)
@@ -503,7 +487,7 @@ def test_a_recorded_process_number_that_has_a_new_owner_is_left_alone(pattern: P
         stranger.wait()
 
 
-def test_two_commands_at_once_are_refused(pattern: Path) -> None:
+def test_concurrent_commands_are_rejected(pattern: Path) -> None:
     write(pattern, {"worker": WORKER})
     compose = load(pattern)
     with only_one(compose):
@@ -511,7 +495,7 @@ def test_two_commands_at_once_are_refused(pattern: Path) -> None:
     assert (result.returncode, "another command" in result.stderr) == (1, True)
 
 
-def test_a_server_that_is_not_installed_is_told_with_its_package(pattern: Path) -> None:
+def test_a_missing_server_is_reported_with_its_package(pattern: Path) -> None:
     write(pattern, {"prometheus": {"image": "prom/prometheus:v3.7.0"}})
     result = run_local("up", pattern)
     if result.returncode == 0:
@@ -520,7 +504,7 @@ def test_a_server_that_is_not_installed_is_told_with_its_package(pattern: Path) 
 
 
 def test_every_verb_has_a_help_text() -> None:
-    for verb in ("up", "down", "stop", "start", "kill", "logs", "ps", "check"):
+    for verb in ("up", "down", "stop", "start", "kill", "logs"):
         result = run_local(verb, Path("--help"))
         assert result.returncode == 0
         assert "the directory of the pattern" in result.stdout
@@ -609,7 +593,7 @@ def test_redis_keeps_its_volume_until_down_removes_it(pattern: Path) -> None:
     assert not (state_dir(pattern) / "volumes").exists()
 
 
-def test_postgres_is_made_as_by_its_image_and_asks_for_the_password(pattern: Path) -> None:
+def test_postgres_is_initialized_like_its_image_and_requires_the_password(pattern: Path) -> None:
     port = free_port()
     password = f"it's {port}"
     (pattern / "schema").mkdir()
@@ -645,7 +629,7 @@ def test_postgres_is_made_as_by_its_image_and_asks_for_the_password(pattern: Pat
         assert all_of(state_dir(pattern)) == []
 
 
-def test_two_envoys_run_beside_each_other_with_rewritten_addresses(pattern: Path) -> None:
+def test_two_envoys_run_at_once_with_rewritten_addresses(pattern: Path) -> None:
     api, ports, admins = free_port(), [free_port(), free_port()], [free_port(), free_port()]
     services: dict[str, Any] = {"api": server(api)}
     for number, (port, admin) in enumerate(zip(ports, admins, strict=True)):
@@ -664,7 +648,7 @@ def test_two_envoys_run_beside_each_other_with_rewritten_addresses(pattern: Path
     up(pattern, services)
     assert [pid_of(port) for port in ports] == [pid_of(api)] * 2
     with pytest.raises(ConnectionRefusedError), socket.socket() as client:
-        # Written as 0.0.0.0, it listens on the loopback address alone.
+        # Configured as 0.0.0.0, it listens only on the loopback address.
         client.connect(("127.0.0.2", ports[0]))
 
 
@@ -700,7 +684,7 @@ def envoy_config(port: int, admin: int, api: int) -> dict[str, Any]:
     }
 
 
-def test_the_files_of_a_pattern_that_hold_passwords_are_the_owners_alone(pattern: Path) -> None:
+def test_only_the_owner_can_read_files_with_passwords(pattern: Path) -> None:
     up(pattern, {"worker": {**WORKER, "environment": {"A": "b"}}})
     state = state_dir(pattern)
     for name in ("plan.json", "supervisord.conf", "services/worker.sh"):

@@ -1,4 +1,4 @@
-"""Each rule about manifests rejects what is wrong with a pattern that keeps them all."""
+"""Each rule about manifests rejects its mutants of a pattern that follows all rules."""
 
 import json
 from pathlib import Path
@@ -180,7 +180,7 @@ def good_manifests() -> dict[str, Any]:
 
 
 def page() -> dict[str, dict[str, Any]]:
-    """A server of others in an image of ours, whose one volume one pod can mount."""
+    """A third-party server in our image, with a volume that only one pod can mount."""
     health = {"httpGet": {"path": "/health", "port": "http"}}
     running = container(
         "ui",
@@ -263,9 +263,9 @@ Changes = dict[str, Any]
 
 
 def repository(root: Path, changes: Changes) -> Repository:
-    """Writes a repository of one good pattern, with changes made to it."""
+    """Writes a repository with one good pattern after changing it."""
     good = {**good_manifests(), "docker-compose.yml": COMPOSE}
-    # Through JSON, so that no two fields are one object that a change to either would change.
+    # Copied through JSON, so that no two fields share an object.
     files: dict[str, Any] = json.loads(json.dumps(good))
     if changes.get("page"):
         page_files = page()
@@ -295,7 +295,7 @@ def repository(root: Path, changes: Changes) -> Repository:
 
 
 def set_field(document: Any, path: str, value: Any) -> None:
-    """Gives a field another value; None takes it away."""
+    """Sets a field; None deletes it."""
     for name, place in PLACES.items():
         path = path.replace(name, place)
     *parents, last = path.split(".")
@@ -312,7 +312,7 @@ def set_field(document: Any, path: str, value: Any) -> None:
 
 
 def findings_of(root: Path, changes: Changes) -> dict[str, list[str]]:
-    """Returns what each rule finds, of those that find something."""
+    """Returns the findings of each rule that has any."""
     changed = repository(root, changes)
     found = {rule.name: findings(changed, rule) for rule in ABOUT_MANIFESTS}
     return {name: messages for name, messages in found.items() if messages}
@@ -328,7 +328,7 @@ def test_a_good_pattern_has_no_findings(tmp_path: Path, changes: Changes) -> Non
     [(rule, changes) for rule, mutants in MUTANTS.items() for changes in mutants.values()],
     ids=[f"{rule}: {name}" for rule, mutants in MUTANTS.items() for name in mutants],
 )
-def test_a_mutant_is_rejected_by_its_rule(tmp_path: Path, rule: str, changes: Changes) -> None:
+def test_a_rule_rejects_its_mutant(tmp_path: Path, rule: str, changes: Changes) -> None:
     if rule == "istio_schema_accepts_the_object" and not ISTIO_CRDS.is_file():
         pytest.skip("Istio's custom resource definitions are not beside this repository")
     found = findings(repository(tmp_path, changes), RULES[rule])
@@ -337,7 +337,7 @@ def test_a_mutant_is_rejected_by_its_rule(tmp_path: Path, rule: str, changes: Ch
     assert not any("cannot be checked" in finding for finding in found), found
 
 
-def test_every_rule_has_a_mutant_that_it_rejects() -> None:
+def test_every_rule_has_a_mutant() -> None:
     assert set(MUTANTS) == {rule.name for rule in ABOUT_MANIFESTS}
 
 
@@ -350,7 +350,7 @@ def test_a_finding_says_where_it_is_and_what_to_do(tmp_path: Path) -> None:
     }
 
 
-def test_only_well_formed_manifests_are_held_to_the_rules_about_their_content(
+def test_rules_about_content_skip_malformed_manifests(
     tmp_path: Path,
 ) -> None:
     changes = {"api.yml": {"POD.hostNetwork": "yes"}, "redis_service.yml": {"spec.selector": {}}}
@@ -368,7 +368,7 @@ def test_a_pattern_without_manifests_has_no_findings(tmp_path: Path) -> None:
     ("text", "number"),
     [("250m", 0.25), ("1", 1.0), (2, 2.0), ("1Ki", 1024.0), ("1.5Gi", 1.5 * 2**30), ("1k", 1e3)],
 )
-def test_a_quantity_is_read_as_a_number(text: str | int, number: float) -> None:
+def test_a_quantity_is_parsed(text: str | int, number: float) -> None:
     assert quantity(text) == pytest.approx(number)
 
 

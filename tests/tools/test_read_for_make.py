@@ -1,4 +1,4 @@
-"""What make is told of a pattern, before there is a YAML parser, is what its files say."""
+"""The make variables of a pattern, read without a YAML parser, match its files."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ volumes:
 
 
 @pytest.mark.parametrize("pattern", NAMES.values(), ids=NAMES)
-def test_make_is_told_what_the_strict_readers_read(pattern: Path) -> None:
+def test_make_gets_what_the_strict_readers_read(pattern: Path) -> None:
     compose = load(pattern).services
     exported = [
         category
@@ -49,7 +49,7 @@ def test_make_is_told_what_the_strict_readers_read(pattern: Path) -> None:
     assert len(told) == len(expected)
 
 
-def test_only_what_is_a_service_counts_as_one() -> None:
+def test_only_services_are_read_as_services() -> None:
     assert services(COMPOSE) == {"api": {"build", "command", "depends_on"}, "redis": {"image"}}
 
 
@@ -67,13 +67,13 @@ def test_only_what_is_a_service_counts_as_one() -> None:
         ("services:", "service:", "there is no service in it"),
     ],
 )
-def test_a_file_that_is_written_otherwise_is_refused(old: str, new: str, reason: str) -> None:
+def test_a_file_with_other_indentation_is_rejected(old: str, new: str, reason: str) -> None:
     with pytest.raises(PatternError, match=reason):
         services(COMPOSE.replace(old, new))
 
 
-def test_what_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
-    # It has to run where nothing is installed.
+def test_an_unreadable_file_is_a_clear_error(tmp_path: Path) -> None:
+    # It must run before anything is installed.
     command = [str(Path(sys.executable).resolve()), "-S", "-m", "tools.read", str(tmp_path)]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert told.returncode == 1

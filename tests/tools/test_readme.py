@@ -1,4 +1,4 @@
-"""Holds tools/play/readme.py to its rules: real bash, real make, real servers in the background."""
+"""Tests tools/play/readme.py with real bash, real make and real background servers."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tools.play import readme
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# A pattern that counts its starts and stops in files; `serve` stands for a server: it detaches
+# A pattern that counts its starts and stops in files; `serve` imitates a server: it detaches
 # itself as `make up` does, and keeps the output of the session open.
 MAKEFILE = """\
 up:
@@ -37,7 +37,7 @@ serve:
 
 
 def write_pattern(directory: Path, session: str) -> Path:
-    """Writes a pattern whose README plays a session between make up and make down."""
+    """Writes a pattern whose README contains a session between make up and make down."""
     (directory / "Makefile").write_text(MAKEFILE)
     text = f"# A pattern\n\n```console\n$ make up\n{session}$ make down\n```\n"
     (directory / "README.md").write_text(text)
@@ -51,7 +51,7 @@ def stops(directory: Path) -> int:
 
 
 def wait_for(path: Path) -> None:
-    """Waits until a file is there."""
+    """Waits until a file exists."""
     deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
@@ -59,7 +59,7 @@ def wait_for(path: Path) -> None:
 
 
 def command_line(directory: Path, *options: str) -> list[str]:
-    """Gives the command line that make uses."""
+    """Returns the command line that make uses."""
     return [sys.executable, "-m", "tools.play.readme", str(directory), *options]
 
 
@@ -104,8 +104,8 @@ def test_other_blocks_are_not_played(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\n```console\n$ true\n", "README.md:2: the block that begins here is never closed"),
-        ("```python\n", "README.md:1: the block that begins here is never closed"),
+        ("a\n```console\n$ true\n", "README.md:2: the code block is never closed"),
+        ("```python\n", "README.md:1: the code block is never closed"),
         ("```console\noutput\n$ true\n```\n", "README.md:2: output without a command"),
         ("```console\noutput\n```\n", "README.md:2: output without a command"),
         ("```console\n$true\n```\n", "README.md:2: output without a command"),
@@ -137,7 +137,7 @@ def test_a_block_that_would_be_misread_is_an_error(text: str, message: str) -> N
         (["... x ... x"], ["1 x 2 x 3 x"]),
     ],
 )
-def test_output_as_shown_is_accepted(expected: list[str], actual: list[str]) -> None:
+def test_matching_output_is_accepted(expected: list[str], actual: list[str]) -> None:
     assert readme.matches(expected, actual)
 
 
@@ -165,12 +165,12 @@ def test_other_output_is_rejected(expected: list[str], actual: list[str]) -> Non
     assert not readme.matches(expected, actual)
 
 
-def test_many_elisions_on_large_output_take_no_exponential_time() -> None:
+def test_many_elisions_do_not_take_exponential_time() -> None:
     assert not readme.matches(["...", "a"] * 50 + ["b"], ["a"] * 2000)
     assert not readme.matches(["...".join("a" * 50) + "b"], ["a" * 20_000])
 
 
-def test_a_readme_that_tells_the_truth_is_accepted(tmp_path: Path) -> None:
+def test_a_correct_readme_is_accepted(tmp_path: Path) -> None:
     session = (
         "up with RUN=local\n"
         "$ GREETING=hello; export AUDIENCE=world; mkdir -p sub; cd sub\n"
@@ -187,7 +187,7 @@ def test_a_readme_that_tells_the_truth_is_accepted(tmp_path: Path) -> None:
         "$ printf 'ä\\377\\n'\nä...\n"
     )
     directory = write_pattern(tmp_path, session)
-    # The runner itself has to see to it that errors and output keep their order.
+    # The runner must keep stderr and stdout in order.
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
     result = run(directory, "--run", "local", env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -219,9 +219,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_a_readme_that_does_not_tell_the_truth_is_rejected_and_stopped(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_wrong_readme_is_rejected_and_the_pattern_stopped(name: str, tmp_path: Path) -> None:
     session, message = REJECTED[name]
     directory = write_pattern(tmp_path, f"...\n{session}$ echo 'not reached'\n")
     timeout_seconds = "8" if name.startswith("hangs") else "60"
@@ -234,7 +232,7 @@ def test_a_readme_that_does_not_tell_the_truth_is_rejected_and_stopped(
     assert stops(directory) == 1
 
 
-def test_a_command_that_ignores_signals_is_ended_at_its_deadline(tmp_path: Path) -> None:
+def test_a_command_that_ignores_signals_is_killed_at_its_deadline(tmp_path: Path) -> None:
     session = "$ trap '' TERM; echo $$ > job; while true; do sleep 0.1; done\n"
     directory = write_pattern(tmp_path, session)
     result = run(directory, "--timeout-seconds", "8")
@@ -252,7 +250,7 @@ def test_a_failing_first_command_is_cleaned_up_after(tmp_path: Path) -> None:
     assert stops(directory) == 1
 
 
-def test_a_last_command_that_fails_too_is_reported(tmp_path: Path) -> None:
+def test_a_failing_last_command_is_reported_too(tmp_path: Path) -> None:
     directory = write_pattern(tmp_path, "$ false\n")
     (directory / "Makefile").write_text("up:\n\ndown:\n\t@exit 1\n")
     result = run(directory)
@@ -262,7 +260,7 @@ def test_a_last_command_that_fails_too_is_reported(tmp_path: Path) -> None:
     )
 
 
-def test_a_failure_that_is_shown_is_accepted(tmp_path: Path) -> None:
+def test_an_expected_failure_is_accepted(tmp_path: Path) -> None:
     session = (
         "$ make fail\nabout to fail\nmake: *** [Makefile:...: fail] Error 3\n"
         '$ (exit 22); echo "exit code $?"\nexit code 22\n'
@@ -278,12 +276,12 @@ def test_a_server_in_the_background_does_not_hold_up_the_next_command(tmp_path: 
     result = run(directory, "--timeout-seconds", "30")
     assert result.returncode == 0, result.stdout
     assert not is_running(int((directory / "server").read_text()))
-    # A job of the session ends with it.
+    # Background jobs end with the session.
     assert not is_running(int((directory / "job").read_text()))
 
 
 def is_running(process_id: int) -> bool:
-    """Tells whether a process runs; one that only waits to be reaped does not."""
+    """Tells whether a process is running; a zombie is not."""
     status = Path(f"/proc/{process_id}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -308,7 +306,7 @@ def test_an_interrupt_ends_the_command_and_runs_the_last_one(
     assert not is_running(int((directory / "session").read_text()))
 
 
-def test_a_reader_of_the_output_that_goes_away_does_not_leave_a_pattern_running(
+def test_a_closed_output_pipe_does_not_leave_a_pattern_running(
     tmp_path: Path,
 ) -> None:
     directory = write_pattern(tmp_path, "$ seq 100000\n")
@@ -326,7 +324,7 @@ def test_output_is_shown_while_the_command_runs(tmp_path: Path) -> None:
         command_line(directory), cwd=PROJECT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        # The command goes on only after its first line was read here.
+        # The command continues only after the test has read its first line.
         assert any(line == "early\n" for line in process.stdout)
         (directory / "go").touch()
         process.communicate(timeout=30)
@@ -340,7 +338,7 @@ def test_output_is_shown_while_the_command_runs(tmp_path: Path) -> None:
         ("```console\n```\n", "no ```console block, so there is nothing to play"),
         ("```console\n$ true\n$ make down\n```\n", "README.md:2: the first command must be"),
         ("```console\n$ make up\n$ true\n```\n", "README.md:3: the last command must be"),
-        ("```console\n$ make up\n$ make down\n", "README.md:1: the block that begins here"),
+        ("```console\n$ make up\n$ make down\n", "README.md:1: the code block is never closed"),
         (
             "```console\n$ make up\n$ no-such-a x | no-such-b; if no-such-c; then no-such-a; fi\n"
             "$ X=$(no-such-d 'no-such-e | no-such-f') && ! X=1 no-such-g >no-such-h 2>&1\n"
@@ -368,10 +366,10 @@ def test_a_directory_without_a_readme_is_an_error(tmp_path: Path) -> None:
     result = run(tmp_path / "unknown_pattern")
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
-    assert "unknown_pattern/README.md: there is no such file" in result.stderr
+    assert "unknown_pattern/README.md does not exist" in result.stderr
 
 
-def test_words_that_are_no_programs_are_not_looked_for() -> None:
+def test_only_programs_are_looked_for() -> None:
     command = (
         "for i in 1 2; do curl -s \"http://h/?a=1&b=$i\" | jq '.a | length' > out 2>&1; done; "
         'echo "a; b" && ./run.sh x || { cat < in; }; [[ -e x ]] && time make x # and more'

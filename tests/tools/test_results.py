@@ -1,4 +1,4 @@
-"""Results written, read back, refused when they are wrong, and collected into RESULTS.md."""
+"""Results are written, read, validated and collected into RESULTS.md."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "measure/results.json").read_text())
     assert list(content)[:6] == ["pattern", "claim", "counts", "figures", "control", "holds"]
     assert list(content["counts"]) == ["lost", "done"]
-    # Four significant digits of a figure, and every digit of a count.
+    # Figures keep four significant digits, counts all digits.
     assert content["figures"] == {
         "ack_p99_ms": 12.35,
         "jobs_per_second": 3457.0,
@@ -56,13 +56,13 @@ def test_the_machine_is_described_and_not_named(tmp_path: Path) -> None:
 
 
 WRONG = [
-    ("pattern", "", "pattern has to be a text"),
-    ("claim", " ", "claim has to be a text"),
-    ("claim", None, "claim has to be a text"),
-    ("holds", "yes", "holds has to be true or false"),
-    ("holds", 1, "holds has to be true or false"),
+    ("pattern", "", "pattern must be text"),
+    ("claim", " ", "claim must be text"),
+    ("claim", None, "claim must be text"),
+    ("holds", "yes", "holds must be true or false"),
+    ("holds", 1, "holds must be true or false"),
     ("counts", {}, "counts is empty"),
-    ("counts", [["lost", 0]], "counts has to be an object"),
+    ("counts", [["lost", 0]], "counts must be an object"),
     ("counts", {"lost": 0.5}, r"counts\.lost is 0\.5, not an int"),
     ("counts", {"lost": True}, r"counts\.lost is True, not an int"),
     ("counts", {"lost": None}, r"counts\.lost is None, not an int"),
@@ -72,19 +72,19 @@ WRONG = [
     ("figures", {"p99_ms": float("inf")}, r"figures\.p99_ms is inf"),
     ("figures", {"p99_ms": "12"}, r"figures\.p99_ms is '12'"),
     ("figures", {"p99_ms": False}, r"figures\.p99_ms is False"),
-    ("figures", {"lost": 1.0}, "lost is a count and a figure"),
+    ("figures", {"lost": 1.0}, "lost is both a count and a figure"),
     ("targets", {"p98_ms": ("<=", 1)}, r"targets\.p98_ms is neither"),
     ("targets", {"lost": ("<", 1)}, r"targets\.lost is \W'<', 1\W, not a sign and a number"),
     ("targets", {"lost": ("<=", float("nan"))}, r"targets\.lost is"),
     ("targets", {"lost": 3}, r"targets\.lost is 3"),
     ("targets", {"lost": [["<="], 3]}, r"targets\.lost is"),
-    ("machine", {"cpu": 3}, r"machine\.cpu has to be a text"),
+    ("machine", {"cpu": 3}, r"machine\.cpu must be text"),
     ("measured_on", "yesterday", "measured_on is 'yesterday', not a date"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "message"), WRONG)
-def test_wrong_results_are_refused_by_the_name_of_the_field(
+def test_invalid_results_are_rejected_with_the_name_of_the_field(
     tmp_path: Path, name: str, value: Any, message: str
 ) -> None:
     with pytest.raises(ResultsError, match=message):
@@ -96,12 +96,12 @@ def test_wrong_results_are_refused_by_the_name_of_the_field(
         load(tmp_path)
 
 
-def test_a_file_that_lacks_a_field_or_has_one_too_many_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_a_missing_or_unknown_field_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "measure/results.json"
     path.parent.mkdir()
     with pytest.raises(ResultsError, match=r"results\.json is missing: run make measure"):
         load(tmp_path)
-    for text, message in (("{", "Expecting"), ("[]", "it has to be an object")):
+    for text, message in (("{", "Expecting"), ("[]", "must be an object")):
         path.write_text(text)
         with pytest.raises(ResultsError, match=message):
             load(tmp_path)
@@ -111,11 +111,11 @@ def test_a_file_that_lacks_a_field_or_has_one_too_many_is_refused(tmp_path: Path
         with pytest.raises(ResultsError, match=f"{name} is missing"):
             load(tmp_path)
     path.write_text(json.dumps({**content, "figure": {}}))
-    with pytest.raises(ResultsError, match="figure is not a known field"):
+    with pytest.raises(ResultsError, match="unknown field figure"):
         load(tmp_path)
 
 
-def test_show_prints_counts_beside_their_control_and_figures_beside_their_target(
+def test_show_prints_counts_with_their_control_and_figures_with_their_target(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bounds = {"ack_p99_ms": ("<=", 10), "start_seconds": ("<=", 1), "jobs_per_second": (">=", 3457)}
@@ -127,7 +127,7 @@ def test_show_prints_counts_beside_their_control_and_figures_beside_their_target
     }
     assert rows["lost"] == ["0", "56", "= 0: met"]
     assert rows["done"] == ["19,998", "", ""]
-    # A bound itself is within it.
+    # A value equal to its bound meets the target.
     assert rows["start_seconds"] == ["1", "", "≤ 1: met"]
     assert rows["jobs_per_second"] == ["3,457", "", "≥ 3,457: met"]
     assert rows["ack_p99_ms"] == ["12.35", "", "≤ 10: missed"]
@@ -142,7 +142,7 @@ def test_show_prints_counts_beside_their_control_and_figures_beside_their_target
         (["--output", "elsewhere"], "elsewhere"),
     ],
 )
-def test_a_quick_run_leaves_the_results_of_a_pattern_alone(
+def test_a_quick_run_does_not_write_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], written_to: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -190,12 +190,12 @@ def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_firs
     assert "(chapter4_serving/queue_pattern/measure/plot.png)" in queue_section
 
 
-def test_nothing_missed_is_said_as_well(tmp_path: Path) -> None:
+def test_a_page_without_missed_targets_says_so(tmp_path: Path) -> None:
     results_of("queue_pattern").write(tmp_path / "chapter4/queue_pattern/measure")
-    assert "Nothing: every claim holds" in render(tmp_path)
+    assert "None: every claim holds" in render(tmp_path)
 
 
-def test_nothing_to_collect_and_foreign_results_are_errors(tmp_path: Path) -> None:
+def test_missing_results_and_those_of_another_pattern_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"no chapter\*/\*/measure/results\.json found"):
         render(tmp_path)
     results_of("queue_pattern").write(tmp_path / "chapter4/cache_pattern/measure")

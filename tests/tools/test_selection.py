@@ -1,4 +1,4 @@
-"""Options choose the patterns whose tests run; slow tests wait for an environment variable."""
+"""Options select the patterns to test; slow tests run only if FULL is set."""
 
 import sys
 
@@ -61,7 +61,7 @@ def files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(**FILES)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setattr(selection, "FULL", True)
-    # The tests run in this process, which may have imported modules of the same names.
+    # pytester runs in this process, which may have imported modules of the same names.
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -92,7 +92,7 @@ def test_a_test_belongs_to_the_pattern_of_its_file_its_mark_or_its_parameters(
     pytester: pytest.Pytester, names: str, expected: set[str]
 ) -> None:
     assert chosen(pytester, "--only", names) == expected
-    # What is left out runs nowhere twice, and nothing is forgotten.
+    # --without runs exactly the tests that --only leaves out.
     assert chosen(pytester, "--without", names) == ALL - expected
 
 
@@ -100,7 +100,7 @@ def test_without_options_every_test_runs(pytester: pytest.Pytester) -> None:
     assert chosen(pytester) == chosen(pytester, "--only=", "--without=") == ALL
 
 
-def test_slow_tests_run_only_in_full(
+def test_slow_tests_run_only_with_full(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "FULL", False)
@@ -109,7 +109,7 @@ def test_slow_tests_run_only_in_full(
 
 
 @pytest.mark.parametrize("option", ["--only", "--without"])
-def test_an_unknown_name_is_an_error_that_names_the_known(
+def test_an_unknown_name_is_an_error_that_lists_the_names(
     pytester: pytest.Pytester, option: str
 ) -> None:
     refused = run(pytester, option, "tools web_singel_pattern")
@@ -118,11 +118,11 @@ def test_an_unknown_name_is_an_error_that_names_the_known(
     refused.stderr.fnmatch_lines([expected])
 
 
-def test_no_test_at_all_is_an_error(pytester: pytest.Pytester) -> None:
+def test_selecting_no_test_is_an_error(pytester: pytest.Pytester) -> None:
     assert run(pytester, "--without=everything").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
-def test_beside_others_the_file_that_takes_longest_comes_first(
+def test_in_parallel_runs_the_longest_file_comes_first(
     pytester: pytest.Pytester, request: pytest.FixtureRequest
 ) -> None:
     items = [item for file in FILES for item in pytester.getitems("def test_it(): pass")]

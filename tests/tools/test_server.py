@@ -23,7 +23,7 @@ from tools.measure.server import (
     wait_until,
 )
 
-# Starts as told by its arguments, then serves files.
+# Starts as its arguments say, then serves files.
 SERVER = """
 import os, signal, subprocess, sys, time
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -70,19 +70,19 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_server_answers_until_the_end_of_the_block_and_then_is_gone(tmp_path: Path) -> None:
+def test_a_server_runs_until_the_end_of_the_block(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with started(tmp_path, env={"TRAIT": "from env"}, log=log) as server:
         assert status_of(server.url) == 200
         assert 0 < server.start_seconds < 30
-        # It leads its own process group, so a Ctrl-C in the terminal does not end it.
+        # It has its own process group, so Ctrl-C in the terminal does not reach it.
         assert os.getpgid(server.pid) == server.pid != os.getpgid(0)
     assert not psutil.pid_exists(server.pid)
     assert server.process.returncode == -signal.SIGTERM
     assert "traits from env" in log.read_text()
 
 
-def test_a_server_that_dies_shows_its_exit_code_and_its_last_words(tmp_path: Path) -> None:
+def test_the_error_of_a_dead_server_has_exit_code_and_log(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerError, match=r"not ready: .* exit code 1\n(.*\n)*  \| no model"),
         started(tmp_path, "dies"),
@@ -94,19 +94,19 @@ def test_a_server_that_dies_shows_its_exit_code_and_its_last_words(tmp_path: Pat
     ("traits", "path", "answer"),
     [(["hangs"], "/", "nothing .*refused"), ([], "/ready", "404")],
 )
-def test_a_server_that_is_never_ready_is_stopped_and_says_why(
+def test_a_server_that_is_never_ready_is_stopped_with_the_reason(
     tmp_path: Path, traits: list[str], path: str, answer: str
 ) -> None:
     log = tmp_path / "server.log"
     with (
-        pytest.raises(ServerError, match=rf"not ready in time: http.*{path} answers {answer}"),
+        pytest.raises(ServerError, match=rf"not ready in time: http.*{path} returns {answer}"),
         started(tmp_path, "parent", *traits, path=path, deadline_seconds=10, log=log),
     ):
         pytest.fail("it is not ready")
     wait_until_gone(int(log.read_text().partition("child ")[2].split()[0]))
 
 
-def test_a_server_that_ends_unasked_is_an_error(tmp_path: Path) -> None:
+def test_a_server_that_ends_unexpectedly_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerError, match=r"exit code -9\n  \| traits quiet"),
         started(tmp_path, "quiet") as server,
@@ -115,7 +115,7 @@ def test_a_server_that_ends_unasked_is_an_error(tmp_path: Path) -> None:
         server.wait(30)
 
 
-def test_the_end_of_a_server_is_noted_on_the_error_that_it_causes(tmp_path: Path) -> None:
+def test_an_error_caused_by_the_end_of_a_server_has_a_note(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="refused") as caught, started(tmp_path, "quiet") as server:
         os.kill(server.pid, signal.SIGKILL)
         server.wait(30)
@@ -136,10 +136,10 @@ def test_a_server_may_be_terminated_or_killed_on_purpose(tmp_path: Path) -> None
         assert server.wait(30) == -signal.SIGKILL
 
 
-def test_a_server_that_ignores_sigterm_is_killed_after_the_bound(tmp_path: Path) -> None:
+def test_a_server_that_ignores_sigterm_is_killed_at_the_deadline(tmp_path: Path) -> None:
     with started(tmp_path, "ignores SIGTERM", stop_seconds=0.2) as server:
         server.terminate()
-        with pytest.raises(ServerError, match=r"still runs after 0\.1 s"):
+        with pytest.raises(ServerError, match=r"is still running after 0\.1 s"):
             server.wait(0.1)
     assert server.process.returncode == -signal.SIGKILL
 
@@ -149,12 +149,12 @@ def test_children_are_counted_and_end_with_their_parent(tmp_path: Path) -> None:
         alone_mb = alone.memory_mb()
     with started(tmp_path, "parent") as server:
         [child] = psutil.Process(server.pid).children()
-        # The child holds 50 million bytes.
+        # The child allocates 50 million bytes.
         assert server.memory_mb() > alone_mb + 47
     wait_until_gone(child.pid)
 
 
-def test_the_processor_time_of_the_server_and_of_ended_children_is_counted(tmp_path: Path) -> None:
+def test_the_cpu_time_of_the_server_and_of_ended_children_is_counted(tmp_path: Path) -> None:
     with started(tmp_path, "busy child") as server:
         before = server.cpu_seconds()
         assert before >= 0.5
@@ -165,23 +165,23 @@ def test_the_processor_time_of_the_server_and_of_ended_children_is_counted(tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins processes")
-def test_a_server_runs_on_the_processors_it_is_given(tmp_path: Path) -> None:
+def test_a_server_runs_on_the_given_cores(tmp_path: Path) -> None:
     cpu = max(os.sched_getaffinity(0))
     with started(tmp_path, cpus={cpu}) as server:
         assert os.sched_getaffinity(server.pid) == {cpu}
 
 
-def test_a_port_that_somebody_holds_is_refused(tmp_path: Path) -> None:
+def test_a_port_in_use_is_rejected(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with (
-            pytest.raises(ServerError, match=f"port {port} is taken"),
+            pytest.raises(ServerError, match=f"port {port} is in use"),
             started(tmp_path, port=port),
         ):
             pytest.fail("the answers would come from somebody else")
 
 
-def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_a_missing_command_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerError, match="cannot start no-such-server"),
         serve(["no-such-server"], cwd=tmp_path, ready_url="http://127.0.0.1/", port=free_port()),
@@ -194,7 +194,7 @@ def test_free_ports_can_be_listened_on() -> None:
         assert listener.getsockname()[1] > 0
 
 
-def test_a_condition_is_waited_for_until_it_holds_and_named_if_it_never_does() -> None:
+def test_wait_until_returns_or_names_the_condition() -> None:
     answers = iter([False, False, True])
     wait_until(lambda: next(answers), "the third answer")
     assert list(answers) == []
@@ -215,7 +215,7 @@ def test_arms_are_measured_in_turn() -> None:
     assert [value["turn"] for value in measured["without"]] == [2, 4, 6]
 
 
-def test_median_and_spread_name_the_middle_and_the_ends() -> None:
+def test_median_and_spread() -> None:
     spread = median_and_spread([3.0, 1.0, 2.0, 10.0])
     assert spread == (2.5, 1.0, 10.0)
     assert str(spread) == "2.5 (1 to 10)"

@@ -1,4 +1,4 @@
-"""Real servers on free ports, and services of a compose file that ask each other."""
+"""Real servers on free ports, and services of a Compose file that call each other."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ from tools.measure.services import (
 )
 from tools.read.compose import load
 
-# Answers each path with the text of an environment variable of this name, else with 404.
+# Returns the value of the environment variable named by the path, or 404.
 APPLICATION = """
 import os
 
@@ -96,7 +96,7 @@ def test_an_application_runs_with_its_settings_until_the_end_of_the_block(patter
         assert server.url == f"http://127.0.0.1:{port}"
 
 
-def test_an_application_that_is_not_there_says_so(pattern: Path) -> None:
+def test_a_missing_application_is_an_error(pattern: Path) -> None:
     with (
         pytest.raises(ServerError, match="Could not import module"),
         run_uvicorn("no:app", cwd=pattern),
@@ -104,7 +104,7 @@ def test_an_application_that_is_not_there_says_so(pattern: Path) -> None:
         pytest.fail("there is nothing to run")
 
 
-def test_a_process_is_killed_started_again_and_stopped_though_it_is_suspended(
+def test_a_process_can_be_killed_restarted_and_stopped_while_suspended(
     tmp_path: Path,
 ) -> None:
     command = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(600)"]
@@ -125,7 +125,7 @@ def command_redis(port: int, *words: str) -> bytes:
         return connection.recv(1_000)
 
 
-def test_redis_finds_again_what_it_had_when_it_was_killed(tmp_path: Path) -> None:
+def test_redis_keeps_its_data_after_a_kill(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", "--maxmemory", "50mb") as server:
         assert command_redis(server.port, "SET", "key", "value") == b"+OK\r\n"
         server.kill()
@@ -159,7 +159,7 @@ def query(server: PostgresServer, statement: str, password: str | None = None) -
         connection.close()
 
 
-def test_postgres_finds_again_what_it_had_when_it_was_killed(postgres: PostgresServer) -> None:
+def test_postgres_keeps_its_data_after_a_kill(postgres: PostgresServer) -> None:
     query(postgres, "CREATE TABLE book (title text)")
     query(postgres, "INSERT INTO book VALUES ('one')")
     postgres.kill()
@@ -170,17 +170,17 @@ def test_postgres_finds_again_what_it_had_when_it_was_killed(postgres: PostgresS
         query(postgres, "SELECT 1", password="another")  # noqa: S106
 
 
-def test_servers_are_found_and_of_replicas_one(pattern: Path) -> None:
+def test_servers_are_found_with_one_of_each_replica(pattern: Path) -> None:
     assert sorted(service.name for service in asgi_services(load(pattern))) == ["api", "other"]
 
 
-def test_a_service_runs_with_what_it_depends_on_and_the_workers_and_with_nothing_else(
+def test_a_service_runs_with_only_its_dependencies_and_the_workers(
     pattern: Path, tmp_path: Path
 ) -> None:
     compose = copy_of(pattern, tmp_path / "copy")
     assert dependencies_of(compose, {"api"}) == {"queue", "other", "fill"}
     with run_around(compose, "api"), run_service(compose, "api", COLOUR="red") as api:
-        # A second one has a port of its own.
+        # A second one gets its own port.
         with run_service(compose, "api") as second:
             assert httpx.get(f"{second.url}/colour").status_code == 404
         assert httpx.get(f"{api.url}/colour").text == "red"
@@ -195,12 +195,12 @@ def test_a_service_runs_with_what_it_depends_on_and_the_workers_and_with_nothing
             httpx.get(f"http://127.0.0.1:{page}")
     with pytest.raises(httpx.ConnectError):
         httpx.get(api.url)
-    # The pattern itself is as it was.
+    # The pattern itself is unchanged.
     assert (pattern / "docker-compose.yml").read_text() == COMPOSE
     assert not (pattern / ".local").exists()
 
 
-def test_a_one_shot_that_fails_says_what_it_wrote(pattern: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_failed_one_shot_has_its_output(pattern: Path, tmp_path: Path) -> None:
     text = COMPOSE.replace("import sys; open", "raise SystemExit('no data'); open")
     (pattern / "docker-compose.yml").write_text(text)
     compose = copy_of(pattern, tmp_path / "copy")
@@ -208,7 +208,7 @@ def test_a_one_shot_that_fails_says_what_it_wrote(pattern: Path, tmp_path: Path)
         run_around(compose, "api").__enter__()
 
 
-def test_a_training_that_is_no_service_is_run_and_says_why_it_fails(
+def test_a_training_outside_the_services_is_run_and_its_error_shown(
     pattern: Path, tmp_path: Path
 ) -> None:
     (pattern / "train").mkdir()
@@ -220,9 +220,9 @@ def test_a_training_that_is_no_service_is_run_and_says_why_it_fails(
         copy_of(pattern, tmp_path / "other")
 
 
-def test_an_image_that_nothing_runs_yet_is_named(pattern: Path, tmp_path: Path) -> None:
+def test_an_unsupported_image_is_named(pattern: Path, tmp_path: Path) -> None:
     text = COMPOSE.replace("redis:8.0", "prom/prometheus:v3.0.0").replace("redis-cli", "curl")
     (pattern / "docker-compose.yml").write_text(text)
     compose = copy_of(pattern, tmp_path / "copy")
-    with pytest.raises(ServiceError, match=r"queue: no function of .* runs prom/prometheus"):
+    with pytest.raises(ServiceError, match=r"queue: .* cannot run prom/prometheus"):
         run_around(compose, "api").__enter__()

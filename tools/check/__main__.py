@@ -1,4 +1,4 @@
-"""Holds the repository to its rules: prints "FILE: what is wrong; what to do", exits 1 on any."""
+"""Checks the repository against its rules; prints "FILE: problem; what to do" and exits 1."""
 
 import sys
 
@@ -11,9 +11,9 @@ from tools.read.patterns import ROOT
 def main() -> int:
     repository, rules = Repository(ROOT), all_rules()
     if not ISTIO_CRDS.is_file():
-        print("note: Istio's own schemas are not here, so they are not applied", file=sys.stderr)
+        print("note: Istio's schemas are not available and are not checked", file=sys.stderr)
     found = [finding for rule in rules for finding in findings(repository, rule)]
-    print(*found or [f"{len(rules)} rules: every one holds"], sep="\n")
+    print(*found or [f"{len(rules)} rules: all hold"], sep="\n")
     return 1 if found else 0
 
 

@@ -1,12 +1,11 @@
-"""Measures what each file of tests takes, and shows it beside its budget at the end of a run.
+"""Measures the time of each test file and shows it against its budget at the end of a run.
 
-A plugin of pytest. Seconds of CPU are those of this process, of its descendants that have ended and
-were waited for, and of those that still run. Two kinds are left out: what a daemon uses that has
-left its parent (`make up` without Docker starts one), and what a child uses whose parent was killed
-before it could wait for it. Containers belong to the Docker engine and are left out as well.
+A pytest plugin. CPU seconds are those of this process, of its running descendants, and of those
+that have ended and were waited for. They exclude daemons that have left their parent (`make up`
+without Docker starts one), children whose parent was killed before it waited for them, and
+containers, which belong to the Docker engine.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,44 +17,46 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tools.measure.server import cpu_seconds_of
+
 
 class Budget(NamedTuple):
-    """How many seconds a row of the table may take; None: as many as it needs."""
+    """The seconds that a row of the table may take; None means no limit."""
 
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
 
 
-# A budget is reported and never fails a run, because a busy machine would decide. A test whose mark
-# `budget` names one of these has a row of its own.
+# Budgets are only reported: a busy machine must not fail a run. A test marked `budget(name)` counts
+# towards that row instead of its file's.
 BUDGETS = {
     "tests of a pattern": Budget(cpu_seconds=40),
     "README": Budget(wall_seconds=25),
-    # Once the images are built.
+    # Excludes building the images.
     "README with Docker": Budget(wall_seconds=40),
     "measure --quick": Budget(wall_seconds=10),
     "slow": Budget(),
     "other tests": Budget(),
 }
-# Rows without a budget that take less are added up in one.
+# Rows without a budget that take less are combined into one row.
 LEAST_SECONDS = 1.0
 
 
 class Row(NamedTuple):
-    """What stands in one row of the table: the name of a budget, and what is measured."""
+    """Identifies a row of the table: the name of a budget, and what is measured."""
 
     kind: str
     name: str
 
 
 class Used(NamedTuple):
-    """Seconds that have been used, from any beginning."""
+    """Seconds used since some point in time."""
 
     wall: float
     cpu: float
 
     def since(self, begin: "Used") -> "Used":
-        # A child that was killed takes its seconds with it.
+        # The seconds of a killed child are lost, so the sum may decrease.
         return Used(self.wall - begin.wall, max(0.0, self.cpu - begin.cpu))
 
 
@@ -70,19 +71,17 @@ def row_of(item: pytest.Item) -> Row:
 
 
 def used() -> Used:
-    times = os.times()
-    cpu = times.user + times.system + times.children_user + times.children_system
-    for child in psutil.Process().children(recursive=True):
-        # A child may end in between; then it has been waited for, or will be.
+    process = psutil.Process()
+    cpu = cpu_seconds_of(process)
+    for child in process.children(recursive=True):
+        # A child may end meanwhile; it counts once it has been waited for.
         with suppress(psutil.Error):
-            of_child = child.cpu_times()
-            cpu += of_child.user + of_child.system
-            cpu += of_child.children_user + of_child.children_system
+            cpu += cpu_seconds_of(child)
     return Used(time.monotonic(), cpu)
 
 
 class Meter:
-    """Adds up what each row uses in this process, and what other processes have reported."""
+    """Adds up the seconds of each row, in this process and in pytest-xdist's workers."""
 
     def __init__(self) -> None:
         self.rows: dict[Row, Used] = {}
@@ -96,11 +95,11 @@ class Meter:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Iterator[None]:
-        """Reads the clocks only where a row begins or ends: that takes milliseconds."""
+        """Reads the clocks, which takes milliseconds, only where a row begins or ends."""
         row = row_of(item)
         if self.begin is None:
             self.begin = used()
-        # What the last test of a file stops, it stops in here.
+        # This includes the teardown of module fixtures after the last test of a file.
         result = yield
         if nextitem is None or row_of(nextitem) != row:
             self.add(row, used().since(self.begin))
@@ -114,7 +113,7 @@ class Meter:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Takes over what a process beside this one has measured, unless it has crashed."""
+        """Adds the measurements of a worker, unless it has crashed."""
         for kind, name, wall, cpu in getattr(node, "workeroutput", {}).get("used", []):
             self.add(Row(kind, name), Used(wall, cpu))
 
@@ -132,7 +131,7 @@ def is_over(row: Row, sum_: Used) -> bool:
 
 
 def table(rows: dict[Row, Used], coloured: bool) -> str:
-    """Draws the rows, sorted by budget and name, what is over its budget marked."""
+    """Draws the rows, sorted by budget and name, and marks those over budget."""
     drawn = Table(box=None, pad_edge=False)
     for heading in ("budget", "of", "wall s", "CPU s", "at most", ""):
         numeric = heading in {"wall s", "CPU s"}
@@ -153,7 +152,7 @@ def table(rows: dict[Row, Used], coloured: bool) -> str:
     if any(small):
         drawn.add_row("", "the rest", f"{small.wall:.1f}", f"{small.cpu:.1f}", "", "")
     total = Used(*map(sum, zip(*rows.values(), strict=True)))
-    drawn.add_row("", "all of it", f"{total.wall:.1f}", f"{total.cpu:.1f}", "", f"{over} over")
+    drawn.add_row("", "total", f"{total.wall:.1f}", f"{total.cpu:.1f}", "", f"{over} over")
     text = StringIO()
     Console(file=text, width=200, force_terminal=coloured, color_system="auto").print(drawn)
     return text.getvalue()

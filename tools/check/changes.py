@@ -1,8 +1,8 @@
-"""Prints what has to be tested thoroughly: whatever differs from the last verified commit.
+"""Prints what must be tested thoroughly because it differs from the last verified commit.
 
-One name a line: patterns by their directories, `tools` for what belongs to no pattern, or
-`everything`. The commit is `$CI_BASE` where that is set, and otherwise the one in `.ci/base`.
-Whatever makes the comparison doubtful means `everything`; the reason is printed as an error.
+The output has one name a line: directories of patterns, `tools` for what belongs to no pattern, or
+`everything`. The commit is `$CI_BASE` or, if that is not set, the one in `.ci/base`. If they cannot
+be compared, everything counts as changed and the reason is printed to stderr.
 """
 
 import os
@@ -17,9 +17,9 @@ from tools.read.patterns import ROOT, patterns
 EVERYTHING = "everything"
 TOOLS = "tools"
 BASE_FILE = ".ci/base"
-# A change of the toolchain runs these as well. Between them they use the images that are built,
-# Redis and Envoy, a worker, a mesh, and every verb of a pattern that serves; they take minutes
-# where all patterns would take half an hour. The nightly run takes all patterns.
+# A change to the toolchain also runs these. Together they cover built images, Redis, Envoy, a
+# worker, a mesh and every make target of a serving pattern, in minutes instead of half an hour for
+# all patterns. The nightly run covers all of them.
 TOOLCHAIN_PATTERNS = (
     "chapter4_serving_patterns/asynchronous_pattern",
     "chapter4_serving_patterns/web_single_pattern",
@@ -28,15 +28,11 @@ TOOLCHAIN_PATTERNS = (
 
 
 class BaseError(Exception):
-    """Nothing can be compared with the base."""
+    """The working tree cannot be compared with a base commit."""
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Runs git and returns what it prints.
-
-    Raises:
-        BaseError: git fails; the message is its own.
-    """
+    """Runs git and returns its output; a BaseError has git's error message."""
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
     if done.returncode != 0:
         raise BaseError(os.fsdecode(done.stderr).strip() or f"git {arguments[0]} failed")
@@ -44,11 +40,7 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def base_of(root: Path) -> str:
-    """Returns the commit up to which everything has been verified.
-
-    Raises:
-        BaseError: there is none that the working tree could be compared with.
-    """
+    """Returns the last verified commit."""
     named = os.environ.get("CI_BASE")
     if named is None:
         file = root / BASE_FILE
@@ -65,19 +57,19 @@ def base_of(root: Path) -> str:
     try:
         git(root, "merge-base", "--is-ancestor", base, "HEAD")
     except BaseError:
-        raise BaseError(f"the base {base} is no ancestor of HEAD") from None
+        raise BaseError(f"the base {base} is not an ancestor of HEAD") from None
     return base
 
 
 def changed_files(root: Path, base: str) -> set[str]:
-    """Lists the files that differ from the base: committed, in the working tree, or new in it."""
+    """Lists the files that differ from the base, including uncommitted and untracked ones."""
     differing = git(root, "diff", "--name-only", "--no-renames", "-z", base, "--")
     untracked = git(root, "ls-files", "-z", "--others", "--exclude-standard")
     return set(f"{differing}{untracked}".split("\0")) - {""}
 
 
 def copies_of(root: Path) -> dict[str, set[str]]:
-    """Maps each original to its marked copies; the paths are from the root."""
+    """Maps each original to its marked copies; paths are relative to the root."""
     found: dict[str, set[str]] = {}
     for path in tracked(root):
         if mark := read_mark(root, path):
@@ -86,7 +78,7 @@ def copies_of(root: Path) -> dict[str, set[str]]:
 
 
 def names_of(root: Path, path: str, known: list[str]) -> set[str]:
-    """Names what a file is an input of: patterns, the toolchain, or nothing."""
+    """Names what a file affects: patterns, the toolchain, or nothing."""
     directory = "/".join(path.split("/")[:2])
     test = re.fullmatch(r"tests/(chapter\w+)/test_(\w+)\.py", path)
     name = f"{test[1]}/{test[2]}" if test else directory
@@ -95,21 +87,17 @@ def names_of(root: Path, path: str, known: list[str]) -> set[str]:
     if path == BASE_FILE or path.endswith(("LICENSE", ".gitignore")):
         return set()
     if path.endswith(".md"):
-        # A session outside of the patterns is played as well, and goes through those it names.
+        # A console session outside the patterns is played too, and covers the patterns it names.
         text = (root / path).read_text("utf-8") if (root / path).is_file() else ""
         words = set(re.findall(r"\w+", text)) if "```console" in text else set()
         return {name for name in known if name.rpartition("/")[2] in words}
-    # What is left of a pattern that is gone can no longer be tested.
+    # Files of a deleted pattern cannot be tested.
     is_of_a_former_pattern = re.match(r"(tests/)?chapter\d+\w*/", path)
     return set() if is_of_a_former_pattern else {TOOLS, *TOOLCHAIN_PATTERNS}
 
 
 def changed(root: Path) -> list[str]:
-    """Returns the names of what has to be tested thoroughly, in order.
-
-    Raises:
-        BaseError: the working tree cannot be compared with a base.
-    """
+    """Returns the sorted names of what must be tested thoroughly."""
     known = [pattern.relative_to(root).as_posix() for pattern in patterns(root)]
     paths = changed_files(root, base_of(root))
     copies = copies_of(root)

@@ -1,25 +1,25 @@
 """Lists the tests that failed and then passed, and fails a run that has too many of them.
 
-A plugin of pytest beside pytest-rerunfailures, which runs a failed test once more.
+A pytest plugin that complements pytest-rerunfailures, which runs a failed test once more.
 """
 
 from typing import Any
 
 import pytest
 
-# One bad second of a machine may cost a test; more than this is no accident.
+# A machine may have a bad moment, but more than this is no accident.
 MOST_FLAKY = 2
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Stays at the first failure where a person debugs it; the two cannot be combined."""
+    """Turns reruns off under --pdb, because the two cannot be combined."""
     if config.getoption("usepdb"):
         config.option.reruns = 0
 
 
 def flaky(config: pytest.Config) -> dict[str, str]:
-    """Maps each test that passed in the end to the message of its first failure."""
+    """Maps each test that passed on a rerun to the message of its first failure."""
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     stats = reporter.stats if reporter else {}
     failed = {report.nodeid for kind in ("failed", "error") for report in stats.get(kind, [])}
@@ -31,7 +31,7 @@ def flaky(config: pytest.Config) -> dict[str, str]:
 
 
 def message(report: pytest.TestReport) -> str:
-    """Returns the first line that says what failed, and while doing what."""
+    """Returns the phase of a test and the first line of its failure."""
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = (crash.message if crash else report.longreprtext).strip().splitlines()
     return f"{report.when}: {lines[0] if lines else 'no message'}"
@@ -51,5 +51,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for nodeid, first in found.items():
         terminalreporter.line(f"{nodeid}\n    failed first: {first}")
     if len(found) > MOST_FLAKY:
-        excess = f"{len(found)} tests are flaky, {MOST_FLAKY} may be: the run has failed"
+        excess = f"{len(found)} tests are flaky, at most {MOST_FLAKY} may be: the run has failed"
         terminalreporter.line(excess, red=True, bold=True)

@@ -1,8 +1,8 @@
-"""Registers the rules of the repository, and finds what is against them.
+"""Registers the rules of the repository and finds violations.
 
-A rule is a function that yields what is wrong and, after a semicolon, what to do about it. Its name
-says what holds when it is silent. `@rule()` is about the repository, and its findings begin with a
-file; `@rule(pods)` is about each pod of each pattern's manifests.
+A rule is a function that yields findings: what is wrong and, after a semicolon, what to do. Its
+name says what is true if there are none. `@rule()` checks the repository, and its findings begin
+with a file; `@rule(pods)` checks each pod of each pattern's manifests.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +24,9 @@ Check = Callable[[S], Iterator[str]]
 class Rule:
     name: str
     check: Callable[[Any], Iterator[str]]
-    # What it looks at in the manifests of a pattern; None where it looks at the repository.
+    # Selects the checked parts of a pattern's manifests; None for a rule about the repository.
     subjects: Callable[[Pattern], Iterable[Any]] | None
-    # Such a rule comes first: the others read only objects in which every field has its type.
+    # Rules about shape run first; the others may rely on the types of all fields.
     is_of_shape: bool
 
 
@@ -46,7 +46,7 @@ def rule(
 
     def register(check: Callable[[Any], Iterator[str]]) -> Rule:
         if check.__name__ in RULES:
-            raise ValueError(f"there are two rules {check.__name__}; rename one")
+            raise ValueError(f"there are two rules named {check.__name__}; rename one")
         RULES[check.__name__] = Rule(check.__name__, check, subjects, is_of_shape)
         return RULES[check.__name__]
 
@@ -54,7 +54,7 @@ def rule(
 
 
 def all_rules() -> list[Rule]:
-    """Returns the rules of every module beside this one, in a folder for each half."""
+    """Imports every module in the folders next to this file and returns their rules."""
     here = Path(__file__).resolve().parent
     for path in sorted(here.glob("*/*.py")):
         import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
@@ -62,12 +62,12 @@ def all_rules() -> list[Rule]:
 
 
 def findings(repository: Repository, rule: Rule) -> list[str]:
-    """Returns what is against a rule, with paths from the root on."""
+    """Returns the violations of a rule, with paths relative to the root."""
     try:
         found = sorted(messages(repository, rule))
-    # A file that is missing or malformed, in whatever way, is a finding and no traceback.
+    # A missing or malformed file is a finding rather than a traceback.
     except Exception as error:
-        found = [f"{rule.name}: cannot be checked: {error!r}; write or correct that file"]
+        found = [f"{rule.name}: cannot be checked: {error!r}; fix that file"]
     return [finding.replace(f"{repository.root}/", "") for finding in found]
 
 
@@ -84,7 +84,7 @@ def messages(repository: Repository, rule: Rule) -> Iterator[str]:
 
 @cache
 def is_well_formed(pattern: Pattern) -> bool:
-    """Tells whether the manifests of a pattern keep the rules about their shape."""
+    """Tells whether the manifests of a pattern pass all rules about shape."""
     return not any(
         message
         for each in all_rules()

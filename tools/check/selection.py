@@ -1,8 +1,8 @@
-"""Decides which tests run: of some patterns, without some, and those that take long.
+"""Selects the tests to run by pattern, and leaves out slow tests.
 
-A plugin of pytest. Its options take names: a pattern, a chapter, `tools` for all tests that belong
-to no pattern, and `everything`. A test belongs to the pattern that its file is named for, or else
-to those that its `pattern` mark or its parameters name.
+A pytest plugin. Its options take names of patterns and chapters, `tools` for all tests that belong
+to no pattern, and `everything`. A test belongs to the patterns in its `pattern` mark, or else to
+the pattern that its file is named after, or else to the patterns in its parameters.
 """
 
 import os
@@ -15,32 +15,32 @@ import pytest
 from tools.check.changes import EVERYTHING, TOOLS
 from tools.read.patterns import ROOT, patterns
 
-# The one switch for tests that take long: `make test FULL=1`. Tests marked `slow` run only then,
-# and a test that may try more (schemathesis, say) asks here whether it is to.
+# The switch for slow tests: `make test FULL=1`. Tests marked `slow` run only if it is set, and
+# tests that generate examples read it to decide how many.
 FULL = os.environ.get("FULL", "") not in {"", "0"}
 OPTIONS = ("--only", "--without")
 
 
 @cache
 def known() -> dict[str, str]:
-    """Maps the name of each pattern to that of its directory, from the root."""
+    """Maps the name of each pattern to its directory, relative to the root."""
     return {pattern.name: pattern.relative_to(ROOT).as_posix() for pattern in patterns()}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("selection", "which tests run")
-    group.addoption("--only", default="", help="run only the tests of these, e.g. `tools`")
-    group.addoption("--without", default="", help="run all tests but those of these")
+    group.addoption("--only", default="", help="run only tests of these, e.g. `tools`")
+    group.addoption("--without", default="", help="run all tests except those of these")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuses a name that is none: it would select nothing, or leave nothing out."""
+    """Rejects unknown names, which would silently select or exclude nothing."""
     for option in OPTIONS:
         names_of_option(config, option)
 
 
 def names_of_option(config: pytest.Config, option: str) -> set[str]:
-    """Returns what an option names: whole names of patterns, and `tools`."""
+    """Expands the words of an option into directories of patterns and `tools`."""
     names = {*known().values(), TOOLS}
     found: set[str] = set()
     for word in str(config.getoption(option)).split():
@@ -53,7 +53,7 @@ def names_of_option(config: pytest.Config, option: str) -> set[str]:
 
 
 def belongs_to(item: pytest.Item) -> set[str]:
-    """Names the patterns that a test belongs to, or the toolchain."""
+    """Returns the patterns that a test belongs to, or `tools`."""
     marked = {name for mark in item.iter_markers("pattern") for name in mark.args}
     if marked:
         return marked
@@ -81,5 +81,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def in_order(items: Iterable[pytest.Item], side_by_side: bool) -> list[pytest.Item]:
-    """Puts the file that takes longest first where others run beside it, or it would end last."""
+    """Moves the longest file to the front for parallel runs, where it would otherwise end last."""
     return sorted(items, key=lambda item: side_by_side and item.path.name != "test_readmes.py")

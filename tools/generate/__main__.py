@@ -1,4 +1,4 @@
-"""Writes, or with --check compares, every file that is made from others."""
+"""Writes every generated file or, with --check, compares it with what it should be."""
 
 import argparse
 import sys
@@ -10,8 +10,8 @@ from tools.read.patterns import ROOT
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
-    parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="of the repository")
+    parser.add_argument("--check", action="store_true", help="only compare; exit 1 if one differs")
+    parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="root of the repository")
     arguments = parser.parse_args()
     try:
         if not arguments.check:

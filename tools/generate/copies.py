@@ -1,8 +1,9 @@
-"""Holds marked copies of files to their originals.
+"""Keeps marked copies of files equal to their originals.
 
-A file whose first line is `# Copied from PATH` or `# Copied from PATH with old->new, old2->new2`
-(as a comment of its own language, PATH from the root of the repository) equals its original below
-that line, once each `old` is replaced by `new`, in order. To let a copy differ, delete the mark.
+A marked copy begins with `# Copied from PATH` or `# Copied from PATH with old->new, old2->new2`, as
+a comment in the file's language; PATH is relative to the root of the repository. Below that line
+the file equals its original after replacing each `old` with `new`, in order. To let a copy differ,
+delete the mark.
 """
 
 import os
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-# What opens and closes a comment; `# ` and nothing in every other kind of file.
+# The start and end of a comment by file type; `# ` and nothing for all other types.
 COMMENTS = {
     ".css": ("/* ", " */"),
     ".html": ("<!-- ", " -->"),
@@ -21,22 +22,18 @@ COMMENTS = {
 }
 MARK = re.compile(r"Copied from (?P<original>\S+)(?: with (?P<replacements>.+))?")
 ALMOST_A_MARK = re.compile(r"\W*copied from\b", re.IGNORECASE)
-# Lines that work only where they are first, where the mark has to be: `#!`, `# syntax=`.
+# Lines such as `#!` and `# syntax=` must come first, so a file that has one cannot be copied.
 MUST_BE_FIRST = re.compile(r"#!|#\s*(?:check|escape|syntax)\s*=")
 
 Replacements = list[tuple[str, str]]
 
 
 class MarkError(Exception):
-    """A mark that cannot be followed; several are one line each."""
+    """Marks cannot be followed; the message has one line for each."""
 
 
 def copies(root: Path) -> dict[str, str]:
-    """Gives the text that each marked copy has to hold; the paths are from the root.
-
-    Raises:
-        MarkError: marks cannot be followed; it names all of them, a line each.
-    """
+    """Returns the text that each marked copy should have, by path relative to the root."""
     texts, errors = {}, []
     files = tracked(root)
     for path in sorted(files):
@@ -51,14 +48,13 @@ def copies(root: Path) -> dict[str, str]:
 
 
 def write_copy(root: Path, original: str, copy: str, replacements: Replacements) -> None:
-    """Writes a marked copy; the paths are from the root of the repository."""
+    """Writes a marked copy; paths are relative to the root."""
     for old, new in replacements:
         if not old or re.search("->|, |\n", f"{old} {new}"):
-            raise MarkError(f"{copy}: a mark cannot say that {old!r} is replaced by {new!r}")
+            raise MarkError(f"{copy}: a mark cannot express replacing {old!r} with {new!r}")
     text = text_of_copy(root, tracked(root), original, replacements, copy)
     (root / copy).parent.mkdir(parents=True, exist_ok=True)
     (root / copy).write_bytes(text.encode())
-    # A copy is as executable as its original.
     shutil.copymode(root / original, root / copy)
 
 
@@ -73,7 +69,7 @@ def tracked(root: Path) -> set[str]:
 
 
 def read_mark(root: Path, path: str) -> tuple[str, Replacements] | None:
-    """Reads the original and the replacements off the mark of a file, None if it has none."""
+    """Returns the original and the replacements from a file's mark; None if it has no mark."""
     with (root / path).open("rb") as file:
         first, second = (file.readline(10_000).decode(errors="replace").rstrip() for _ in range(2))
     opening, closing = COMMENTS.get(Path(path).suffix, ("# ", ""))
@@ -91,7 +87,7 @@ def read_mark(root: Path, path: str) -> tuple[str, Replacements] | None:
 
 
 def mark_line(path: str, original: str, replacements: Replacements) -> str:
-    """Writes the mark of a copy as a comment in its language."""
+    """Returns the mark of a copy as a comment in its language."""
     opening, closing = COMMENTS.get(Path(path).suffix, ("# ", ""))
     pairs = ", ".join(f"{old}->{new}" for old, new in replacements)
     return f"{opening}Copied from {original}{' with ' if pairs else ''}{pairs}{closing}"
@@ -100,32 +96,32 @@ def mark_line(path: str, original: str, replacements: Replacements) -> str:
 def text_of_copy(
     root: Path, files: set[str], original: str, replacements: Replacements, copy: str
 ) -> str:
-    """Gives the text that a copy has to hold, its mark included."""
+    """Returns the text that a copy should have, including its mark."""
     if original == copy:
         raise MarkError(f"{copy} is marked as a copy of itself: delete the mark")
     if original not in files:
         raise MarkError(f"{copy}: its original {original} is not in the repository")
     if read_mark(root, original):
         true = true_original(root, files, original)
-        raise MarkError(f"{copy}: {original} is a copy itself: name its original, {true}")
+        raise MarkError(f"{copy}: {original} is itself a copy: name its original, {true}")
     try:
         text = (root / original).read_bytes().decode()
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise MarkError(f"{copy}: its original {original} is a binary file, which has no lines")
+        raise MarkError(f"{copy}: its original {original} is a binary file")
     if MUST_BE_FIRST.match(text):
         first = text.splitlines()[0]
-        raise MarkError(f"{copy}: `{first}` of {original} would not be the first line of a copy")
+        raise MarkError(f"{copy}: `{first}` of {original} must be the first line, as the mark must")
     for old, new in replacements:
         if old not in text:
-            raise MarkError(f"{copy}: {old!r}, to be replaced, is not in {original}")
+            raise MarkError(f"{copy}: the text to replace, {old!r}, is not in {original}")
         text = text.replace(old, new)
     return f"{mark_line(copy, original, replacements)}\n{text}"
 
 
 def true_original(root: Path, files: set[str], path: str) -> str:
-    """Follows marks to the file that is no copy; copies in a ring end at one of the ring."""
+    """Follows marks to a file without one; in a cycle it stops at a member of the cycle."""
     seen: set[str] = set()
     while path in files and path not in seen and (mark := read_mark(root, path)):
         seen.add(path)

@@ -1,9 +1,8 @@
-"""Shows how a pattern differs from another one: `python -m tools.generate.diff ASYNC WEB_SINGLE`.
+"""Shows how one pattern differs from another: `python -m tools.generate.diff ASYNC WEB_SINGLE`.
 
-First it lists the files that only one of the two has, and those that have little in common; then it
-shows the lines that differ in the others. Left out is what says nothing about the pattern: marked
-copies, requirements, READMEs, and `measure/` with the results. The names of the two patterns count
-as equal. It needs git and the standard library only.
+It lists the files that only one of the two has and those that have little in common, then shows a
+diff of the others. It leaves out marked copies, requirements, READMEs and `measure/`, and treats
+the names of the two patterns as equal. It needs only git and the standard library.
 """
 
 import argparse
@@ -21,17 +20,17 @@ from tools.generate.copies import MarkError, read_mark, tracked
 from tools.read.patterns import ROOT, patterns
 
 LEFT_OUT = ("README.md", "measure/*", "requirements*.txt")
-# Of two files with a smaller share of equal lines a reader reads one after the other.
+# Below this share of equal lines a line-by-line diff is harder to read than the two files.
 LITTLE_IN_COMMON = 0.3
 PAGER = "less -FRX"
 
 
 class DiffError(Exception):
-    """The two cannot be compared."""
+    """The two patterns cannot be compared."""
 
 
 class File(NamedTuple):
-    """A file of a pattern: its text, its own path, and that of its original, from the root on."""
+    """A file's text, its path and its original's path, both relative to the root."""
 
     text: str
     path: str
@@ -39,25 +38,18 @@ class File(NamedTuple):
 
 
 def pattern_of(name: str, root: Path = ROOT) -> Path:
-    """Returns the directory of a pattern by its name or path.
-
-    Raises:
-        DiffError: there is no such pattern; it lists those that there are.
-    """
+    """Returns the directory of a pattern by its name or path."""
     found = patterns(root)
     for pattern in found:
         if name in {pattern.name, str(pattern), pattern.relative_to(root).as_posix()}:
             return pattern
-    asked = f"there is no pattern {name}:" if name else "which pattern?"
+    problem = f"there is no pattern {name}:" if name else "which pattern?"
     names = "".join(f"\n  {pattern.name}" for pattern in found)
-    raise DiffError(f"{asked} WITH= is one of{names}")
+    raise DiffError(f"{problem} WITH= is one of{names}")
 
 
 def files_of(root: Path, pattern: Path, named: Path) -> dict[str, File]:
-    """Returns the files of a pattern that say something about it, by their names there.
-
-    Each text has the name of the pattern `named` in place of its own.
-    """
+    """Returns the compared files of a pattern, in which the name of `named` replaces its own."""
     found = {}
     directory = f"{pattern.relative_to(root).as_posix()}/"
     for path in sorted(tracked(root)):
@@ -76,11 +68,7 @@ def spellings(pattern: Path) -> tuple[str, str]:
 
 
 def difference(root: Path, here: Path, other: Path, *, colour: bool = False) -> str:
-    """Returns what a reader should see of the difference; nothing where there is none.
-
-    Raises:
-        DiffError: git cannot compare the files.
-    """
+    """Returns the list of files and the diff; empty if there is no difference."""
     ours, theirs = files_of(root, here, here), files_of(root, other, here)
     originals = [{file.original for file in files.values()} for files in (ours, theirs)]
     in_both = originals[0] & originals[1]
@@ -109,7 +97,7 @@ def difference(root: Path, here: Path, other: Path, *, colour: bool = False) -> 
 
 
 def alike(one: File, other: File) -> bool:
-    """Tells whether two files have enough lines in common to compare them line by line."""
+    """Tells whether two files have enough lines in common for a diff."""
     matcher = SequenceMatcher(None, one.text.splitlines(), other.text.splitlines())
     return matcher.ratio() >= LITTLE_IN_COMMON
 
@@ -121,7 +109,7 @@ def count(file: File) -> str:
 def git_diff(
     old: tuple[str, dict[str, str]], new: tuple[str, dict[str, str]], *, colour: bool
 ) -> str:
-    """Returns how the texts in one directory differ from those in another, as git shows it."""
+    """Returns git's diff of two directories, each given as its name and its texts by path."""
     options = ["--no-index", "--no-prefix", "--no-ext-diff"]
     options += ["--color=always" if colour else "--color=never"]
     with tempfile.TemporaryDirectory() as directory:
@@ -137,7 +125,7 @@ def git_diff(
             stdout=subprocess.PIPE,
             check=False,
         )
-    # It is 1 where there is a difference.
+    # git exits with 1 if there is a difference.
     if shown.returncode > 1:
         raise DiffError("git cannot compare the files, see above")
     return shown.stdout.decode(errors="replace")
@@ -158,8 +146,8 @@ def show(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("here", help="the pattern that is read")
-    parser.add_argument("other", help="the one that is known")
+    parser.add_argument("here", help="the pattern to read")
+    parser.add_argument("other", help="the pattern to compare it with")
     arguments = parser.parse_args()
     try:
         here, other = pattern_of(arguments.here), pattern_of(arguments.other)
@@ -168,7 +156,7 @@ def main() -> None:
         text = difference(ROOT, here, other, colour=sys.stdout.isatty())
     except (DiffError, MarkError) as error:
         sys.exit(f"error: {error}")
-    show(text or f"{here.name} and {other.name} differ only in what is left out\n")
+    show(text or f"{here.name} and {other.name} differ only in files that are left out\n")
 
 
 if __name__ == "__main__":

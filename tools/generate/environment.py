@@ -1,10 +1,10 @@
 """Installs categories of the lock: `python -m tools.generate.environment serving redis`.
 
-Without a category it installs all of them. It runs in the environment before anything is installed
-there, so it imports nothing but the standard library.
+Without arguments it installs all categories. It runs before anything is installed, so it imports
+only the standard library.
 
-`uv` installs, because it is several times faster. It reads none of pip's settings, so where pip has
-settings that `uv` would miss, pip installs.
+It uses `uv`, which is several times faster than pip. But `uv` ignores pip's settings, so if there
+are settings that affect what is installed, it uses pip.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from tools.read.patterns import ROOT
 
 Lock = dict[str, Any]
 
-# Holds `uv` itself.
+# The category that contains `uv` itself.
 INSTALLER = "installer"
-# The categories that pipenv names otherwise in the lock than in the Pipfile.
+# Categories whose name in the lock differs from their name in the Pipfile.
 NAMES = {"default": "packages", "develop": "dev-packages"}
-# What pip may be told without a consequence for what it installs, and from where.
+# Settings of pip that do not affect what it installs or from where.
 HARMLESS = {
     "break-system-packages",
     "cache-dir",
@@ -60,16 +60,16 @@ class InstallError(Exception):
 
 
 def categories_of(lock: Lock) -> list[str]:
-    """Returns every category, by its name in the Pipfile."""
+    """Returns the Pipfile's names of all categories."""
     return sorted(NAMES.get(key, key) for key in lock if key != "_meta")
 
 
 def missing(environment: Path, lock: Lock, categories: list[str]) -> dict[Path, str]:
-    """Returns the marker of each category that is not installed as locked, with its new content."""
+    """Returns the marker file and its new content for each category not installed as locked."""
     markers = {}
     for category in categories:
         marker = environment / f"{category}.installed"
-        # Another Python has other packages.
+        # Another version of Python needs other builds.
         content = sys.implementation.cache_tag + render(lock, [category])
         digest = hashlib.sha256(content.encode()).hexdigest()
         if not marker.is_file() or marker.read_text() != digest:
@@ -78,13 +78,9 @@ def missing(environment: Path, lock: Lock, categories: list[str]) -> dict[Path, 
 
 
 def install(environment: Path, lock: Lock, categories: list[str]) -> None:
-    """Installs categories, with `uv` or else with pip, and compiles them.
-
-    Raises:
-        InstallError: something could not be installed.
-    """
+    """Installs categories with `uv` or pip, and compiles them."""
     packages = packages_of(lock, categories)
-    # Two times quiet leaves errors; a terminal shows the progress.
+    # Twice quiet leaves only errors; a terminal shows the progress.
     quiet = [] if sys.stderr.isatty() else ["--quiet", "--quiet"]
     pip, settings = pip_of(environment)
     with_pip = [*pip, "install", "--no-compile", "--disable-pip-version-check", *quiet]
@@ -94,7 +90,7 @@ def install(environment: Path, lock: Lock, categories: list[str]) -> None:
             with_uv = [uv, "pip", "install", "--python", str(environment), *quiet[:1]]
             install_packages(with_uv, packages)
         except InstallError:
-            # It knows fewer ways through a proxy, and to a certificate.
+            # pip supports more kinds of proxies and certificates.
             print("uv could not install everything: trying pip", file=sys.stderr)
             install_packages(with_pip, packages)
     else:
@@ -103,13 +99,13 @@ def install(environment: Path, lock: Lock, categories: list[str]) -> None:
 
 
 def pip_of(environment: Path) -> tuple[list[str], set[str]]:
-    """Returns the command of a pip that installs into an environment, and what is set for it.
+    """Returns the command of a pip that installs into the environment, and its settings by name.
 
     Raises:
-        InstallError: neither the environment nor the Python that it is made of has one.
+        InstallError: neither the environment nor its base Python has pip.
     """
     python = environment / "bin/python"
-    # The environment's is a link to it. It may have no pip, or one that is too old for the option.
+    # Try the base Python's pip, which may be missing or too old for --python.
     pip = [str(python.resolve()), "-m", "pip", "--python", str(python)]
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -123,7 +119,7 @@ def pip_of(environment: Path) -> tuple[list[str], set[str]]:
 
 
 def uv_of(environment: Path, lock: Lock, with_pip: list[str]) -> str:
-    """Returns a `uv` of the machine, or else that of the environment, which it installs."""
+    """Returns the machine's `uv`, or installs one into the environment."""
     uv = shutil.which("uv") or str(environment / "bin/uv")
     if not Path(uv).exists():
         install_packages(with_pip, packages_of(lock, [INSTALLER]))
@@ -131,9 +127,9 @@ def uv_of(environment: Path, lock: Lock, with_pip: list[str]) -> str:
 
 
 def install_packages(install_with: list[str], packages: dict[str, Any]) -> None:
-    """Installs what is locked with digests as it is locked, and then the rest."""
+    """Installs the packages locked with digests, and then the rest."""
     hashed = {name: package for name, package in packages.items() if "hashes" in package}
-    # Which build of a package this is depends on the index, and so do the packages that it needs.
+    # The index decides which build of these packages is installed and what it depends on.
     others = {name: package for name, package in packages.items() if "hashes" not in package}
     for part, options in ((hashed, ["--no-deps", "--require-hashes"]), (others, [])):
         if part:
@@ -149,16 +145,16 @@ def run(command: list[str]) -> None:
 
 
 def compile_modules(environment: Path) -> None:
-    """Compiles new modules on all cores, so that the first program that imports them need not.
+    """Compiles new modules on all cores, so that the first program that imports them starts fast.
 
-    Left out are the tests of the packages, a quarter of all modules, which nothing imports.
+    It skips the packages' tests, a quarter of all modules, which nothing imports.
     """
     modules = [
         path
         for path in (environment / "lib").rglob("*.py")
         if not {"test", "tests"} & set(path.parts) and not Path(cache_from_source(path)).exists()
     ]
-    # A package may hold a module for another version of Python, which does not compile: no harm.
+    # Ignore errors: some modules are for another version of Python and do not compile.
     compile_one = partial(compile_file, quiet=2)
     with ProcessPoolExecutor() as pool:
         for _ in pool.map(compile_one, modules, chunksize=MODULES_AT_ONCE):
@@ -167,7 +163,7 @@ def compile_modules(environment: Path) -> None:
 
 @contextmanager
 def only_one(environment: Path) -> Iterator[None]:
-    """Waits until no other process installs into the environment."""
+    """Locks the environment, waiting for other processes that install into it."""
     with (environment / "installing").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -179,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = Path(sys.prefix)
     if sys.prefix == sys.base_prefix:
-        sys.exit("error: this Python is no environment: run `make environment`")
+        sys.exit("error: this Python is not in an environment: run `make environment`")
     lock: Lock = json.loads((ROOT / "Pipfile.lock").read_text())
     categories = sorted(set(arguments.categories)) or categories_of(lock)
     try:
@@ -196,8 +192,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except InstallError:
         sys.exit(
-            "error: not everything could be installed, see above: check the connection and the "
-            "index that `pip config list` names, then run make again"
+            "error: some packages could not be installed, see above: check the connection and the "
+            "index in `pip config list`, then run make again"
         )
 
 

@@ -1,6 +1,7 @@
-"""Knows every file that is made from others, writes them, and tells which ones differ.
+"""Writes or compares every generated file.
 
-These are marked copies, requirements, Envoy configurations, the index and RESULTS.md.
+These are marked copies, requirements, Envoy configurations, the index, the results in READMEs and
+RESULTS.md.
 """
 
 import difflib
@@ -26,7 +27,7 @@ DIFF_LINES = 12
 
 
 def generated(root: Path) -> Iterator[tuple[Path, str]]:
-    """Gives each generated file with what it should hold, in the order in which to write them."""
+    """Yields each generated file with the text it should have, in the order to write them."""
     for path, text in copies.copies(root).items():
         yield root / path, text
     yield from requirements.exported(root).items()
@@ -41,7 +42,7 @@ def generated(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def write(root: Path) -> None:
-    """Writes every generated file that is not what it should be."""
+    """Writes every generated file that differs from what it should be."""
     for path, text in generated(root):
         if content_of(path) != text.encode():
             path.write_bytes(text.encode())
@@ -49,16 +50,15 @@ def write(root: Path) -> None:
 
 
 def content_of(path: Path) -> bytes:
-    """Returns the content of a file that may not be there yet."""
     return path.read_bytes() if path.exists() else b""
 
 
 def differences(root: Path) -> Iterator[str]:
-    """Gives the beginning of each difference between what is and what should be."""
+    """Yields the first lines of the diff for each generated file that differs."""
     for path, text in generated(root):
         current = content_of(path)
         if current != text.encode():
             old, new = current.decode(errors="replace").split("\n"), text.split("\n")
             lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2 : 2 + DIFF_LINES]
             shown = "\n".join(lines).replace("\r", "\\r")
-            yield f"{path.relative_to(root)} is not what it is made from: run make fix\n{shown}"
+            yield f"{path.relative_to(root)} is out of date: run make fix\n{shown}"

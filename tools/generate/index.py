@@ -1,4 +1,4 @@
-"""Writes the index of the patterns into the root README, and each README's measured figures."""
+"""Writes the index of patterns into the root README and the measured figures into each README."""
 
 import re
 from pathlib import Path
@@ -12,17 +12,17 @@ HEADER = """
 | pattern | what it is | processes | claim | measured |
 | --- | --- | --- | --- | --- |
 """
-# A reader takes in so many; results.json and RESULTS.md have the rest.
+# More rows are hard to take in; results.json and RESULTS.md have the rest.
 MOST_ROWS = 5
 ROW = re.compile(r"\| (.+?) <!-- (\w+)(?: (\w+))? --> \|")
 
 
 class MarkerError(Exception):
-    """A README is missing, or has no place for what is written into it."""
+    """A README is missing, or has no place for the generated text."""
 
 
 def inside(text: str, name: str, shown: Path) -> str:
-    """Returns what stands between `<!-- name -->` and `<!-- /name -->`."""
+    """Returns the text between `<!-- name -->` and `<!-- /name -->`."""
     found = re.findall(f"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
     if len(found) != 1:
         raise MarkerError(f"{shown} needs exactly one <!-- {name} --> and <!-- /{name} -->")
@@ -30,25 +30,25 @@ def inside(text: str, name: str, shown: Path) -> str:
 
 
 def between(text: str, name: str, content: str, shown: Path) -> str:
-    """Returns the text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
+    """Replaces the text between `<!-- name -->` and `<!-- /name -->`."""
     opening = f"<!-- {name} -->\n"
     return text.replace(opening + inside(text, name, shown), opening + content, 1)
 
 
 def tagline(pattern: Path) -> str:
-    """Returns the third line of a pattern's README: one sentence under the title."""
+    """Returns the third line of a pattern's README."""
     lines = (pattern / "README.md").read_text("utf-8").splitlines()
     return lines[2] if len(lines) > 2 else ""
 
 
 def processes(pattern: Path) -> str:
-    """Returns the services of a pattern, with how many of each there are."""
+    """Returns the services of a pattern, with the number of replicas."""
     services = sorted(load_compose(pattern, variables={}).services.values(), key=lambda s: s.name)
     return ", ".join(s.name if s.replicas == 1 else f"{s.replicas} {s.name}" for s in services)
 
 
 def measured(pattern: Path) -> tuple[str, str]:
-    """Returns the claim of a pattern, and the first figure that has a target."""
+    """Returns the claim of a pattern and its first figure with a target."""
     try:
         results = load(pattern)
     except ResultsError:
@@ -60,7 +60,7 @@ def measured(pattern: Path) -> tuple[str, str]:
 
 
 def index(root: Path) -> str:
-    """Returns a table of the patterns for each chapter."""
+    """Returns one table of patterns for each chapter."""
     tables: dict[str, str] = {}
     for pattern in patterns(root):
         chapter = pattern.parent.name
@@ -72,23 +72,17 @@ def index(root: Path) -> str:
 
 
 def figures(pattern: Path, block: str) -> str:
-    """Returns the table of results of a README, its cells filled from what was measured.
+    """Fills in the results table of a README from results.json.
 
-    A row is `| jobs lost <!-- lost --> | | | |`: words for the reader, and the name of a count or
-    figure. A second name says which figure is the same without the mechanism; a count that has a
-    control needs none. The README chooses its rows and their order.
-
-    Args:
-        block: What stands in the README now.
-
-    Raises:
-        MarkerError: a row names what was not measured, or there are no rows, or too many.
+    The README chooses its rows: `| jobs lost <!-- lost --> | | | |` has a description and the name
+    of a count or figure. A second name in the comment is the figure without the mechanism; a count
+    with a control does not need one. `block` is the current text of the table.
     """
     named = [line for line in block.splitlines() if ROW.match(line)]
     if not 1 <= len(named) <= MOST_ROWS:
         raise MarkerError(
-            f"{pattern.name}/README.md: {len(named)} rows of results; write one to {MOST_ROWS}, "
-            "each as | words for it, unit <!-- name in results.json --> | | | |"
+            f"{pattern.name}/README.md: {len(named)} rows of results; write 1 to {MOST_ROWS}, "
+            "each as | description, unit <!-- name in results.json --> | | | |"
         )
     try:
         results = load(pattern)
@@ -112,11 +106,7 @@ def figures(pattern: Path, block: str) -> str:
 
 
 def indexed(root: Path = ROOT) -> dict[Path, str]:
-    """Returns what the root README and each pattern's README should hold.
-
-    Raises:
-        MarkerError: a README is missing or has no place for it.
-    """
+    """Returns the text that the root README and each pattern's README should have."""
     for pattern in patterns(root):
         for name in ("README.md", "docker-compose.yml"):
             if not (pattern / name).is_file():

@@ -1,4 +1,4 @@
-"""Starts a pattern from web_single_pattern: marked copies, and README and test as drafts."""
+"""Creates a pattern from web_single_pattern: marked copies, a draft README and a draft test."""
 
 import argparse
 import ast
@@ -18,27 +18,26 @@ CHAPTERS = (
     "chapter6_operation_management",
 )
 ORIGINAL = "chapter4_serving_patterns/web_single_pattern"
-# What measuring makes, which the new pattern does not inherit.
+# Results of measurements are not copied.
 MEASURED = {"results.json", "plot.png"}
-# The tests of the original that a new pattern begins with; tests/test_contract.py holds the rest.
+# The tests that a new pattern starts with; tests/test_contract.py covers the rest.
 FIRST_TESTS = (
     "test_every_row_of_iris_is_answered_as_scikit_learn_would",
     "test_the_claim_holds_and_its_control_does_not",
 )
-NEXT = """{name} is there, as a pattern that still does what web_single_pattern does. Next:
+NEXT = """{name} is there, a working copy of web_single_pattern. Next:
 
-  - README.md: the tagline (also the docstring of app/main.py) and the rest.
-  - A file that begins with "# Copied from" equals its original, and `make fix` keeps it so.
+  - Write README.md, beginning with line 3, which is also the docstring of app/main.py.
+  - `make fix` keeps a file that begins with "# Copied from" equal to its original.
     To change such a file, delete that line first.
-  - make measure in the directory, then make test there, then make fix and make check here."""
+  - Run make measure and make test in the directory, then make fix and make check here."""
 
 
 class NewError(Exception):
-    """A pattern cannot be started under this name."""
+    """The pattern cannot be created."""
 
 
 def check_name(root: Path, name: str) -> None:
-    """Raises a NewError where the name is no free place for a pattern."""
     if not re.fullmatch(r"chapter[0-9]+_[a-z_]+/[a-z][a-z0-9_]*_(anti)?pattern", name):
         example = "make new NAME=chapter4_serving_patterns/foo_pattern"
         raise NewError(
@@ -57,11 +56,7 @@ def test_module(name: str) -> str:
 
 
 def first_tests(text: str) -> str:
-    """Returns a test module with only its first tests, and the functions that they need.
-
-    Raises:
-        NewError: a test that a new pattern begins with is no longer there.
-    """
+    """Reduces a test module to FIRST_TESTS and the definitions that they need."""
     lines = text.splitlines()
     head: list[str] = []
     bodies: dict[str, ast.stmt] = {}
@@ -83,7 +78,7 @@ def first_tests(text: str) -> str:
             needed.add(name)
             found = list(ast.walk(bodies[name]))
             waiting += [node.id for node in found if isinstance(node, ast.Name)]
-            # A fixture is asked for by the name of an argument.
+            # The name of an argument requests a fixture.
             waiting += [node.arg for node in found if isinstance(node, ast.arg)]
     for name, node in bodies.items():
         if name in needed:
@@ -94,18 +89,14 @@ def first_tests(text: str) -> str:
 
 
 def tidy(path: Path) -> None:
-    """Takes out imports that nothing needs, and formats."""
+    """Removes unused imports and formats the file."""
     ruff = Path(sys.executable).with_name("ruff")
     subprocess.run([ruff, "check", "--quiet", "--fix-only", "--select=F401,I", path], check=True)
     subprocess.run([ruff, "format", "--quiet", path], check=True)
 
 
 def start(root: Path, name: str) -> None:
-    """Writes the files of a new pattern.
-
-    Raises:
-        NewError: the name is not CHAPTER/NAME_pattern, or is taken.
-    """
+    """Writes the files of a new pattern."""
     check_name(root, name)
     (old_chapter, old), (chapter, new) = ORIGINAL.split("/"), name.split("/")
     replacements = [(old, new), (old.replace("_", "-"), new.replace("_", "-"))]
@@ -128,7 +119,7 @@ def start(root: Path, name: str) -> None:
 
 
 def draft(readme: str, name: str) -> str:
-    """Gives a README the title of the new pattern, and keeps its links whole."""
+    """Gives a README the title of the new pattern and adapts its relative links."""
     chapter, pattern = name.split("/")
     title = pattern.replace("_", " ").capitalize()
     readme = re.sub(r"\A# .*", f"# {title}", readme)

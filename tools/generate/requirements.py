@@ -1,16 +1,14 @@
-"""Exports each pattern's requirements from the lock, and keeps the lock free of this machine."""
+"""Exports requirements from the lock; run as a program, it makes the lock portable."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from tools.read.patterns import ROOT, patterns
 
 HEADER = "# Exported from Pipfile.lock by make lock: "
-# A build of PyTorch for the CPU carries a label and a digest of its own. Without both, the pin
-# takes the build that the reader's pip is pointed at.
+# CPU builds of PyTorch have their own version label and digests. Without both, the pin matches
+# whichever build the configured index provides.
 UNLABELLED = "torch"
 
 
@@ -19,7 +17,7 @@ class RequirementsError(Exception):
 
 
 def make_portable(lock: dict[str, Any]) -> None:
-    """Takes out of the lock what holds on one machine only: index addresses and CPU labels."""
+    """Removes from the lock what is valid on one machine only: index URLs and CPU labels."""
     lock["_meta"]["sources"] = []
     for category, packages in lock.items():
         if category != "_meta":
@@ -39,7 +37,7 @@ def categories(text: str) -> list[str]:
 
 
 def packages_of(lock: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
-    """Returns the packages of some categories of the lock by their names, sorted."""
+    """Returns the packages of some lock categories, sorted by name."""
     locked: dict[str, dict[str, Any]] = {}
     for name in names:
         key = {"packages": "default", "dev-packages": "develop"}.get(name, name)
@@ -51,7 +49,7 @@ def packages_of(lock: dict[str, Any], names: list[str]) -> dict[str, dict[str, A
 
 
 def render(lock: dict[str, Any], names: list[str]) -> str:
-    """Returns the text of a requirements file: the pinned packages with their digests."""
+    """Returns the text of a requirements file: pinned packages with digests."""
     lines = [HEADER + " ".join(names)]
     for name, package in packages_of(lock, names).items():
         extras = f"[{','.join(package['extras'])}]" if "extras" in package else ""
@@ -62,11 +60,7 @@ def render(lock: dict[str, Any], names: list[str]) -> str:
 
 
 def exported(root: Path = ROOT) -> dict[Path, str]:
-    """Returns what each pattern's requirements files should hold.
-
-    Raises:
-        RequirementsError: a file does not name its categories, or names one that is not locked.
-    """
+    """Returns the text that each pattern's requirements files should have."""
     lock = json.loads((root / "Pipfile.lock").read_text())
     texts = {}
     for pattern in patterns(root):
@@ -79,23 +73,10 @@ def exported(root: Path = ROOT) -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--portable",
-        action="store_true",
-        help="take index addresses and CPU labels out of the lock",
-    )
-    arguments = parser.parse_args()
     path = ROOT / "Pipfile.lock"
-    if arguments.portable:
-        lock = json.loads(path.read_text())
-        make_portable(lock)
-        path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
-    try:
-        for requirements, text in exported().items():
-            requirements.write_text(text)
-    except RequirementsError as error:
-        sys.exit(f"error: {error}")
+    lock = json.loads(path.read_text())
+    make_portable(lock)
+    path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs commands of Docker, and asks a prediction server in a container that has no port outside."""
+"""Runs Docker commands, and requests predictions from a container without a published port."""
 
 import json
 import subprocess
@@ -6,12 +6,12 @@ import subprocess
 from tools.measure.server import wait_until
 
 READY_DEADLINE_SECONDS = 30
-# Runs inside of the container, because from outside there may be no way to it.
+# Runs inside the container, which may not be reachable from outside.
 ASK = """
 import json, sys
 from urllib.request import urlopen
 for line in sys.stdin:
-    # Whatever went wrong, this row has no answer, and the next one is asked for.
+    # Whatever the error, report no prediction for this row and continue with the next.
     try:
         with urlopen("http://127.0.0.1:8000/predict", line.encode(), timeout=5) as answer:
             print(json.dumps(json.load(answer)["prediction"][0]))
@@ -21,15 +21,11 @@ for line in sys.stdin:
 
 
 class DockerError(RuntimeError):
-    """A command of Docker has failed; it says what it wrote."""
+    """A Docker command has failed; the message includes its output."""
 
 
 def docker(*arguments: str, text: str | None = None) -> str:
-    """Runs a command of Docker and returns what it printed.
-
-    Raises:
-        DockerError: it failed.
-    """
+    """Runs a Docker command and returns its output."""
     run = subprocess.run(
         ["docker", *arguments], input=text, capture_output=True, text=True, check=False
     )
@@ -40,7 +36,7 @@ def docker(*arguments: str, text: str | None = None) -> str:
 
 
 def engine() -> str | None:
-    """Returns the version of the engine, None where none answers."""
+    """Returns the version of the engine; None if no engine is running."""
     try:
         return docker("version", "--format", "{{.Server.Version}}")
     except (OSError, DockerError):
@@ -48,26 +44,19 @@ def engine() -> str | None:
 
 
 def ask(container: str, rows: list[list[float]]) -> list[list[float] | None]:
-    """Returns the probabilities that the server in a container gives rows, one request each.
-
-    A row without an answer has None.
-    """
+    """Requests a prediction for each row, and returns None for a row without a response."""
     lines = "".join(json.dumps({"data": [row]}) + "\n" for row in rows)
     try:
         answers = docker("exec", "--interactive", container, "python", "-c", ASK, text=lines)
     except DockerError:
-        # There is no process any more that could be asked.
+        # The container no longer runs.
         return [None] * len(rows)
     return [json.loads(line) for line in answers.splitlines()]
 
 
 def wait_until_answered(container: str, row: list[float]) -> None:
-    """Asks until there is an answer.
-
-    Raises:
-        TimeoutError: there is none within the deadline; it says what the container wrote.
-    """
-    what = f"an answer of {container[:12]}"
+    """Waits for a prediction; on a timeout the error includes the logs of the container."""
+    what = f"a response from {container[:12]}"
     try:
         wait_until(lambda: ask(container, [row]) != [None], what, READY_DEADLINE_SECONDS)
     except TimeoutError as error:

@@ -1,4 +1,4 @@
-"""Sends HTTP load to a server on this machine and counts what became of every request."""
+"""Sends HTTP load to a server on this machine and records the outcome of every request."""
 
 import asyncio
 import ipaddress
@@ -23,14 +23,14 @@ OPEN_LIMIT = 10_000
 
 @dataclass(frozen=True)
 class Request:
-    """A POST if it has a body, otherwise a GET, to a server on this machine."""
+    """A request to a server on this machine: a POST if it has a body, otherwise a GET."""
 
     url: str
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Encoding now keeps a wrong address out of the run and this work out of its timing.
+        # Computed now, so that an invalid URL fails early and encoding is not timed.
         _ = self.address, self.encoded
 
     @cached_property
@@ -60,23 +60,23 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What became of each request; an array has one entry a request, in the order of sending."""
+    """The outcome of each request; arrays have one entry per request, in order of sending."""
 
     sent: int
-    # Every request ends in exactly one of the two. The errors are `connect` (no connection),
-    # `reset` (closed before the whole answer), `protocol` (not HTTP) and `late` (cut off at its
-    # deadline).
+    # Every request is counted in exactly one of these two. The errors are `connect` (no
+    # connection), `reset` (closed before the whole response), `protocol` (not HTTP) and `late`
+    # (cut off at its deadline).
     statuses: Counter[int]
     errors: Counter[str]
-    # A request without an answer has status 0 and infinite latency, so that no percentile looks
-    # better because the slowest requests were cut off.
+    # A request without a response has status 0 and infinite latency, so cutting off the slowest
+    # requests does not improve any percentile.
     status_of: NDArray[np.int16]
     latencies_ms: NDArray[np.float64]
     # How late the generator itself was; 0 in a closed loop, which has no schedule.
     lag_p99_ms: float
-    # From the first send to the last answer or deadline.
+    # From the first send to the last response or deadline.
     seconds: float
-    # Kept if asked for; empty where there was no answer.
+    # Response bodies if requested; empty for a request without a response.
     bodies: list[bytes] | None
 
     @property
@@ -89,16 +89,16 @@ class Run:
 
     @property
     def per_second(self) -> float:
-        """Answers of any status a second."""
+        """Responses per second, of any status."""
         return self.statuses.total() / self.seconds
 
     def percentile_ms(self, percent: float, status: int | None = None) -> float:
-        """The latency that so many percent of all requests, or of one status, stay within."""
+        """The latency percentile of all requests, or of those with one status."""
         chosen = slice(None) if status is None else self.status_of == status
         return _percentile(self.latencies_ms[chosen], percent)
 
     def answered_within(self, milliseconds: float, status: int = 200) -> int:
-        """How many requests got this status in this time."""
+        """The number of requests that got this status within this time."""
         in_time = self.latencies_ms <= milliseconds
         return int(np.count_nonzero(in_time & (self.status_of == status)))
 
@@ -111,10 +111,10 @@ async def closed_loop(
     deadline_seconds: float,
     keep_bodies: bool = False,
 ) -> Run:
-    """Sends `count` requests; each connection sends its next one when its last one is answered.
+    """Sends `count` requests; each connection sends its next request after the last response.
 
-    Fewer requests than `count` are sent in turn, again and again. The deadline holds for each
-    request, from its sending to the end of its answer.
+    If there are fewer requests than `count`, they repeat in order. The deadline applies to each
+    request, from sending it to the end of its response.
     """
     _check("connections", connections, 1, OPEN_LIMIT)
     load = _Load(requests, count, deadline_seconds, keep_bodies, connections)
@@ -129,7 +129,7 @@ async def closed_loop(
             for _ in range(connections):
                 group.create_task(send_in_turn())
     except TimeoutError:
-        raise TimeoutError(f"{count:,} requests take longer than {SECONDS_LIMIT} s") from None
+        raise TimeoutError(f"{count:,} requests took longer than {SECONDS_LIMIT} s") from None
     return load.run(lag_p99_ms=0.0)
 
 
@@ -142,11 +142,11 @@ async def open_loop(
     poisson_seed: int | None = None,
     keep_bodies: bool = False,
 ) -> Run:
-    """Sends requests on a schedule, whatever the server does, and times them from the schedule.
+    """Sends requests on a fixed schedule and measures latency from the scheduled time.
 
-    The `rate_per_second * seconds` requests are evenly spaced or, with a seed, arrive at random
-    as a Poisson process does. Each is cut off `deadline_seconds` after its scheduled time, which
-    bounds how many are open; a schedule that could leave more than OPEN_LIMIT open is refused.
+    The `rate_per_second * seconds` requests are evenly spaced or, with a seed, arrive as a Poisson
+    process. Each is cut off `deadline_seconds` after its scheduled time, which bounds the number of
+    open requests; a schedule that could open more than OPEN_LIMIT is an error.
     """
     _check("seconds", seconds, 0, SECONDS_LIMIT)
     count = round(rate_per_second * seconds)
@@ -180,10 +180,10 @@ async def open_loop(
 
 
 class _Connection(asyncio.Protocol):
-    """A kept-alive connection with at most one request under way.
+    """A keep-alive connection with at most one request at a time.
 
-    No client library: the libraries take four times the processor time, which the server under
-    test shares, and send a GET again, uncounted, when a kept-alive connection was closed.
+    It uses no client library: they need four times the CPU, which the server under test shares,
+    and silently resend a GET if the server has closed a keep-alive connection.
     """
 
     answer: asyncio.Future[tuple[int, bytes]] | None = None
@@ -209,14 +209,14 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self.parser.get_status_code()
-        # An interim answer, such as 100, announces the one that counts.
+        # Ignore interim responses such as 100.
         if status >= 200 and self.answer is not None and not self.answer.done():
             self.answer.set_result((status, b"".join(self.chunks)))
             if not self.parser.should_keep_alive():
                 self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.fail(ConnectionResetError("closed before the whole answer"))
+        self.fail(ConnectionResetError("closed before the whole response"))
 
     def fail(self, error: Exception) -> None:
         self.transport.abort()
@@ -225,7 +225,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Load:
-    """The requests of one run, the idle connections between them, and what became of each."""
+    """The state of one run: requests, idle connections and outcomes."""
 
     def __init__(
         self,
@@ -245,14 +245,14 @@ class _Load:
         self.status_of = np.zeros(count, np.int16)
         self.latencies_ms = np.full(count, math.inf)
         self.bodies = [b""] * count if keep_bodies else None
-        # A process may often have 1,024 files open and is allowed to ask for more.
+        # The default limit on open files is often 1,024, but a process may raise it.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < open_at_most + 100:
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_at_most + 100, hard))
         self.start = perf_counter()
 
     async def send(self, number: int, since: float) -> None:
-        """Sends one request and records its answer, or why there was none."""
+        """Sends one request and records its response or error."""
         request = self.requests[number % len(self.requests)]
         loop = asyncio.get_running_loop()
         connection = None
@@ -281,7 +281,7 @@ class _Load:
             connection.transport.abort()
 
     def idle_connection(self, address: tuple[str, int]) -> _Connection | None:
-        """Takes the connection that was used last, as the server may have closed older ones."""
+        """Returns the most recently used connection, as the server may have closed older ones."""
         while connections := self.idle.get(address):
             connection = connections.pop()
             if not connection.transport.is_closing():
@@ -289,7 +289,7 @@ class _Load:
         return None
 
     def run(self, lag_p99_ms: float) -> Run:
-        """Closes the connections and sums up."""
+        """Closes the connections and returns the outcome."""
         seconds = perf_counter() - self.start
         for connection in (c for connections in self.idle.values() for c in connections):
             connection.transport.abort()
@@ -306,7 +306,7 @@ class _Load:
 
 
 def _percentile(values: NDArray[np.float64], percent: float) -> float:
-    """The smallest value that so many percent of the values do not exceed; NaN of no values."""
+    """The nearest-rank percentile; NaN if there are no values."""
     if len(values) == 0:
         return math.nan
     return float(np.sort(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)])
@@ -314,4 +314,4 @@ def _percentile(values: NDArray[np.float64], percent: float) -> float:
 
 def _check(name: str, value: float, least: float, most: float) -> None:
     if not (value > 0 and least <= value <= most):
-        raise ValueError(f"{name} is {value:,}; it has to be from {least:,} to {most:,}, above 0")
+        raise ValueError(f"{name} is {value:,}; it must be from {least:,} to {most:,}, above 0")

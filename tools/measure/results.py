@@ -1,4 +1,4 @@
-"""Keeps what a measurement found in results.json, and collects all of it into RESULTS.md."""
+"""Writes and checks results.json, and collects the results of all patterns into RESULTS.md."""
 
 import argparse
 import json
@@ -19,11 +19,11 @@ from rich.text import Text
 
 INTRODUCTION = """# Results
 
-What each pattern claims and what was measured for it, beside the same with its mechanism switched
-off. `make measure` in a pattern measures it, `make results` measures all of them. This file is
-written from the patterns' `measure/results.json`; do not edit it.
+The claim of each pattern and its measured results, with and without the pattern's mechanism. Run
+`make measure` in a pattern to measure it, or `make results` to measure all of them. This file is
+generated from each pattern's `measure/results.json`; do not edit it.
 """
-# Both are in a pattern's directory.
+# Relative to a pattern's directory.
 RESULTS_FILE = Path("measure/results.json")
 PLOT_FILE = Path("measure/plot.png")
 MEETS: dict[str, Callable[[float, float], bool]] = {
@@ -35,23 +35,23 @@ SHOWN_SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 
 
 class ResultsError(ValueError):
-    """Results that say too little, or what cannot be."""
+    """The results are missing, incomplete or invalid."""
 
 
 @dataclass
 class Results:
-    """What measuring one pattern found."""
+    """The results of measuring one pattern."""
 
     pattern: str
-    # The claim of the pattern's tagline, in one sentence.
+    # One sentence.
     claim: str
     counts: dict[str, int]
     # Medians, with the unit in the name.
     figures: dict[str, float]
-    # What the same counts were with the mechanism switched off.
+    # The same counts with the mechanism switched off.
     control: dict[str, int]
     holds: bool
-    # Bounds of figures or counts, as in {"ack_p99_ratio": ("<=", 1.5)}.
+    # Bounds for figures or counts, as in {"ack_p99_ratio": ("<=", 1.5)}.
     targets: dict[str, tuple[str, float]] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=lambda: this_machine())
     measured_on: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
@@ -63,21 +63,21 @@ class Results:
         self.targets = {name: (sign, bound) for name, (sign, bound) in self.targets.items()}
 
     def check(self) -> None:
-        """Raises a ResultsError that names the first field that is wrong."""
+        """Raises a ResultsError for the first invalid field."""
         for name in ("pattern", "claim", "measured_on"):
-            _require(_is_text(getattr(self, name)), f"{name} has to be a text that is not empty")
-        _require(isinstance(self.holds, bool), "holds has to be true or false")
+            _require(_is_text(getattr(self, name)), f"{name} must be text that is not empty")
+        _require(isinstance(self.holds, bool), "holds must be true or false")
         for name in ("counts", "figures", "control", "targets", "machine"):
-            _require(isinstance(getattr(self, name), dict), f"{name} has to be an object")
+            _require(isinstance(getattr(self, name), dict), f"{name} must be an object")
         for name in ("counts", "control"):
-            _require(bool(getattr(self, name)), f"{name} is empty: a claim is counted both ways")
+            _require(bool(getattr(self, name)), f"{name} is empty: count with and without")
             for key, value in getattr(self, name).items():
                 _require(type(value) is int, f"{name}.{key} is {value!r}, not an int")
         for key in self.control:
-            _require(key in self.counts, f"control.{key} has no count of that name beside it")
+            _require(key in self.counts, f"control.{key} has no count of the same name")
         for key, value in self.figures.items():
             _require(_is_finite(value), f"figures.{key} is {value!r}, not a finite number")
-            _require(key not in self.counts, f"{key} is a count and a figure")
+            _require(key not in self.counts, f"{key} is both a count and a figure")
         for key, target in self.targets.items():
             _require(key in self.measured, f"targets.{key} is neither a count nor a figure")
             match target:
@@ -86,7 +86,7 @@ class Results:
                 case _:
                     raise ResultsError(f"targets.{key} is {target!r}, not a sign and a number")
         for key, value in self.machine.items():
-            _require(_is_text(value), f"machine.{key} has to be a text that is not empty")
+            _require(_is_text(value), f"machine.{key} must be text that is not empty")
         try:
             date.fromisoformat(self.measured_on)
         except ValueError:
@@ -97,14 +97,14 @@ class Results:
         return {**self.counts, **self.figures}
 
     def verdict(self, name: str) -> str:
-        """Whether a count or figure meets its target; empty if it has none."""
+        """Returns "met", "missed", or "" if the count or figure has no target."""
         if name not in self.targets:
             return ""
         sign, bound = self.targets[name]
         return "met" if MEETS[sign](self.measured[name], bound) else "missed"
 
     def cells(self, name: str, without: str | None = None) -> tuple[str, str, str]:
-        """What was measured, the same without the mechanism, and the target with its verdict."""
+        """Returns the measured value, the value without the mechanism, and target with verdict."""
         other = self.measured[without] if without else self.control.get(name)
         target = ""
         if name in self.targets:
@@ -113,11 +113,10 @@ class Results:
         return _shown(self.measured[name]), "" if other is None else _shown(other), target
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """One row a count or figure: its name and its cells."""
         return [(name, *self.cells(name)) for name in self.measured]
 
     def show(self) -> None:
-        """Prints the claim and a table of what was measured."""
+        """Prints the claim and a table of the results."""
         table = Table("", title=Text(f"{self.pattern}: {self.claim}"), title_justify="left")
         for column in ("measured", "without", "target"):
             table.add_column(column, justify="right")
@@ -129,14 +128,14 @@ class Results:
         console.print("The claim holds." if self.holds else "[bold red]The claim does not hold.")
 
     def write(self, directory: Path) -> None:
-        """Writes results.json as a whole, so that nobody reads half of one."""
+        """Writes results.json atomically."""
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / "results.json.partial"
         partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", "utf-8")
         partial.replace(directory / RESULTS_FILE.name)
 
     def finish(self, arguments: "Arguments", pattern_dir: Path) -> int:
-        """Shows the results, writes them where they belong, and returns the exit code."""
+        """Shows and writes the results, and returns the exit code."""
         self.show()
         if directory := arguments.directory(pattern_dir):
             self.write(directory)
@@ -144,27 +143,22 @@ class Results:
 
 
 class Arguments(NamedTuple):
-    """The command line that every measurement has."""
+    """The command line options of every measurement."""
 
     quick: bool
     output: Path | None
 
     def directory(self, pattern_dir: Path) -> Path | None:
-        """Where results and plots go; None for a quick run, which is only shown."""
+        """Where to write results and plots; None for a quick run, which only shows them."""
         return self.output or (None if self.quick else pattern_dir / RESULTS_FILE.parent)
 
 
 def quick_argument(description: str, argv: Sequence[str] | None = None) -> Arguments:
     """Reads the command line of a measurement."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="seconds instead of minutes; leaves results.json as it is",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write results.json there and not here"
-    )
+    quick_help = "take seconds instead of minutes, and do not write results.json"
+    parser.add_argument("--quick", action="store_true", help=quick_help)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write results.json there")
     arguments = parser.parse_args(argv)
     return Arguments(arguments.quick, arguments.output)
 
@@ -175,11 +169,11 @@ def load(pattern_dir: Path) -> Results:
     name = f"{pattern_dir.name}/{path.name}"
     try:
         content: Any = json.loads(path.read_text("utf-8"))
-        _require(isinstance(content, dict), "it has to be an object")
+        _require(isinstance(content, dict), "must be an object")
         for known in (f.name for f in fields(Results)):
             _require(known in content, f"{known} is missing")
         for key in content:
-            _require(key in Results.__dataclass_fields__, f"{key} is not a known field")
+            _require(key in Results.__dataclass_fields__, f"unknown field {key}")
         return Results(**content)
     except FileNotFoundError:
         raise ResultsError(f"{name} is missing: run make measure in the pattern") from None
@@ -188,7 +182,7 @@ def load(pattern_dir: Path) -> Results:
 
 
 def this_machine() -> dict[str, str]:
-    """The machine in a reader's words, without its name."""
+    """Describes the machine, without its name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -206,7 +200,7 @@ def this_machine() -> dict[str, str]:
 
 
 def render(root: Path) -> str:
-    """RESULTS.md from every pattern's measure/results.json under the root."""
+    """Returns the text of RESULTS.md."""
     found = {
         path.parents[1]: load(path.parents[1])
         for path in sorted(root.glob(f"chapter*/*/{RESULTS_FILE}"))
@@ -229,13 +223,12 @@ def render(root: Path) -> str:
             for name in results.targets
             if results.verdict(name) == "missed"
         ]
-    missed = ["## Missed\n", *(failures or ["Nothing: every claim holds, every target is met."])]
+    missed = ["## Missed\n", *(failures or ["None: every claim holds, every target is met."])]
     sections = [_section(path, root, results) for path, results in found.items()]
     return "\n".join([INTRODUCTION, *missed, *sections])
 
 
 def _section(path: Path, root: Path, results: Results) -> str:
-    """One pattern: claim, verdict, table, plot, and what it was measured on."""
     verdict = "The claim holds" if results.holds else "**The claim does not hold**"
     machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
     lines = [
@@ -248,7 +241,7 @@ def _section(path: Path, root: Path, results: Results) -> str:
     ]
     plot = path / PLOT_FILE
     if plot.exists():
-        lines.append(f"\n![What was measured of {path.name}]({plot.relative_to(root).as_posix()})")
+        lines.append(f"\n![Results of {path.name}]({plot.relative_to(root).as_posix()})")
     return "\n".join(lines) + "\n"
 
 
@@ -266,7 +259,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _rounded(value: float) -> float:
-    """The number with four significant digits, which is more than a measurement is good for."""
+    """Rounds to four significant digits, which is more precise than any measurement here."""
     return float(f"{value:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""Runs a server as a real process, tells what it uses, and measures several of them in turn."""
+"""Runs a server as a process, measures its CPU and memory, and measures several in turn."""
 
 import http.client
 import os
@@ -26,7 +26,7 @@ Measured = TypeVar("Measured", bound=float | Mapping[str, float])
 
 
 class ServerError(RuntimeError):
-    """The server could not be started, or ended when nobody had asked it to."""
+    """The server could not be started, or ended unexpectedly."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
-    # From the start of the process to its first 200.
+    # From the start of the process to the first 200.
     start_seconds: float = 0.0
     asked_to_stop: bool = False
 
@@ -45,46 +45,43 @@ class Server:
         return self.process.pid
 
     def cpu_seconds(self) -> float:
-        """Processor time, user and system, of the process and of its children, ended ones too.
-
-        The operating system counts it in steps of about 10 ms.
-        """
+        """CPU time of the process and its children, including ended ones, in 10 ms steps."""
         return self._sum(cpu_seconds_of)
 
     def memory_mb(self) -> float:
-        """Memory in MiB of the process and its children, pages they share counted once.
+        """Memory in MiB of the process and its children, counting shared pages once.
 
-        This is the proportional set size on Linux. Elsewhere it is the unique set size, which
-        leaves shared pages out.
+        This is the proportional set size on Linux; elsewhere it is the unique set size, which
+        excludes shared pages.
         """
         return self._sum(memory_bytes_of) / 1024**2
 
     def terminate(self) -> None:
-        """Asks the process to end, as Docker and Kubernetes do, and does not wait for it."""
+        """Sends SIGTERM, as Docker and Kubernetes do, without waiting."""
         self.asked_to_stop = True
         self.process.terminate()
 
     def kill(self) -> None:
-        """Ends the process and its children at once."""
+        """Kills the process and its children."""
         self.asked_to_stop = True
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
 
     def wait(self, deadline_seconds: float) -> int:
-        """Waits for the end of the process and returns its exit code."""
+        """Waits until the process ends and returns its exit code."""
         try:
             return self.process.wait(deadline_seconds)
         except subprocess.TimeoutExpired:
-            raise ServerError(f"the server still runs after {deadline_seconds} s") from None
+            raise ServerError(f"the server is still running after {deadline_seconds} s") from None
 
     def _sum(self, measure: Callable[[psutil.Process], float]) -> float:
         if self.process.poll() is not None:
-            raise ServerError("the server has ended, so there is nothing to measure")
+            raise ServerError("the server has ended and cannot be measured")
         process = psutil.Process(self.pid)
         total = measure(process)
         for child in process.children(recursive=True):
-            # A child may end in between.
+            # A child may end meanwhile.
             with suppress(psutil.NoSuchProcess):
                 total += measure(child)
         return total
@@ -113,14 +110,14 @@ def serve(
     deadline_seconds: float = 30,
     stop_seconds: float = 10,
 ) -> Iterator[Server]:
-    """Starts a server, waits until `ready_url` answers 200, and stops it at the end.
+    """Starts a server, waits until `ready_url` returns 200, and stops it at the end of the block.
 
-    `env` is added to this process's environment. The server's output goes to `log`. A server that
-    ends although it was neither terminated nor killed is an error. At the end it has
-    `stop_seconds` to finish what it does; what then is left of it and its children is killed.
+    `env` is added to this process's environment. `log` receives the server's output. It is an error
+    if the server ends without having been stopped. At the end it has `stop_seconds` to shut down;
+    then it and its children are killed.
     """
     if port_is_taken(port):
-        raise ServerError(f"port {port} is taken: stop what listens there or choose another port")
+        raise ServerError(f"port {port} is in use: stop that program or choose another port")
     with ExitStack() as stack:
         if log is None:
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "server.log"
@@ -140,7 +137,7 @@ def serve(
             raise ServerError(f"cannot start {command[0]} in {cwd}: {error}") from None
         server = Server(process, f"http://127.0.0.1:{port}", log)
         stack.callback(stop, server, stop_seconds)
-        # The threads that a server starts later inherit this.
+        # Threads that the server starts later inherit this.
         if cpus is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, cpus)
         wait_until_ready(server, ready_url, began + deadline_seconds)
@@ -156,7 +153,7 @@ def serve(
 
 
 def wait_until_ready(server: Server, ready_url: str, deadline: float) -> None:
-    """Polls until the first 200; fails as soon as the process ends or the deadline passes."""
+    """Polls until the first 200, the end of the process, or the deadline."""
     answer = ""
     while time.perf_counter() < deadline:
         answer = answer_of(ready_url)
@@ -165,11 +162,11 @@ def wait_until_ready(server: Server, ready_url: str, deadline: float) -> None:
         if answer == "200":
             return
         time.sleep(POLL_SECONDS)
-    raise ServerError(f"not ready in time: {ready_url} answers {answer}\n{tail(server.log)}")
+    raise ServerError(f"not ready in time: {ready_url} returns {answer}\n{tail(server.log)}")
 
 
 def answer_of(url: str) -> str:
-    """The status that a URL answers with, or the reason why it does not answer."""
+    """Returns the status of a URL, or why there is no response."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=1)
     try:
@@ -198,17 +195,12 @@ def ending(server: Server) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last lines of the log, marked as such."""
     lines = log.read_text("utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    return "\n".join(f"  | {line}" for line in lines) or "  | (it wrote nothing)"
+    return "\n".join(f"  | {line}" for line in lines) or "  | (no output)"
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float = 30) -> None:
-    """Polls a condition until it holds.
-
-    Raises:
-        TimeoutError: it does not hold at the deadline.
-    """
+    """Polls a condition until it is true; raises a TimeoutError at the deadline."""
     deadline = time.monotonic() + deadline_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -217,7 +209,7 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port that is currently free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -232,7 +224,7 @@ def port_is_taken(port: int) -> bool:
 def interleave(
     arms: Mapping[str, Callable[[], Measured]], rounds: int
 ) -> dict[str, list[Measured]]:
-    """Measures every arm once a round, A B A B, so that what disturbs one disturbs the others."""
+    """Measures every arm once per round (A B A B), so that disturbances affect all arms alike."""
     measured: dict[str, list[Measured]] = {name: [] for name in arms}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=rounds * len(arms))
@@ -245,7 +237,7 @@ def interleave(
 
 
 class Spread(NamedTuple):
-    """The middle of some measurements and how far they reach."""
+    """The median and range of some measurements."""
 
     median: float
     least: float

@@ -1,6 +1,6 @@
-"""Starts servers on free ports for measurements and tests: uvicorn, Redis and PostgreSQL.
+"""Starts uvicorn, Redis and PostgreSQL on free ports for measurements and tests.
 
-Envoy is started by `tools.mesh.proxy`.
+`tools.mesh.proxy` starts Envoy.
 """
 
 import os
@@ -21,7 +21,7 @@ from tools.run.binaries import find
 from tools.run.processes import family_of, kill_all
 
 STOP_SECONDS = 20
-# What the servers of the patterns are started with.
+# The options that the patterns start their servers with.
 UVICORN_OPTIONS = (
     *("--no-access-log", "--timeout-graceful-shutdown", "5"),
     *("--timeout-keep-alive", "65"),
@@ -41,18 +41,8 @@ def run_uvicorn(
 ) -> AbstractContextManager[Server]:
     """Runs an ASGI application, `package.module:app`, until the end of the block.
 
-    Args:
-        app: the application, as `uvicorn` takes it.
-        cwd: the directory in which the application is importable.
-        env: settings, added to this process's environment.
-        options: more options of uvicorn.
-        ready: the path that answers 200 as soon as the server can be used.
-        port: a free port unless it is given.
-        cpus: the cores that the server may use.
-        log: where its output goes; a temporary file unless it is given.
-
-    Raises:
-        ServerError: it ended before it was ready; the message holds the end of its log.
+    `cwd` is the directory to import it from, `ready` the path that returns 200 once the server is
+    ready, and `cpus` the cores that it may use. See `serve` for the rest.
     """
     port = port or free_port()
     return serve(
@@ -67,7 +57,7 @@ def run_uvicorn(
 
 
 def uvicorn(app: str, port: int, options: Sequence[str] = UVICORN_OPTIONS) -> list[str]:
-    """Returns the command that serves an application on a port of this machine."""
+    """Returns the command that serves an application on a local port."""
     return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
 
 
@@ -83,7 +73,7 @@ def protocol_of(app: str, cwd: Path) -> list[str]:
 
 
 class Process:
-    """A process that is killed, suspended and started again, and gone at the end of a `with`."""
+    """A process that can be killed, suspended and restarted; the end of a `with` kills it."""
 
     def __init__(
         self,
@@ -109,7 +99,7 @@ class Process:
         self.kill()
 
     def start(self) -> None:
-        """Starts the process, anew if it has ended."""
+        """Starts the process, or restarts it after it has ended."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
@@ -126,12 +116,11 @@ class Process:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        """Ends the process at once, whatever it is doing."""
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
-        """Asks the process to end, suspended or not, and returns its exit code."""
+        """Sends SIGTERM, resumes the process if it is suspended, and returns its exit code."""
         self.process.terminate()
         self.process.send_signal(signal.SIGCONT)
         try:
@@ -142,7 +131,7 @@ class Process:
 
 
 class RedisServer(Process):
-    """A Redis server that writes everything to a file before it answers, as the patterns do."""
+    """A Redis server that writes to disk before it responds, as in the patterns."""
 
     def __init__(
         self,
@@ -152,7 +141,7 @@ class RedisServer(Process):
         env: Mapping[str, str] | None = None,
         cpus: set[int] | None = None,
     ) -> None:
-        """Starts the server on a free port unless it is given, with its file in the directory."""
+        """Starts the server, by default on a free port, with its data in the directory."""
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         directory.mkdir(parents=True, exist_ok=True)
@@ -162,12 +151,12 @@ class RedisServer(Process):
         super().__init__(command, cwd=directory, log=directory / "redis.log", env=env, cpus=cpus)
 
     def start(self) -> None:
-        """Starts the server and waits until it has read its file."""
+        """Starts the server and waits until it has loaded its data."""
         super().start()
-        wait_until(self.answers, f"Redis to answer ({self.log})")
+        wait_until(self.answers, f"Redis to respond ({self.log})")
 
     def answers(self) -> bool:
-        """Tells whether the server takes commands; while it reads its file it refuses them."""
+        """Tells whether the server accepts commands, which it does once it has loaded its data."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(b"PING\r\n")
@@ -177,7 +166,7 @@ class RedisServer(Process):
 
 
 class PostgresServer(Process):
-    """A PostgreSQL server on new files, which it finds again when it is started after a kill."""
+    """A PostgreSQL server with a new data directory, which survives a restart."""
 
     def __init__(
         self,
@@ -187,19 +176,18 @@ class PostgresServer(Process):
         password: str | None = None,
         database: str | None = None,
     ) -> None:
-        """Starts the server; without a password it gets one that nobody knows."""
+        """Starts the server; the default password is random."""
         self.port = port or free_port()
         self.user = user
         self.password = password or uuid4().hex
         self.database = database or user
         self.files = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
         directory = Path(self.files.name)
-        # PostgreSQL never runs as root, and as nobody it has to get here.
+        # PostgreSQL may run as the user nobody, who needs access.
         directory.chmod(0o711)
         program = find("postgres:17")
         self.probe = [str(program.with_name("pg_isready")), "--quiet", "--host", "127.0.0.1"]
         self.probe += ["--port", str(self.port), "--username", user, "--dbname", self.database]
-        # The program that starts it where there is no Docker.
         command = [sys.executable, postgres.__file__, os.devnull, str(program)]
         own = {
             "PGDATA": str(directory / "data"),
@@ -216,16 +204,16 @@ class PostgresServer(Process):
         self.files.cleanup()
 
     def start(self) -> None:
-        """Starts the server and waits until it has read its log again."""
+        """Starts the server and waits until it has recovered."""
         super().start()
-        wait_until(self.answers, f"PostgreSQL to answer ({self.log})")
+        wait_until(self.answers, f"PostgreSQL to respond ({self.log})")
 
     def answers(self) -> bool:
-        """Tells whether the server takes connections."""
+        """Tells whether the server accepts connections."""
         return subprocess.run(self.probe, check=False).returncode == 0
 
     def kill(self) -> None:
-        """Ends the server and its sessions at once, whatever they are in the middle of."""
+        """Kills the server and its sessions."""
         sessions = family_of(self.process.pid)
         super().kill()
         kill_all(sessions)

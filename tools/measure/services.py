@@ -1,6 +1,6 @@
-"""Runs services of a pattern as its compose file says, without Docker and on free ports.
+"""Runs the services of a pattern as its Compose file says, without Docker and on free ports.
 
-The runner of `make up` keeps the ports of the file, which only one pattern at a time can have.
+`make up` uses the ports of the file, so it can run only one pattern at a time.
 """
 
 import re
@@ -14,13 +14,14 @@ from pathlib import Path
 from tools.measure.server import Server, free_port, serve
 from tools.measure.servers import PostgresServer, Process, RedisServer
 from tools.read.compose import FILE_NAME, Compose, Service, load
+from tools.run.plan import make_folders
 from tools.run.rewrite import Launch, launch_of, state_dir
 
 NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__")
 
 
 class ServiceError(RuntimeError):
-    """A service could not be started; the message says what it wrote."""
+    """A service could not be started; the message includes its output."""
 
 
 def copy_of(pattern: Path, directory: Path) -> Compose:
@@ -28,22 +29,22 @@ def copy_of(pattern: Path, directory: Path) -> Compose:
     shutil.copytree(pattern, directory, ignore=NOT_COPIED, dirs_exist_ok=True)
     used = {port for service in load(pattern).services.values() for port in service.ports}
     ports = {str(port): str(free_port()) for port in used}
-    # A Dockerfile may set the port as well.
+    # The Dockerfile may set the port too.
     for path in (directory / FILE_NAME, directory / "Dockerfile"):
         if path.exists():
             text = path.read_text("utf-8")
             path.write_text(re.sub(r"\b\d+\b", lambda m: ports.get(m[0], m[0]), text), "utf-8")
     compose = load(directory)
-    # As `make up` does where training is not one of the services.
+    # As in `make up`, if no service does the training.
     if (directory / "train").is_dir() and "train" not in compose.services:
         run_to_its_end("train", [sys.executable, "-m", "train"], directory)
     return compose
 
 
 def asgi_services(compose: Compose) -> list[Service]:
-    """Returns the services of the pattern's own that uvicorn serves, in the order of their names.
+    """Returns the built services that uvicorn runs, by name, without further replicas of the same.
 
-    Of replicas, which differ in nothing but their port, only the first is returned.
+    Replicas differ only in their port.
     """
     found: dict[str, Service] = {}
     for _, service in sorted(compose.services.items()):
@@ -56,13 +57,7 @@ def asgi_services(compose: Compose) -> list[Service]:
 
 @contextmanager
 def run_service(compose: Compose, name: str, **environment: str) -> Iterator[Server]:
-    """Runs a server of the pattern's own with more settings than the file gives it.
-
-    Each call takes a free port, so a service can run twice.
-
-    Raises:
-        ServerError: it ended before it was ready.
-    """
+    """Runs a built service on a free port, with settings in addition to those of the file."""
     launch = launched(compose, name)
     (old,), new = launch.service.ports, free_port()
     moved = {str(old): str(new)}
@@ -79,11 +74,7 @@ def run_service(compose: Compose, name: str, **environment: str) -> Iterator[Ser
 
 @contextmanager
 def run_around(compose: Compose, name: str) -> Iterator[None]:
-    """Runs what a service depends on, and the workers, which take from a queue what it puts there.
-
-    Raises:
-        ServiceError: one of them could not be started.
-    """
+    """Runs the dependencies of a service and the pattern's workers."""
     workers = {
         service.name
         for service in compose.services.values()
@@ -98,7 +89,7 @@ def run_around(compose: Compose, name: str) -> Iterator[None]:
 
 
 def dependencies_of(compose: Compose, names: set[str]) -> set[str]:
-    """Returns the names of the services that others depend on, and of those these depend on."""
+    """Returns the names of all direct and indirect dependencies."""
     found: set[str] = set()
     while names:
         names = {other for name in names for other in compose.services[name].depends_on} - found
@@ -107,7 +98,7 @@ def dependencies_of(compose: Compose, names: set[str]) -> set[str]:
 
 
 def start(compose: Compose, service: Service, stack: ExitStack) -> None:
-    """Starts a service, and has it stopped with the others."""
+    """Starts a service, which the stack stops."""
     image = service.image or ""
     if service.name in compose.one_shots():
         launch = launched(compose, service.name)
@@ -147,28 +138,21 @@ def start(compose: Compose, service: Service, stack: ExitStack) -> None:
             )
         )
     else:
-        raise ServiceError(f"{service.name}: no function of tools/measure/servers.py runs {image}")
+        raise ServiceError(f"{service.name}: tools/measure/servers.py cannot run {image}")
 
 
 def launched(compose: Compose, name: str) -> Launch:
-    """Returns what runs a service, and makes the folders that it expects."""
+    """Returns how to run a service, after creating the folders that it expects."""
     launch = launch_of(compose, compose.services[name])
-    for mount in launch.service.mounts:
-        if mount.named:
-            volume = state_dir(compose.pattern_dir) / "volumes" / mount.source
-            volume.mkdir(parents=True, exist_ok=True)
     state_dir(compose.pattern_dir).mkdir(exist_ok=True)
+    make_folders(compose, launch)
     return launch
 
 
 def run_to_its_end(
     name: str, command: list[str], directory: Path, env: dict[str, str] | None = None
 ) -> None:
-    """Runs a program that ends by itself.
-
-    Raises:
-        ServiceError: it failed.
-    """
+    """Runs a program until it ends; raises a ServiceError if it fails."""
     ended = subprocess.run(
         command,
         cwd=directory,

@@ -1,7 +1,7 @@
-"""Knows the fields of Istio's manifests that `translate` translates, and refuses all others.
+"""Checks the fields of Istio's manifests that `translate` supports, and rejects all others.
 
-Every field has a check that returns its value as Envoy wants it. So a misspelt field or a value of
-the wrong kind is an error that names its place, and not a rule that silently does nothing.
+Every field has a check that returns its value in Envoy's form. A misspelt field or a value of the
+wrong type is an error that names its place, instead of a rule that silently does nothing.
 """
 
 import re
@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any
 
 Json = dict[str, Any]
-# A check returns the value as Envoy wants it, or raises a MeshError that begins with its place.
+# A check returns the value in Envoy's form or raises a MeshError that begins with its place.
 Check = Callable[[Any, str], Any]
 
 UNLIMITED = 2**32 - 1
@@ -29,10 +29,10 @@ RETRY_ON = [
 
 
 class MeshError(Exception):
-    """The manifests say something that this translator cannot turn into Envoy configuration."""
+    """The manifests contain something that cannot be translated to Envoy configuration."""
 
 
-# How a value is checked ----------------------------------------------------------------------
+# Checks of values ----------------------------------------------------------------------------
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -41,7 +41,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def fields(marked: dict[str, Check], one_of: bool = False) -> Check:
-    """A mapping in which every field is known. Those marked `!` are needed.
+    """Checks a mapping with known fields, of which those marked `!` are required.
 
     `one_of` is Istio's oneof: exactly one of the fields is set.
     """
@@ -52,7 +52,7 @@ def fields(marked: dict[str, Check], one_of: bool = False) -> Check:
         for name in mapping(value, at):
             if name not in known:
                 hint = suggest(str(name), known)
-                raise MeshError(f"{at}.{name} is not a field that this translator knows{hint}")
+                raise MeshError(f"{at}.{name} is not a supported field{hint}")
         for name in needed:
             if name not in value:
                 raise MeshError(f"{at}.{name} is missing")
@@ -64,7 +64,7 @@ def fields(marked: dict[str, Check], one_of: bool = False) -> Check:
 
 
 def named(part: Check, name_check: Check) -> Check:
-    """A mapping whose names are the author's own, such as headers."""
+    """Checks a mapping with arbitrary names, such as headers."""
     return lambda value, at: {
         name_check(name, f"{at}.{name}"): part(item, f"{at}.{name}")
         for name, item in mapping(value, at).items()
@@ -103,7 +103,7 @@ def choice(*known: Any) -> Check:
 
 def number(low: int, high: int, kind: type[int] | UnionType = int) -> Check:
     def check(value: Any, at: str) -> Any:
-        # True is an int to Python, but not to the author of a manifest.
+        # In Python True is an int.
         if isinstance(value, bool) or not isinstance(value, kind):
             raise MeshError(f"{at} should be a number, not {value!r}")
         if not low <= value <= high:
@@ -114,7 +114,7 @@ def number(low: int, high: int, kind: type[int] | UnionType = int) -> Check:
 
 
 def duration_from(low: str) -> Check:
-    """Istio writes 250ms or 1m30s; Envoy reads seconds only."""
+    """Converts Istio's durations, such as 250ms or 1m30s, to seconds, the only unit in Envoy."""
     unit_seconds = {"h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
 
     def check(value: Any, at: str) -> str:
@@ -146,27 +146,27 @@ def regex(value: Any, at: str) -> str:
 
 def matched_header(value: Any, at: str) -> str:
     if not re.fullmatch("[a-z0-9_-]+", str(value)):
-        raise MeshError(f"{at} is not a header in lower case, as Istio wants it")
+        raise MeshError(f"{at} is not a header name in lower case, as Istio requires")
     return str(value)
 
 
 def changed_header(value: Any, at: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_-]+", str(value)) or str(value).lower() == "host":
-        raise MeshError(f"{at} is not a header that this translator changes")
+        raise MeshError(f"{at} is not a header that may be changed")
     return str(value)
 
 
 def retry_on(value: Any, at: str) -> str:
     for word in text(value, at).split(","):
         if word not in RETRY_ON and not re.fullmatch("[1-5][0-9][0-9]", word):
-            raise MeshError(f"{at} has {word!r}, unknown to Envoy{suggest(word, RETRY_ON)}")
+            raise MeshError(f"{at} has {word!r}, unknown in Envoy{suggest(word, RETRY_ON)}")
     return str(value)
 
 
 # The fields of the manifests -----------------------------------------------------------------
 
 DURATION, DURATION_OR_ZERO = duration_from("0.001"), duration_from("0")
-# Istio takes a limit of 0 for one that is not set: it would mean the opposite of what it says.
+# Istio treats a limit of 0 as not set, the opposite of what it says.
 LIMIT = number(1, 2**31 - 1)
 STATUS = number(200, 599)
 
@@ -175,7 +175,7 @@ EXACT_MATCH = fields({"exact!": text})
 
 
 def header_match(value: Any, at: str) -> Json:
-    """`{}` matches a header that is there, whatever its value."""
+    """`{}` matches a header with any value."""
     return {} if value == {} else dict(STRING_MATCH(value, at))
 
 
@@ -197,8 +197,8 @@ HEADER_CHANGES = fields(
 )
 HEADERS = fields({"request": HEADER_CHANGES, "response": HEADER_CHANGES})
 TARGET = fields({"destination!": DESTINATION, "weight": number(0, 100), "headers": HEADERS})
-# Istio takes absent attempts for 0, which turns retries off, and an absent percentage of a fault
-# for 0, which injects none: both have to be said.
+# Istio's default of 0 turns retries off without `attempts`, and injects no faults without
+# `percentage`, so both are required here.
 RETRIES = fields({"attempts!": number(0, 100), "perTryTimeout": DURATION, "retryOn": retry_on})
 ABORT = fields({"httpStatus!": STATUS, "percentage!": percent})
 DELAY = fields({"fixedDelay!": DURATION, "percentage!": percent})
@@ -264,7 +264,7 @@ DESTINATION_RULE = fields({"host!": text, "trafficPolicy": TRAFFIC_POLICY, "subs
 
 
 def patch_fields(apply_to: str, operation: str, filter_check: Check) -> Check:
-    """An EnvoyFilter patch of one form; what it puts in is Envoy's own and left to Envoy."""
+    """Checks one form of EnvoyFilter patch, but not the Envoy configuration inside it."""
     listener = fields({"filterChain!": fields({"filter!": filter_check})})
     value = fields({"name!": text, "typed_config!": mapping})
     return fields(
@@ -293,7 +293,7 @@ def config_patch(value: Any, at: str) -> Any:
         choice(MANAGER_TYPE)(patch["typed_config"].get("@type"), f"{at}.typed_config.@type")
         for name in ("route_config", "routeConfig", "http_filters", "httpFilters"):
             if name in patch["typed_config"]:
-                raise MeshError(f"{at}.typed_config.{name} is not merged: another manifest says it")
+                raise MeshError(f"{at}.typed_config.{name} is not merged: use another manifest")
     return apply_to, patch
 
 

@@ -1,4 +1,4 @@
-"""Runs the mesh of a pattern: a real Envoy with what is shipped, or with parts left out."""
+"""Runs Envoy for a pattern, with the shipped configuration or with parts removed."""
 
 import json
 import shutil
@@ -23,39 +23,34 @@ ANYWHERE = "0.0.0.0"  # noqa: S104
 
 @dataclass
 class Proxy:
-    """A running Envoy: where callers reach it, and where its admin page is."""
+    """A running Envoy: the URL for callers and the URL of its admin interface."""
 
     url: str
     admin_url: str
 
     def stat(self, name: str) -> int:
-        """Returns a counter or gauge by its full name, `cluster.outbound|8000||api.upstream_...`.
-
-        Raises:
-            KeyError: Envoy has no statistic of this name.
-        """
+        """Returns a counter or gauge by its full name, as in `cluster.outbound|8000||api...`."""
         stats = fetch(f"{self.admin_url}/stats?format=json")["stats"]
         return int({stat["name"]: stat["value"] for stat in stats if "name" in stat}[name])
 
     def uptime_seconds(self) -> int:
-        """Returns how long ago it was started, in whole seconds."""
+        """Returns the whole seconds since the start."""
         info = fetch(f"{self.admin_url}/server_info")
         return int(info["uptime_current_epoch"].removesuffix("s"))
 
 
 def fetch(url: str, method: str = "GET") -> Any:
-    """Asks a server on this machine for JSON."""
     with urlopen(Request(url, method=method), timeout=30) as response:  # noqa: S310
         return json.load(response)
 
 
 def shipped(pattern: Path) -> Any:
-    """Returns the configuration that compose runs."""
+    """Returns the configuration that Compose uses."""
     return yaml.safe_load((pattern / "envoy.yaml").read_text("utf-8"))
 
 
 def without(pattern: Path, *parts: str) -> Any:
-    """Returns the configuration that the manifests would translate to without these parts.
+    """Returns the configuration translated from the manifests without these parts.
 
     A part is a field of a DestinationRule's `trafficPolicy` or of a VirtualService's `http`.
     """
@@ -75,7 +70,7 @@ def without(pattern: Path, *parts: str) -> Any:
 
 
 def moved(config: Any, ports: Mapping[tuple[str, int], int]) -> Any:
-    """Returns the configuration with its addresses on this machine, at these ports."""
+    """Replaces all addresses with 127.0.0.1 and these ports."""
     if isinstance(config, list):
         return [moved(part, ports) for part in config]
     if not isinstance(config, dict):
@@ -87,7 +82,7 @@ def moved(config: Any, ports: Mapping[tuple[str, int], int]) -> Any:
 
 
 def envoy_of(pattern: Path) -> Service:
-    """Returns the compose service that is Envoy."""
+    """Returns the Compose service that runs Envoy."""
     services = load(pattern).services.values()
     return next(each for each in services if repository(each.image or "") == "envoyproxy/envoy")
 
@@ -96,13 +91,10 @@ def envoy_of(pattern: Path) -> Service:
 def proxy(
     pattern: Path, config: Any, replicas: Mapping[str, Server], cpus: set[int] | None = None
 ) -> Iterator[Proxy]:
-    """Starts Envoy in front of running servers, with the options that compose gives it.
+    """Starts Envoy in front of running servers, with its options from Compose.
 
-    Args:
-        pattern: the directory of the pattern.
-        config: what `shipped` or `without` has returned, or a changed copy of it.
-        replicas: the servers by the names of the compose services whose place they take.
-        cpus: the cores that Envoy may use.
+    `config` comes from `shipped` or `without`, `replicas` maps Compose services to the servers that
+    replace them, and `cpus` are the cores that Envoy may use.
     """
     envoy, services = envoy_of(pattern), load(pattern).services
     listening = {port: free_port() for port in envoy.ports}

@@ -1,7 +1,7 @@
-"""Translates the Istio manifests of a pattern to the static Envoy configuration that runs them.
+"""Translates the Istio manifests of a pattern to a static Envoy configuration.
 
-What is not translated is refused by name, so a misspelt field is an error here and not a rule that
-silently does nothing. What the manifests leave out gets Istio's default, not Envoy's.
+Unsupported fields are errors, so a misspelt field cannot silently do nothing. Omitted fields get
+Istio's default, not Envoy's.
 """
 
 from collections import defaultdict
@@ -41,10 +41,10 @@ FAULT = "envoy.filters.http.fault"
 
 @dataclass
 class Mesh:
-    """What the files of a pattern say, and the clusters that its routes turned out to need."""
+    """The manifests and processes of a pattern, and the clusters that its routes need."""
 
     processes: Mapping[str, Service]
-    # By kind and host: a spec, and the place that an error names.
+    # Specs by host, and the place of each in error messages by kind and host.
     services: dict[str, Json] = field(default_factory=dict)
     rules: dict[str, Json] = field(default_factory=dict)
     virtual_services: dict[str, Json] = field(default_factory=dict)
@@ -66,13 +66,13 @@ def load_yaml(path: Path, shown: str) -> list[Any]:
 
 
 def manifests(pattern_dir: Path) -> Iterator[tuple[str, str, str, Json]]:
-    """Kind, name, place and spec of each object in manifests/ that routing depends on."""
+    """Yields kind, name, place and spec of each object in manifests/ that affects routing."""
     for path in sorted((pattern_dir / "manifests").glob("*.yml")):
         for document in load_yaml(path, f"manifests/{path.name}"):
-            # Deployments and the like are for Kubernetes alone.
             if not isinstance(document, dict):
                 continue
             kind, version = str(document.get("kind")), str(document.get("apiVersion"))
+            # Only Kubernetes uses Deployments and other kinds.
             if kind not in SPECS and kind != "Service" and "istio.io/" not in version:
                 continue
             at = f"manifests/{path.name}: {kind}"
@@ -88,7 +88,7 @@ def manifests(pattern_dir: Path) -> Iterator[tuple[str, str, str, Json]]:
                 choice(*SPECS)(kind, f"{at} kind")
                 choice(SPECS[kind][0])(version, f"{at} apiVersion")
                 for key in sorted(document.keys() - {"apiVersion", "kind", "metadata", "spec"}):
-                    raise MeshError(f"{at} {key} is not a field that this translator knows")
+                    raise MeshError(f"{at} {key} is not a supported field")
                 spec = SPECS[kind][1](spec, f"{at} spec")
             yield kind, str(name), f"{at} spec", spec
 
@@ -115,7 +115,7 @@ def read(pattern_dir: Path) -> Mesh:
         for host in spec.get("hosts", [spec.get("host", name)]):
             if (kind, host) in mesh.places:
                 first = mesh.places[kind, host].removesuffix(" spec")
-                raise MeshError(f"{at} is a second {kind} of {host}, beside {first}")
+                raise MeshError(f"{at} is a second {kind} of {host}, after {first}")
             by_kind[kind][host] = spec
             mesh.places[kind, host] = at
     for host, rule in mesh.rules.items():
@@ -124,14 +124,14 @@ def read(pattern_dir: Path) -> Mesh:
 
 
 def check_rule(mesh: Mesh, host: str, rule: Json, at: str) -> None:
-    """What a DestinationRule says of other objects, and fields that have no effect alone."""
+    """Checks the references of a DestinationRule, and rejects fields without effect."""
     endpoints(mesh, host, {}, f"{at}.host")
     names = [subset["name"] for subset in rule.get("subsets", [])]
     policies = {f"{at}.trafficPolicy": rule.get("trafficPolicy", {})}
     for index, subset in enumerate(rule.get("subsets", [])):
         at_subset = f"{at}.subsets[{index}]"
         if names.index(subset["name"]) != index:
-            raise MeshError(f"{at_subset}.name {subset['name']!r} is there twice")
+            raise MeshError(f"{at_subset}.name {subset['name']!r} is a duplicate")
         endpoints(mesh, host, subset["labels"], f"{at_subset}.labels")
         policies[f"{at_subset}.trafficPolicy"] = subset.get("trafficPolicy", {})
     for at_policy, policy in policies.items():
@@ -150,7 +150,7 @@ def service_ports(mesh: Mesh, host: str, at: str) -> list[int]:
 
 
 def endpoints(mesh: Mesh, host: str, labels: Json, at: str) -> list[tuple[str, int]]:
-    """The processes whose labels contain all of these: the rule Kubernetes applies to pods."""
+    """Returns the processes whose labels include all of these, as Kubernetes selects pods."""
     if not service_ports(mesh, host, at):
         raise MeshError(f"{at} {host!r} is a Service without a port")
     if not mesh.services[host].get("selector"):
@@ -160,7 +160,7 @@ def endpoints(mesh: Mesh, host: str, labels: Json, at: str) -> list[tuple[str, i
     for name, process in mesh.processes.items():
         if wanted.items() <= process.labels.items():
             if len(process.exposed_ports) != 1:
-                reason = "expose: must name the one port to which the mesh sends"
+                reason = "expose: must name the one port that receives requests from the mesh"
                 raise MeshError(f'docker-compose.yml: service "{name}": {reason}')
             found.append((name, process.exposed_ports[0]))
     if not found:
@@ -173,7 +173,7 @@ def endpoints(mesh: Mesh, host: str, labels: Json, at: str) -> list[tuple[str, i
 
 
 def given(config: Json) -> Json:
-    """Only the fields that have a value: to Envoy an empty one is not the same as an absent one."""
+    """Removes fields without a value, because Envoy distinguishes empty from absent."""
     return {name: value for name, value in config.items() if value not in (None, [], {})}
 
 
@@ -186,7 +186,7 @@ def address(host: str, port: int) -> Json:
 
 
 def policy_of(mesh: Mesh, to: Json) -> Json:
-    """A subset's policy replaces whole parts of its host's, as Istio merges them."""
+    """Returns the policy of a destination; a subset's parts replace the host's, as in Istio."""
     rule = mesh.rules.get(to["host"], {})
     subsets = {subset["name"]: subset for subset in rule.get("subsets", [])}
     own = subsets.get(to.get("subset"), {})
@@ -194,9 +194,9 @@ def policy_of(mesh: Mesh, to: Json) -> Json:
 
 
 def cluster_name(mesh: Mesh, to: Json, at: str) -> str:
-    """The name of the destination's cluster, which is made when it is first needed.
+    """Returns the name of a destination's cluster, which is created on first use.
 
-    It is Istio's own name, so a counter is called here what a sidecar in Kubernetes calls it.
+    The name is Istio's, so counters have the same names as in a sidecar in Kubernetes.
     """
     host, subset = to["host"], to.get("subset", "")
     ports = service_ports(mesh, host, f"{at}.host")
@@ -248,7 +248,7 @@ def cluster(name: str, policy: Json, found: list[tuple[str, int]]) -> Json:
         {
             "name": name,
             "type": "STRICT_DNS",
-            # Without Docker every process is on 127.0.0.1, and no process is on ::1.
+            # Without Docker every process listens on 127.0.0.1 and none on ::1.
             "dns_lookup_family": "V4_ONLY",
             "connect_timeout": tcp.get("connectTimeout", "10s"),
             "lb_policy": "RING_HASH" if sticky else balancer.get("simple", "LEAST_REQUEST"),
@@ -279,7 +279,7 @@ def outlier_detection(health: Json) -> Json:
         "interval": health.get("interval", "10s"),
         "base_ejection_time": health.get("baseEjectionTime", "30s"),
         "max_ejection_percent": health.get("maxEjectionPercent", 10),
-        # As in Istio: 10 percent of two endpoints is none, so that none is ever ejected.
+        # As in Istio: 10 percent of two endpoints rounds to none, so none is ever ejected.
         "always_eject_one_host": False,
         "enforcing_success_rate": 0,
         "enforcing_failure_percentage": 0,
@@ -312,7 +312,7 @@ def header_matcher(name: str, to: Json) -> Json:
 
 
 def changes(*levels: Json) -> Json:
-    """Envoy's lists of header changes: what the route says, then what its destination says."""
+    """Returns Envoy's header changes: those of the route, then those of its destination."""
     actions = {"set": "OVERWRITE_IF_EXISTS_OR_ADD", "add": "APPEND_IF_EXISTS_OR_ADD"}
     config: Json = defaultdict(list)
     for direction in ("request", "response"):
@@ -346,7 +346,7 @@ def retry_policy(retries: Json, sticky: bool, at: str) -> Json | None:
             "num_retries": retries["attempts"],
             "retriable_status_codes": codes,
             "per_try_timeout": retries.get("perTryTimeout"),
-            # Istio keeps a sticky request where it belongs, even for the retry.
+            # Istio also sends the retry of a sticky request to the same endpoint.
             "retry_host_predicate": [] if sticky else [other_host],
             "host_selection_retry_max_attempts": 5,
         }
@@ -361,13 +361,13 @@ def route_action(mesh: Mesh, http: Json, at: str) -> Json:
     ]
     weights = [target["weight"] for target in targets if "weight" in target]
     if (weights or len(targets) > 1) and len(weights) != len(targets):
-        raise MeshError(f"{at}.route should give every destination its weight")
+        raise MeshError(f"{at}.route should give every destination a weight")
     if weights and sum(weights) != 100:
         raise MeshError(f"{at}.route has weights that sum to {sum(weights)}, not to 100")
     if "mirror" in http and "mirrors" in http:
-        raise MeshError(f"{at}.mirrors and mirror exclude each other")
+        raise MeshError(f"{at} should not have both mirror and mirrors")
     if "mirrorPercentage" in http and "mirror" not in http:
-        raise MeshError(f"{at}.mirrorPercentage has no mirror beside it")
+        raise MeshError(f"{at}.mirrorPercentage has no effect without mirror")
 
     hashes: list[Json] = []
     for target in targets:
@@ -417,7 +417,7 @@ def hash_policy(consistent_hash: Json) -> Json:
 
 
 def routes(mesh: Mesh, http: Json, at: str) -> Iterator[Json]:
-    """One Envoy route for each match: one of them is enough, all the parts of one are needed."""
+    """Yields one Envoy route per match, because Istio's matches are alternatives."""
     if ("route" in http) == ("directResponse" in http):
         raise MeshError(f"{at} should have exactly one of route, directResponse")
     levels = [http.get("headers", {})]
@@ -460,13 +460,13 @@ def host_routes(mesh: Mesh, host: str) -> list[Json]:
     found: list[Json] = []
     for index, http in enumerate(mesh.virtual_services[host]["http"]):
         if {"prefix": "/"} in [route["match"] for route in found]:
-            raise MeshError(f"{at}[{index}] is never reached: what is above it takes everything")
+            raise MeshError(f"{at}[{index}] is never reached: a route above it matches everything")
         found += routes(mesh, http, f"{at}[{index}]")
     return found
 
 
 def listener_port(mesh: Mesh, host: str) -> int:
-    """The port of the host's Service; of several, the one that all its routes name."""
+    """Returns the only port of the host's Service, or the one that all its routes name."""
     kind = "VirtualService" if host in mesh.virtual_services else "DestinationRule"
     at = mesh.places[kind, host]
     ports = service_ports(mesh, host, f"{at}.host{'s' * (kind == 'VirtualService')}")
@@ -477,15 +477,15 @@ def listener_port(mesh: Mesh, host: str) -> int:
         if target["destination"]["host"] == host
     }
     if len(ports) > 1 and len(named) != 1:
-        raise MeshError(f"{at} should route all to one port.number: Service {host} has several")
+        raise MeshError(f"{at} should use one port.number everywhere: Service {host} has several")
     return named.pop() if len(ports) > 1 else ports[0]
 
 
 def access_log() -> Json:
-    """One line on stdout for each request that Envoy could not deliver, with Envoy's reason.
+    """Logs one line on stdout for each request that Envoy could not deliver, with the reason.
 
-    Istio logs nothing unless told to. What a limit refuses (UO) is left out here as well: it comes
-    in thousands, when there is no time to spare, and has a counter of its own.
+    Istio logs nothing by default. Requests over a limit (UO) are not logged: there may be thousands
+    when CPU is scarce, and a counter shows them.
     """
     line = "%START_TIME% %REQ(:METHOD)% %PATH(NQ)% %RESPONSE_CODE% %RESPONSE_FLAGS% %DURATION% ms"
     log = typed(
@@ -498,7 +498,7 @@ def access_log() -> Json:
 
 
 def merge(config: Any, patch: Any) -> Any:
-    """Protobuf's merge, as Istio does it: messages field by field, lists one after the other."""
+    """Merges as Protobuf and Istio do: messages field by field, lists by concatenation."""
     if isinstance(config, dict) and isinstance(patch, dict):
         return config | {name: merge(config.get(name), value) for name, value in patch.items()}
     if isinstance(config, list) and isinstance(patch, list):
@@ -514,7 +514,7 @@ def listener(mesh: Mesh, port: int, virtual_hosts: list[Json]) -> Json:
     manager: Json = {
         "@type": MANAGER_TYPE,
         "stat_prefix": f"outbound_{port}",
-        # As in Istio: only a route's own timeout ends a request, and paths are tidied.
+        # As in Istio: only a route's timeout ends a request, and paths are normalized.
         "stream_idle_timeout": "0s",
         "normalize_path": True,
         "access_log": [access_log()],
@@ -526,14 +526,14 @@ def listener(mesh: Mesh, port: int, virtual_hosts: list[Json]) -> Json:
             manager = merge(manager, patch["typed_config"])
     return {
         "name": f"outbound_{port}",
-        # Inside the container: docker-compose.yml says who reaches it.
+        # This is inside the container; docker-compose.yml limits who can connect.
         "address": address("0.0.0.0", port),  # noqa: S104
         "filter_chains": [{"filters": [{"name": MANAGER, "typed_config": manager}]}],
     }
 
 
 class PlainDumper(yaml.SafeDumper):
-    """YAML as a person writes it: lists indented, texts in blocks, no references."""
+    """Writes YAML as people do: indented lists, block strings, no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -552,18 +552,14 @@ PlainDumper.add_representer(str, represent_text)
 
 
 def translate(pattern_dir: Path) -> str:
-    """The text of envoy.yaml for a pattern that has a VirtualService or a DestinationRule."""
+    """Returns the text of envoy.yaml for a pattern with a VirtualService or DestinationRule."""
     mesh = read(pattern_dir)
-    hosts = [
-        *mesh.virtual_services,
-        *[host for host in mesh.rules if host not in mesh.virtual_services],
-    ]
     hosts_by_port: dict[int, list[str]] = defaultdict(list)
-    for host in hosts:
+    for host in dict.fromkeys([*mesh.virtual_services, *mesh.rules]):
         hosts_by_port[listener_port(mesh, host)].append(host)
     listeners = []
     for port, names in sorted(hosts_by_port.items()):
-        # A caller on a laptop says Host: localhost, which means the one host that has routes.
+        # A caller on a laptop sends Host: localhost, so a single host with routes matches any name.
         routed = [name for name in names if name in mesh.virtual_services] or names
         virtual_hosts = [
             {
@@ -574,7 +570,7 @@ def translate(pattern_dir: Path) -> str:
             for name in names
         ]
         listeners.append(listener(mesh, port, virtual_hosts))
-    # Envoy warns at every start where connections have no limit at all.
+    # Envoy warns at startup if downstream connections are unlimited.
     connection_limit = typed(
         "envoy.resource_monitors.global_downstream_max_connections",
         "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",

@@ -1,12 +1,12 @@
-"""Plays the README.md of a pattern: runs every command in it and holds the output to what it shows.
+"""Plays the README.md of a pattern: runs every command and compares its output with the README.
 
 A ```console block is a session. `$ ` begins a command, `> ` continues it, and the rest is the
-output that a reader sees, in which `...` stands for anything: within a line for any characters,
-alone on a line for any lines. A command that shows no output must succeed, whatever it prints.
-A command is meant to fail only where the last line shown is make's own `make: *** ... Error N`;
-for any other failure the README shows the exit code: `$ curl -f ...; echo "exit code $?"`.
+expected output, in which `...` stands for anything: for any characters within a line, or for any
+lines if alone on a line. If no output is shown, the command may print anything but must succeed.
+A command may fail only if the last line shown is make's own `make: *** ... Error N`. To show any
+other failure, print the exit code: `$ curl -f ...; echo "exit code $?"`.
 All commands run in one bash with pipefail, so variables, `cd` and background jobs carry over.
-The first command is `make up`, the last one `make down`; that also runs when the README fails.
+The first command is `make up` and the last is `make down`, which also runs after a failure.
 """
 
 import argparse
@@ -32,16 +32,15 @@ from rich.console import Console
 Run = Literal["docker", "local"]
 
 FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[^`\s]*)[^`]*")
-# Colours, movements of the cursor and window titles are no part of what a program says.
+# Colours, cursor movements and window titles are removed from the output.
 TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 SHELL_WORDS_BEFORE_COMMAND = {"!", "do", "elif", "else", "if", "then", "time", "until", "while"}
-# How to install what few machines lack and many READMEs need.
 INSTALL = {"curl": "curl (apt install curl)"}
 CONSOLE = Console()
 
 
 class Step(NamedTuple):
-    """A command, the output that a reader sees (None: none is shown), and the command's line."""
+    """A command, its expected output (None if none is shown), and its line number."""
 
     command: str
     expected: list[str] | None
@@ -53,11 +52,11 @@ class ReadmeError(Exception):
 
 
 class StepError(Exception):
-    """A command did something else than the README shows."""
+    """A command did not do what the README shows."""
 
 
 def parse(text: str) -> list[Step]:
-    """Gives the commands of all ```console blocks, in order."""
+    """Returns the commands of all ```console blocks, in order."""
     steps = []
     for block in console_blocks(text):
         starts = [at for at, (_, line) in enumerate(block) if line.startswith("$ ")]
@@ -74,7 +73,7 @@ def parse(text: str) -> list[Step]:
 
 
 def console_blocks(text: str) -> Iterator[list[tuple[int, str]]]:
-    """Yields the numbered lines of each ```console block, without the indentation of its fence."""
+    """Yields the numbered lines of each ```console block, without the fence's indentation."""
     fence: re.Match[str] | None = None
     opened = 0
     block: list[tuple[int, str]] = []
@@ -90,23 +89,22 @@ def console_blocks(text: str) -> Iterator[list[tuple[int, str]]]:
         else:
             block.append((number, line.removeprefix(fence["indent"]).rstrip()))
     if fence is not None:
-        raise ReadmeError(f"README.md:{opened}: the block that begins here is never closed")
+        raise ReadmeError(f"README.md:{opened}: the code block is never closed")
 
 
 def clean(lines: list[str]) -> list[str]:
-    """Gives the lines as they read on a terminal, without blank lines around them."""
+    """Returns the lines as a terminal shows them, without surrounding blank lines."""
     plain = [TERMINAL_CODES.sub("", line).rstrip().rpartition("\r")[2] for line in lines]
     return "\n".join(plain).strip("\n").split("\n") if any(plain) else []
 
 
 def matches(expected: list[str], actual: list[str]) -> bool:
-    """Tells whether the output is what is shown, in which `...` stands for anything."""
     return difference(expected, actual) is None
 
 
 def difference(expected: list[str], actual: list[str]) -> tuple[int, int] | None:
-    """Gives the line shown and the line printed from which on the two differ, None if nowhere."""
-    # Every number of printed lines that the lines shown so far can account for.
+    """Returns the indices of the first expected and actual line that differ; None if none do."""
+    # Every number of actual lines that the expected lines so far can match.
     reached = {0}
     for at, line in enumerate(expected):
         if line.strip() == "...":
@@ -123,19 +121,18 @@ def difference(expected: list[str], actual: list[str]) -> tuple[int, int] | None
 
 
 def line_pattern(line: str) -> re.Pattern[str]:
-    """Gives the pattern of a line that is shown."""
     first, *others = [re.escape(part) for part in line.split("...")]
     if not others:
         return re.compile(first)
-    # The first place where a part fits is as good as any later one, hence the atomic groups: they
-    # keep a line with many elisions from taking exponential time.
+    # Atomic groups: the first match of each part is as good as any later one, and without
+    # backtracking a line with many `...` does not take exponential time.
     return re.compile(first + "".join(f"(?>.*?{part})" for part in others[:-1]) + ".*" + others[-1])
 
 
 def read_steps(readme: Path, environment: dict[str, str]) -> list[Step]:
-    """Reads a README and makes sure that it can be played from the first command to the last."""
+    """Reads the steps of a README and checks that it can be played."""
     if not readme.is_file():
-        raise ReadmeError(f"{readme}: there is no such file: name the directory of a pattern")
+        raise ReadmeError(f"{readme} does not exist: name the directory of a pattern")
     steps = parse(readme.read_text(encoding="utf-8"))
     if not steps:
         raise ReadmeError(f"{readme}: no ```console block, so there is nothing to play")
@@ -156,7 +153,7 @@ def read_steps(readme: Path, environment: dict[str, str]) -> list[Step]:
 
 
 def command_words(command: str) -> Iterator[str]:
-    """Yields the programs that a command plainly names; a word that might be none is left out."""
+    """Yields the programs that a command names, leaving out words that may not be programs."""
     lexer = shlex.shlex(command.partition("<<")[0], posix=True, punctuation_chars=True)
     lexer.commenters = ""
     lexer.whitespace_split = True
@@ -174,13 +171,13 @@ def command_words(command: str) -> Iterator[str]:
 
 def session_environment(run: Run | None) -> dict[str, str]:
     """Returns the environment in which the commands run."""
-    # What an outer make and a terminal with colours pass on would change what the commands print.
+    # Variables of an outer make and FORCE_COLOR would change the output of the commands.
     outer = {"FORCE_COLOR", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"}
     outer |= set(re.findall(r"(?:^| )(\w+)=", os.environ.get("MAKEFLAGS", ""))) - {"RUN"}
     environment = {name: value for name, value in os.environ.items() if name not in outer}
     path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     environment |= {"PATH": os.pathsep.join(path), "MAKEFLAGS": "--no-print-directory"}
-    # Unbuffered, so that output and errors keep their order; one width and language everywhere.
+    # Unbuffered output keeps stdout and stderr in order.
     environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "LANGUAGE": "en"}
     if run:
         environment["RUN"] = run
@@ -189,7 +186,7 @@ def session_environment(run: Run | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def session(directory: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts a bash in a process group of its own, and ends all of it."""
+    """Starts bash in its own process group, and ends the whole group."""
     with subprocess.Popen(
         ["bash", "--noprofile", "--norc", "-o", "pipefail"],
         cwd=directory,
@@ -216,7 +213,7 @@ def session(directory: Path, environment: dict[str, str]) -> Iterator[subprocess
 def execute(
     shell: subprocess.Popen[bytes], command: str, timeout_seconds: float
 ) -> tuple[int, list[str]]:
-    """Runs a command in the session, showing its output as it comes; gives exit code and output."""
+    """Runs a command in the session, printing its output; returns exit code and output."""
     if shell.stdin is None or shell.stdout is None:
         raise ValueError("the session has no pipes")
     end = f"end of command {uuid.uuid4().hex}: "
@@ -225,7 +222,7 @@ def execute(
     deadline = time.monotonic() + timeout_seconds
     output, unfinished = [], b""
     while True:
-        # Waiting for the end of the stream would be wrong: a server in the background keeps it.
+        # Never wait for the end of the stream: a server in the background keeps it open.
         ready, _, _ = select.select([shell.stdout], [], [], 0.2)
         chunk = shell.stdout.read(65536) if ready else b""
         *finished, unfinished = (unfinished + chunk).split(b"\n")
@@ -244,7 +241,7 @@ def execute(
 
 
 def play_step(shell: subprocess.Popen[bytes], step: Step, timeout_seconds: float) -> None:
-    """Runs a command and raises StepError where it does something else than is shown."""
+    """Runs a command; raises a StepError if it does not do what the README shows."""
     CONSOLE.out("$ " + step.command.replace("\n", "\n> "), style="bold", highlight=False)
     started = time.monotonic()
     code, output = execute(shell, step.command, timeout_seconds)
@@ -257,9 +254,9 @@ def play_step(shell: subprocess.Popen[bytes], step: Step, timeout_seconds: float
 
 
 def describe(expected: list[str], output: list[str], shown: int, printed: int) -> str:
-    """Lays out a difference from the place on where the README and the output part."""
+    """Shows the difference between README and output, from the first line that differs."""
     before = [f" {line}" for line in output[max(0, printed - 2) : printed]]
-    # The first two lines name the files; positions (@@) would count from the difference.
+    # Skip the two lines with file names and the positions (@@), which would be wrong.
     changes = list(difflib.unified_diff(expected[shown:], output[printed:], lineterm=""))[2:]
     lines = before + [line for line in changes if not line.startswith("@@")]
     rest = [f" (and {len(lines) - 40} lines more)"] if len(lines) > 40 else []
@@ -267,7 +264,7 @@ def describe(expected: list[str], output: list[str], shown: int, printed: int) -
 
 
 def play(pattern_dir: Path, run: Run | None, timeout_seconds: float = 600.0) -> int:
-    """Plays the README of a pattern: 0 as shown, 1 differs, 2 not playable, 130 interrupted."""
+    """Plays a README; returns 0 if it matches, 1 if it differs, 2 if unplayable, 130 on Ctrl-C."""
     environment = session_environment(run)
     try:
         steps = read_steps(pattern_dir / "README.md", environment)
@@ -295,7 +292,7 @@ def play(pattern_dir: Path, run: Run | None, timeout_seconds: float = 600.0) -> 
 def leave_nothing_running(
     pattern_dir: Path, environment: dict[str, str], last: Step, timeout_seconds: float
 ) -> None:
-    """Runs the last command of the README in a session of its own."""
+    """Runs the last command of the README in a new session."""
     try:
         with session(pattern_dir, environment) as shell:
             play_step(shell, last._replace(expected=None), timeout_seconds)
@@ -305,7 +302,6 @@ def leave_nothing_running(
 
 
 def main() -> int:
-    """Plays the README that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.play.readme",
         description=__doc__,
@@ -320,7 +316,7 @@ def main() -> int:
     try:
         return play(arguments.pattern_dir, arguments.run, arguments.timeout_seconds)
     except KeyboardInterrupt:
-        # The second one, while the last command runs.
+        # A second Ctrl-C, during the final `make down`.
         return 130
 
 

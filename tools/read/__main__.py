@@ -1,11 +1,11 @@
-"""Tells `pattern.mk` what the files of a pattern say: `python -m tools.read DIRECTORY`.
+"""Prints the make variables of a pattern for `pattern.mk`: `python -m tools.read DIRECTORY`.
 
-It prints assignments for make, one word each: `CATEGORIES+=redis` for each category of the lock
-that the pattern needs without Docker, `SERVICES+=api` for each service of its Compose file, and
-`TRAINS:=train` where training is one of the services.
+The output is one assignment a line: `CATEGORIES+=redis` for each lock category that the pattern
+needs without Docker, `SERVICES+=api` for each Compose service, and `TRAINS:=train` if one of the
+services trains.
 
-make asks before anything is installed, so there is no YAML parser here and perhaps only an old
-Python. The names come from the indentation, and a file with any other indentation is an error.
+make runs this before anything is installed, perhaps with an old Python, so it cannot use a YAML
+parser. It finds the names by their indentation and rejects any other indentation.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
-# What the root toolchain needs itself.
+# The packages of the root toolchain.
 TOOLCHAIN = "packages"
-# Has the servers of images that are not built here.
+# The servers of images that patterns do not build, such as Redis.
 SERVERS = "servers"
 TRAINER = "train"
 
@@ -27,15 +27,11 @@ WITHIN_A_KEY = re.compile(r"     .*|    - .*")
 
 
 class PatternError(Exception):
-    """A file of the pattern does not say what make has to know."""
+    """A file of the pattern cannot be read."""
 
 
 def services(text: str) -> dict[str, set[str]]:
-    """Returns the keys of each service of a Compose file by the name of the service.
-
-    Raises:
-        PatternError: the indentation is not two blanks for a service and four for its keys.
-    """
+    """Returns the keys of each Compose service, by service name."""
     found: dict[str, set[str]] = {}
     keys: set[str] | None = None
     section = ""
@@ -53,7 +49,7 @@ def services(text: str) -> dict[str, set[str]]:
             keys.add(key[1])
         elif not (keys and WITHIN_A_KEY.fullmatch(line)):
             raise PatternError(
-                f"docker-compose.yml:{number}: indent a service by two blanks and its keys by four"
+                f"docker-compose.yml:{number}: indent a service by two spaces and its keys by four"
             )
     for name, keys in found.items():
         if not keys & {"build", "image"}:
@@ -71,12 +67,7 @@ def exported(pattern: Path) -> list[str]:
 
 
 def assignments(pattern: Path) -> list[str]:
-    """Returns what make has to know as assignments.
-
-    Raises:
-        OSError: a file cannot be read.
-        PatternError: a file does not say it.
-    """
+    """Returns the assignments for make."""
     found = services((pattern / "docker-compose.yml").read_text("utf-8"))
     has_images = any("build" not in keys for keys in found.values())
     categories = [TOOLCHAIN, *exported(pattern), *([SERVERS] if has_images else [])]

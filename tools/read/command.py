@@ -1,11 +1,11 @@
-"""Reads the words of a command: its options, and what it is beside its address."""
+"""Reads options from a command line and removes the listening address from it."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 
 def option(command: Sequence[str], name: str) -> str:
-    """Returns the value of an option, `--name value` or `--name=value`; empty where it is not."""
+    """Returns the value of `--name value` or `--name=value`; empty if the option is absent."""
     for word, following in pairwise([*command, ""]):
         if word == name:
             return following
@@ -15,7 +15,7 @@ def option(command: Sequence[str], name: str) -> str:
 
 
 def without_address(command: Sequence[str]) -> list[str]:
-    """Returns a command without where it listens: replicas on one machine differ in that."""
+    """Removes --host and --port, in which replicas on one machine differ."""
     kept = []
     words = iter(command)
     for word in words:

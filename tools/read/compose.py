@@ -1,10 +1,10 @@
-"""Reads a pattern's `docker-compose.yml`, and refuses what would run differently without Docker.
+"""Reads a pattern's `docker-compose.yml` and rejects what would run differently without Docker.
 
-This is the only reader of compose files. `load` returns the services in the order in which they
-start. Whatever lies outside the supported subset of Compose is a `ComposeError` that names the
-file, the service and the key, so a setting is never skipped in silence.
+This is the only reader of Compose files. `load` returns the services in start order. Anything
+outside the supported subset of Compose raises a `ComposeError` that names the file, the service and
+the key, so no setting is silently ignored.
 
-A key that begins with `x-` is an exception to a rule of the repository, with its reason.
+Keys that begin with `x-` declare exceptions to rules of the repository, with a reason.
 """
 
 import os
@@ -46,7 +46,7 @@ Condition = Literal["service_started", "service_healthy", "service_completed_suc
 
 
 class ComposeError(Exception):
-    """Says what in a compose file does not run without Docker, and what to write instead."""
+    """Part of a Compose file does not run without Docker; the message says what to write."""
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -65,11 +65,11 @@ def as_text(value: Any) -> str:
 
 
 def as_whole_number(value: Any) -> int:
-    # A variable that was filled in is text.
+    # An interpolated variable is text.
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"must be a whole number from 1, not {value!r}")
+        raise ValueError(f"must be a whole number of at least 1, not {value!r}")
     return value
 
 
@@ -84,7 +84,7 @@ def as_bytes(value: Any) -> float:
     found = MEMORY.fullmatch(str(value).lower())
     if not found:
         raise ValueError(f"must be an amount of memory such as 256m or 1g, not {value!r}")
-    # To Compose every unit is a power of 1024, whether it is written m, M or mb.
+    # Compose treats every unit as a power of 1024, whether written m, M or mb.
     return float(float(found[1]) * 1024.0 ** "bkmg".index(found[2]))
 
 
@@ -116,7 +116,7 @@ def as_health_command(value: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Mount:
-    """A directory or file of the pattern (`./source`), or a named volume, seen at `target`."""
+    """A directory or file of the pattern (`./source`) or a named volume, mounted at `target`."""
 
     source: str
     target: str
@@ -142,11 +142,11 @@ Seconds = Annotated[float, BeforeValidator(as_seconds)]
 Reason = Annotated[str, Field(min_length=1)]
 
 
-# --- what a file may hold -------------------------------------------------------------------------
+# --- the schema -----------------------------------------------------------------------------------
 
 
 class Strict(BaseModel):
-    """A mapping of the file, which has no keys but those that are known."""
+    """A mapping that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -178,7 +178,7 @@ class HealthCheck(Strict):
     timeout_seconds: Seconds = Field(30.0, alias="timeout")
     retries: WholeNumber = 3
     start_period_seconds: Seconds = Field(0.0, alias="start_period")
-    # Without Docker a service that starts is asked far more often than this says.
+    # Without Docker the probe runs far more often than this while a service starts.
     start_interval_seconds: Seconds = Field(5.0, alias="start_interval")
 
 
@@ -226,7 +226,7 @@ class Service(Strict):
     stop_grace_seconds: Seconds = Field(10.0, alias="stop_grace_period")
     deploy: Deploy = Deploy()
     labels: dict[str, Text] = {}
-    # A container is isolated and limited by these; a process on a laptop is not.
+    # These isolate and limit a container; they have no effect without Docker.
     read_only: bool = False
     tmpfs: Texts = ()
     cap_drop: Texts = ()
@@ -238,16 +238,16 @@ class Service(Strict):
     )
     cpus: Text | None = None
     pids_limit: WholeNumber | None = None
-    # What tests add to the command of a one-shot, so that it takes seconds.
+    # Tests append these to the command of a one-shot service so that it takes seconds.
     quick_arguments: Texts = Field((), alias="x-quick-arguments")
-    # Variables that a program in the image reads, and not the settings of the pattern.
+    # Variables read by a program in the image rather than by the pattern's settings.
     program_variables: dict[str, Reason] = Field({}, alias="x-program-variables")
     # Why the server has no /ready.
     without_ready: Reason | None = Field(None, alias="x-without-ready")
-    # Why the image adds more to its base than others may.
+    # Why the image may add more to its base image than the usual limit.
     image_size: ImageSize | None = Field(None, alias="x-image-size")
 
-    # Both depend on the rest of the file, which is read with them.
+    # `load` sets both, because they depend on the rest of the file.
     _name: str = PrivateAttr("")
     _ports: tuple[int, ...] = PrivateAttr(())
 
@@ -257,7 +257,7 @@ class Service(Strict):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Every port on which the service listens, as far as the file says so."""
+        """Every port that the file says the service listens on."""
         return self._ports
 
     @property
@@ -267,7 +267,7 @@ class Service(Strict):
     @model_validator(mode="after")
     def runs_without_docker(self) -> Self:
         if self.build is None and self.image is None:
-            raise ValueError("it needs `build` or `image`")
+            raise ValueError("needs `build` or `image`")
         if self.build is not None and not self.command:
             raise ValueError("a service that is built needs a `command` to run without Docker")
         if self.build is None and repository(self.image or "") not in IMAGES:
@@ -290,7 +290,7 @@ class File(Strict):
 class Compose:
     path: Path
     name: str
-    # In the order in which they start: a service comes after those that it depends on.
+    # In start order: each service comes after its dependencies.
     services: Mapping[str, Service]
     without_training: str | None
 
@@ -305,7 +305,7 @@ class Compose:
         return self.services[name]
 
     def one_shots(self) -> set[str]:
-        """Names the services that end by design: another one waits until they have succeeded."""
+        """Names the services that another service waits for to complete successfully."""
         return {
             name
             for service in self.services.values()
@@ -318,10 +318,10 @@ class Compose:
 
 
 def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compose:
-    """Reads the compose file of a pattern; `variables` take the place of `${NAME:-default}`.
+    """Reads the Compose file of a pattern, filling in `${NAME:-default}` from `variables`.
 
     Raises:
-        ComposeError: the file is missing, or holds what does not run without Docker.
+        ComposeError: the file is missing, or part of it does not run without Docker.
     """
     path = pattern_dir.resolve() / FILE_NAME
     document = interpolated(document_of(path), (), variables)
@@ -356,12 +356,12 @@ def document_of(path: Path) -> Any:
     except yaml.YAMLError as error:
         raise ComposeError(f"{FILE_NAME}: not valid YAML: {' '.join(str(error).split())}") from None
     if len(documents) > 1:
-        refuse(FILE_NAME, "it holds several documents; write one")
+        refuse(FILE_NAME, "contains several documents; write one")
     return documents[0]
 
 
 def interpolated(value: Any, keys: tuple[str, ...], variables: Mapping[str, str]) -> Any:
-    """Replaces `${NAME:-default}` and `$$` in every text below `value`, which is at `keys`."""
+    """Replaces `${NAME:-default}` and `$$` in all strings of `value`; `keys` is its place."""
     if isinstance(value, dict):
         return {
             key: interpolated(item, (*keys, str(key)), variables) for key, item in value.items()
@@ -386,7 +386,7 @@ def interpolated(value: Any, keys: tuple[str, ...], variables: Mapping[str, str]
 
 
 def message_of(error: ValidationError) -> str:
-    """Says in one line what is wrong first: the file, the service, the key, what to write."""
+    """Describes the first error in one line: file, service, key, and what to write."""
     first = error.errors()[0]
     keys = [key for key in first["loc"] if isinstance(key, str) and key != "[key]"]
     given = first["input"]
@@ -405,7 +405,7 @@ def message_of(error: ValidationError) -> str:
 
 
 def place_of(*keys: str) -> str:
-    """Names a place in the file as a reader would look for it."""
+    """Names a place in the file, as in `docker-compose.yml: service "api": ports`."""
     if keys[:1] == ("services",) and len(keys) > 1:
         keys = (f'service "{keys[1]}"', *keys[2:])
     return ": ".join([FILE_NAME, *keys])
@@ -421,7 +421,7 @@ def refuse(place: str, reason: str) -> NoReturn:
 def refuse_unknown_names(service: Service, file: File) -> None:
     place = f'{FILE_NAME}: service "{service.name}"'
     if not SERVICE_NAME.fullmatch(service.name):
-        refuse(place, "a service name holds only letters, digits, - and _")
+        refuse(place, "a service name may contain only letters, digits, - and _")
     for mount in service.mounts:
         if mount.named and mount.source not in file.volumes:
             reason = f'"{mount.source}" is not declared under the top-level `volumes`'
@@ -443,7 +443,7 @@ def in_start_order(services: Mapping[str, Service]) -> list[Service]:
 
 
 def state_ports(services: list[Service]) -> None:
-    """Tells each service its ports: its own command or another service's address may state them."""
+    """Collects each service's ports from its keys, its command and other services' addresses."""
     texts = [text for service in services for text in texts_of(service)]
     owners: dict[int, str] = {}
     for service in services:
@@ -459,14 +459,14 @@ def state_ports(services: list[Service]) -> None:
             refuse(
                 f'{FILE_NAME}: service "{service.name}"',
                 f"{service.replicas} replicas cannot all listen on port {min(stated)} of one "
-                "machine; without Docker only a service without a port has replicas",
+                "machine; without Docker only a service without a port can have replicas",
             )
         for port in sorted(stated):
             if port in owners:
                 refuse(
                     FILE_NAME,
                     f'services "{owners[port]}" and "{service.name}" both use port {port}; '
-                    "on one machine each needs a port of its own",
+                    "on one machine each needs its own port",
                 )
             owners[port] = service.name
         service._ports = tuple(sorted(stated))

@@ -1,4 +1,4 @@
-"""Reads the stages of a Dockerfile and their instructions."""
+"""Reads the stages of a Dockerfile."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from tools.read.compose import Build
 
 class Stage(NamedTuple):
     image: str
-    # Those of an earlier stage that it continues come first.
+    # If the stage builds on an earlier one, that one's instructions come first.
     instructions: list[tuple[str, str]]
 
     def last(self, keyword: str) -> str:
@@ -23,7 +23,7 @@ class Stage(NamedTuple):
 
 
 def stages(dockerfile: Path) -> dict[str, Stage]:
-    """Returns the stages of a Dockerfile by their names, the final one last."""
+    """Returns the stages of a Dockerfile by name, in order."""
     found: dict[str, Stage] = {}
     text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text("utf-8"), flags=re.MULTILINE)
     for line in text.replace("\\\n", " ").splitlines():
@@ -38,7 +38,7 @@ def stages(dockerfile: Path) -> dict[str, Stage]:
 
 
 def stage_of(pattern: Path, build: Build) -> Stage | None:
-    """Returns the stage that a service is built from, None where there is no Dockerfile."""
+    """Returns the stage that a service is built from; None if there is no Dockerfile."""
     path = pattern / build.context / build.dockerfile
     found = stages(path) if path.is_file() else {}
     return found[build.target or [*found][-1]] if found else None

@@ -1,4 +1,4 @@
-"""Knows the images that also run without Docker: which server each holds and how it is started."""
+"""Lists the images that also run without Docker, with the server in each and how to start it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Image:
-    """A server that a pattern takes from an image, and that a machine may have itself."""
+    """A server that patterns use from an image and that may be installed on the machine."""
 
     program: str
-    # The command of the image where the service has none.
+    # Used when the service has no command.
     command: tuple[str, ...]
     brew_package: str
     apt_package: str | None = None
-    # A Python package that brings the program, and the folder in it.
+    # A Python package that contains the program, and the folder inside it.
     wheel: tuple[str, str] | None = None
-    # Where a distribution keeps the program off PATH, a folder for each version.
+    # A glob for folders off PATH where a distribution installs the program, one per version.
     distribution_folders: str | None = None
-    # What must lie beside the program for it to be of use.
+    # Programs that must be in the same folder.
     companions: tuple[str, ...] = ()
-    # Added to a command that does not have them, to keep the server on this machine.
+    # Appended to the command unless it already has them.
     options: tuple[tuple[str, ...], ...] = ()
     port: int | None = None
     data_folder: str | None = None
-    # Whether addresses of services stand in YAML files that are mounted.
+    # Whether mounted YAML files contain addresses of services.
     configured_by_files: bool = False
 
 
@@ -53,7 +53,7 @@ IMAGES: Mapping[str, Image] = {
     "envoyproxy/envoy": Image(
         program="envoy",
         command=("envoy", "-c", "/etc/envoy/envoy.yaml"),
-        # Hot restart shares memory under a number that is the same for every Envoy of a machine.
+        # Hot restart uses shared memory whose default id is the same for all Envoys of a machine.
         options=(("--disable-hot-restart",), ("--concurrency", "1")),
         configured_by_files=True,
         brew_package="envoy",
@@ -77,9 +77,7 @@ IMAGES: Mapping[str, Image] = {
 
 
 def repository(image: str) -> str:
-    """Strips the tag, the digest and Docker Hub's own names off the name of an image."""
-    name = image.partition("@")[0]
-    head, slash, last = name.rpartition("/")
-    return (
-        (head + slash + last.partition(":")[0]).removeprefix("docker.io/").removeprefix("library/")
-    )
+    """Removes the tag, the digest and Docker Hub's prefixes from an image name."""
+    head, slash, last = image.partition("@")[0].rpartition("/")
+    name = head + slash + last.partition(":")[0]
+    return name.removeprefix("docker.io/").removeprefix("library/")

@@ -1,4 +1,4 @@
-"""Reads the settings of a pattern: what its processes can be told by environment variables."""
+"""Reads the settings of a pattern, which environment variables can change."""
 
 import ast
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ FILE_NAME = "settings.py"
 
 
 def settings_files(pattern: Path) -> list[Path]:
-    """Lists the settings of each of a pattern's packages: `app`, or one for each service."""
+    """Lists the settings files of a pattern: one in `app`, or one for each service."""
     return sorted(pattern.glob(f"*/{FILE_NAME}"))
 
 
 def settings_in(path: Path) -> dict[str, ast.expr | None]:
-    """Returns the settings of one file by their names, with their defaults."""
+    """Returns the settings of one file with their default expressions."""
     return {
         field.target.id: field.value
         for node in ast.parse(path.read_text("utf-8"), str(path)).body
@@ -29,7 +29,7 @@ def variables_of(pattern: Path) -> set[str]:
 
 
 def defaults_of(field: ast.expr | None) -> Iterator[ast.expr]:
-    """Yields what gives a setting its value where no variable does."""
+    """Yields the expressions that give a setting its default value."""
     if isinstance(field, ast.Call) and ast.unparse(field.func) == "Field":
         named = {keyword.arg: keyword.value for keyword in field.keywords}
         given = [*field.args[:1], named.get("default"), named.get("default_factory")]

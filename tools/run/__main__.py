@@ -1,7 +1,7 @@
 """Runs the `docker-compose.yml` of a pattern without Docker.
 
-Each service becomes a process of this machine, supervised by a supervisord of the pattern's own.
-All state is in `PATTERN_DIR/.local`: logs, volumes, and under `services` the commands that run.
+Each service becomes a local process, supervised by one supervisord per pattern. All state is in
+`PATTERN_DIR/.local`: logs, volumes, and the commands under `services`.
 """
 
 import argparse
@@ -12,20 +12,17 @@ from pathlib import Path
 
 from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
-from tools.run.logs import check, logs, ps
-from tools.run.start import start, up
+from tools.run.logs import logs
 from tools.run.state import LocalError
-from tools.run.stop import down, kill, stop
+from tools.run.verbs import down, kill, start, stop, up
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "up": (up, "start every service and wait until all are ready"),
     "down": (down, "stop every service"),
-    "stop": (stop, "stop one service; the others stay up"),
+    "stop": (stop, "stop one service; the others keep running"),
     "start": (start, "start one service again and wait until it is ready"),
-    "kill": (kill, "send SIGKILL to one service, which stays down until it is started"),
-    "logs": (logs, "print what the services have written"),
-    "ps": (ps, "list the services with their state, pid, port and uptime"),
-    "check": (check, "read and validate the file, start nothing"),
+    "kill": (kill, "send SIGKILL to one service; it stays down until you start it"),
+    "logs": (logs, "print the logs of the services"),
 }
 
 
@@ -42,7 +39,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
             command.add_argument("service", help="a service of docker-compose.yml")
         if verb == "logs":
             command.add_argument("service", nargs="?", help="only this service")
-            command.add_argument("--follow", action="store_true", help="go on as lines come in")
+            command.add_argument("--follow", action="store_true", help="keep printing new lines")
             command.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
         if verb == "down":
             command.add_argument("--volumes", action="store_true", help="remove the volumes too")
@@ -66,7 +63,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A terminal that closes, or a timeout, must leave as little behind as Ctrl-C.
+    # A closed terminal or a timeout must clean up just as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

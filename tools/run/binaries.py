@@ -1,4 +1,4 @@
-"""Finds the server that an image stands for: on PATH, in the system's own folder, or in a wheel."""
+"""Finds the server program of an image: on PATH, in a distribution's folder, or in a wheel."""
 
 import importlib.util
 import os
@@ -12,11 +12,11 @@ from tools.read.images import IMAGES, Image, repository
 
 
 class MissingServerError(Exception):
-    """Says which server is not installed and how to install it."""
+    """A server is not installed; the message says how to install it."""
 
 
 def find(image: str) -> Path:
-    """Returns the path of the server program, its companions in the same folder."""
+    """Returns the path of the server program, whose companions are in the same folder."""
     known = IMAGES[repository(image)]
     for folder in candidate_folders(known):
         if all((folder / name).is_file() for name in (known.program, *known.companions)):
@@ -35,19 +35,19 @@ def how_to_install(known: Image) -> str:
 def candidate_folders(known: Image) -> Iterator[Path]:
     environment_folder = Path(sys.executable).parent
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        # The wheels put their programs here; whatever the machine itself has comes first.
+        # Wheels install their programs here, but the machine's own programs take precedence.
         if Path(folder) == environment_folder:
             continue
         if found := shutil.which(known.program, path=folder):
             yield Path(found).parent
-            # A link on PATH may point to the folder that holds the companions.
+            # The companions may be next to the target of a symlink on PATH.
             yield Path(found).resolve().parent
     if known.distribution_folders:
         folders = Path("/").glob(known.distribution_folders.removeprefix("/"))
         yield from sorted(folders, key=version_of, reverse=True)
     if known.wheel:
         package, inside = known.wheel
-        # Importing some of these starts or checks servers.
+        # Importing some of these packages starts servers, so only look for the folder.
         spec = importlib.util.find_spec(package)
         if spec and spec.origin:
             yield Path(spec.origin).parent / inside

@@ -1,23 +1,21 @@
-"""Shows what the services of a pattern write, and what they are doing."""
+"""Shows the logs of a pattern's services."""
 
 from pathlib import Path
-from time import sleep, time
+from time import sleep
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tools.read.compose import load
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, is_up, process_names
-from tools.run.supervisor import running, supervisor
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow")
 POLL_SECONDS = 0.1
 
 
 def logs(pattern_dir: Path, service: str | None, follow: bool, tail: int | None) -> None:
-    """Prints what the services have written, as far as possible in the order of writing."""
+    """Prints the logs of all services or of one, as far as possible in the order of writing."""
     compose = load(pattern_dir)
     if service:
         compose.service(service)
@@ -40,7 +38,7 @@ def logs(pattern_dir: Path, service: str | None, follow: bool, tail: int | None)
             elif not is_up(compose):
                 return
             else:
-                # The file starts anew when it has grown too large.
+                # The file is truncated when it has grown too large.
                 file.seek(min(file.tell(), path.stat().st_size))
                 sleep(POLL_SECONDS)
 
@@ -49,29 +47,3 @@ def print_log_line(console: Console, line: str, names: list[str], width: int) ->
     name, _, text = line.rstrip("\n").partition("\t")
     colour = COLOURS[names.index(name) % len(COLOURS)]
     console.print(f"[{colour}]{name:<{width}} |[/] {escape(text)}")
-
-
-def ps(pattern_dir: Path) -> None:
-    """Prints a table of the services."""
-    compose = running(pattern_dir)
-    table = Table("service", "state", "pid", "port", "uptime", title=compose.name)
-    with supervisor(compose) as server:
-        found = {info["name"]: info for info in server.supervisor.getAllProcessInfo()}
-    for service in compose.services.values():
-        ports = ", ".join(map(str, service.ports))
-        for name in process_names(service):
-            info = found[name]
-            alive = info["statename"] == "RUNNING"
-            uptime = f"{max(0, round(time() - info['start']))} s" if alive else ""
-            state = info["statename"].lower()
-            table.add_row(name, state, str(info["pid"] or ""), ports, uptime)
-    Console().print(table)
-
-
-def check(pattern_dir: Path) -> None:
-    """Reads the file and says what it defines; starts nothing."""
-    compose = load(pattern_dir)
-    for service in compose.services.values():
-        ports = f" on port {', '.join(map(str, service.ports))}" if service.ports else ""
-        copies = f" x {service.replicas}" if service.replicas > 1 else ""
-        print(f"{service.name}{copies}{ports}")

@@ -1,4 +1,4 @@
-"""Writes down all that supervisord is told about a pattern, and starts it."""
+"""Writes the supervisord configuration of a pattern and starts supervisord."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tools.run.state import LocalError, socket_path
 
 
 def plan_of(compose: Compose, launches: dict[str, Launch]) -> str:
-    """Writes down all that an `up` starts: a second `up` sees by it whether something changed."""
+    """Describes everything that `up` starts, so that the next `up` notices a change."""
     one_shots = compose.one_shots()
     plan = {
         name: {
@@ -33,7 +33,7 @@ def plan_of(compose: Compose, launches: dict[str, Launch]) -> str:
 
 
 def script_of(compose: Compose, launch: Launch) -> str:
-    """Returns the shell script that becomes the service, with exactly its own environment."""
+    """Returns the shell script that execs the service with exactly its own environment."""
     state = state_dir(compose.pattern_dir)
     variables = [shlex.quote(f"{name}={value}") for name, value in launch.environment.items()]
     pids, directory = shlex.quote(f"{state}/pids"), shlex.quote(str(launch.directory))
@@ -51,7 +51,7 @@ def script_of(compose: Compose, launch: Launch) -> str:
 
 
 def program_section(service: Service, priority: int) -> str:
-    # Relative paths throughout: supervisord's file format has no way to quote a path.
+    # All paths are relative, because supervisord's file format cannot quote a path.
     name = "%(program_name)s" + ("-%(process_num)d" if service.replicas > 1 else "")
     return f"""
 [program:{service.name}]
@@ -114,8 +114,8 @@ def make_folders(compose: Compose, launch: Launch) -> None:
     for purpose in ("volumes", "scratch"):
         folder = temporary_dir(compose.pattern_dir, purpose)
         if launch.directory.is_relative_to(folder):
-            print(f"{launch.service.name} keeps its data in {launch.directory}, because the user")
-            print(f'"nobody", as whom it runs, cannot reach {compose.pattern_dir}')
+            print(f"{launch.service.name} keeps its data in {launch.directory}, because it runs")
+            print(f'as the user "nobody", who cannot access {compose.pattern_dir}')
             own_folder(folder, 0o711)
     launch.directory.mkdir(parents=True, exist_ok=True)
     for mount in launch.service.mounts:
@@ -125,7 +125,7 @@ def make_folders(compose: Compose, launch: Launch) -> None:
 
 
 def own_folder(folder: Path, mode: int) -> None:
-    """Makes a folder in the temporary directory, where others could have made it before."""
+    """Creates a folder in the temporary directory, where another user may have created it."""
     folder.mkdir(exist_ok=True)
     found = folder.lstat()
     if folder.is_symlink() or found.st_uid != os.getuid():
@@ -134,7 +134,7 @@ def own_folder(folder: Path, mode: int) -> None:
 
 
 def write_privately(path: Path, text: str) -> None:
-    """Writes a file that may hold a password."""
+    """Writes a file that may contain a password."""
     path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
 
@@ -149,7 +149,7 @@ def start_supervisor(compose: Compose) -> None:
             "PYTHONPATH": str(ROOT),
             MARK_VARIABLE: f"{state}#",
         },
-        # Ctrl-C at the terminal is for this program, which then stops the supervisor in order.
+        # Keeps Ctrl-C from the supervisor: this program receives it and shuts down in order.
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -158,4 +158,4 @@ def start_supervisor(compose: Compose) -> None:
         check=False,
     )
     if started.returncode:
-        raise LocalError(f"the supervisor does not start: {started.stdout.strip()}")
+        raise LocalError(f"the supervisor did not start: {started.stdout.strip()}")

@@ -1,9 +1,9 @@
-"""Starts PostgreSQL as its container image does: the first start makes the database.
+"""Starts PostgreSQL as its container image does: the first start creates the database.
 
-Called as `postgres.py INIT_DIR POSTGRES_PROGRAM [ARGUMENT...]` with the variables of the image
+Usage: `postgres.py INIT_DIR POSTGRES_PROGRAM [ARGUMENT...]`, with the variables of the image
 (`PGDATA`, `PGPORT`, `POSTGRES_USER`, `POSTGRES_PASSWORD`, `POSTGRES_DB`). PostgreSQL refuses to run
-as root, so root becomes the user `nobody` first. It imports nothing from the project, because
-`nobody` may not be able to read it.
+as root, so root becomes the user `nobody` first. This file imports nothing from the project,
+because `nobody` may not be able to read it.
 """
 
 import os
@@ -21,7 +21,7 @@ def main() -> None:
     data_dir = Path(os.environ["PGDATA"])
     if not os.environ.get("POSTGRES_PASSWORD"):
         sys.exit("error: set POSTGRES_PASSWORD in the environment of the service")
-    # Read while the rights are still there.
+    # Read these before giving up root's permissions.
     scripts = [
         (path.name, path.read_text(encoding="utf-8"))
         for path in sorted(Path(init_dir).glob("*"))
@@ -34,7 +34,7 @@ def main() -> None:
     if not os.access(program, os.X_OK):
         sys.exit(f'error: the user "nobody" cannot run {program}: run `apt install postgresql`')
 
-    # A first start that was interrupted leaves no half-made database: the name comes last.
+    # Renaming comes last, so that an interrupted first start leaves no incomplete database.
     database, unfinished = data_dir / "database", data_dir / "unfinished"
     if not database.exists():
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -42,7 +42,7 @@ def main() -> None:
         unfinished.rename(database)
     sockets_off = ["-c", "unix_socket_directories="]
     on_loopback = ["-c", "listen_addresses=127.0.0.1"]
-    # supervisord signals this process: it must be the server itself.
+    # supervisord sends signals to this process, so it has to become the server.
     os.execv(program, [program, "-D", str(database), *sockets_off, *arguments, *on_loopback])  # noqa: S606
 
 
@@ -60,32 +60,25 @@ def make_database(binaries: Path, data_dir: Path, scripts: list[tuple[str, str]]
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         password_file = Path(folder, "password")
         password_file.write_text(os.environ["POSTGRES_PASSWORD"] + "\n", encoding="utf-8")
-        # What is not yet on the disk is written by the stop below.
+        # No sync is needed here: the stop below writes everything to disk.
         run(
             [binaries / "initdb", "-D", data_dir, "-E", "UTF8", "--locale=C", "--no-sync"],
             [f"--username={user}", f"--pwfile={password_file}"],
             ["--auth-local=trust", "--auth-host=scram-sha-256"],
         )
-        # Nobody reaches the server over TCP before the database is complete.
+        # The server accepts no TCP connections before the database is complete.
         options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
         control: list[str | Path] = [binaries / "pg_ctl", "-D", data_dir, "-s", "-w"]
         run(control, ["-l", Path(folder, "log"), "-o", options, "start"])
-        os.environ["PGHOST"] = folder
-        os.environ["PGUSER"] = user
-        psql: list[str | Path] = [
-            binaries / "psql",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "--no-psqlrc",
-            "--quiet",
-        ]
+        os.environ |= {"PGHOST": folder, "PGUSER": user}
         if database != "postgres":
             run([binaries / "createdb", "--maintenance-db=postgres", database])
         os.environ["PGDATABASE"] = database
         for name, text in scripts:
             print(f"running {name}", flush=True)
             if name.endswith(".sql"):
-                run(psql, text=text)
+                psql: list[str | Path] = [binaries / "psql", "-v", "ON_ERROR_STOP=1"]
+                run(psql, ["--no-psqlrc", "--quiet"], text=text)
             else:
                 run(["bash", "-c", text])
         run(control, ["-m", "fast", "stop"])

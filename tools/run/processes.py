@@ -1,4 +1,4 @@
-"""Finds and ends the processes of a pattern: by a mark they inherit, never by their names."""
+"""Finds and kills the processes of a pattern by an inherited mark, never by name."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,10 +8,10 @@ from time import monotonic, sleep
 
 import psutil
 
-# Each process of a pattern has this variable: "STATE_DIR#PROCESS_NAME", "STATE_DIR#" for the
-# supervisor. Children inherit it, also those that leave their process group.
+# Every process of a pattern has this variable: "STATE_DIR#PROCESS_NAME", or "STATE_DIR#" for the
+# supervisor. Children inherit it even if they leave their process group.
 MARK_VARIABLE = "LOCAL_RUNNER"
-# The start of a process is known to the clock tick, and its boot time is rounded.
+# Process start times are rounded to clock ticks and depend on a rounded boot time.
 CLOCK_TOLERANCE_SECONDS = 2
 KILL_DEADLINE_SECONDS = 10
 
@@ -27,7 +27,7 @@ def marked(matches: Callable[[str], bool]) -> list[psutil.Process]:
 
 
 def group_of(pid: int) -> list[psutil.Process]:
-    """Lists the processes whose process group was opened by `pid`; 0 stands for no process."""
+    """Lists the processes in the process group led by `pid`; 0 means no process."""
     found: list[psutil.Process] = []
     if not pid:
         return found
@@ -39,7 +39,7 @@ def group_of(pid: int) -> list[psutil.Process]:
 
 
 def family_of(pid: int) -> list[psutil.Process]:
-    """Lists the descendants of `pid`: the backends of PostgreSQL have groups of their own."""
+    """Lists the descendants of `pid`, which may have left its group as PostgreSQL backends do."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
@@ -47,9 +47,9 @@ def family_of(pid: int) -> list[psutil.Process]:
 
 
 def recorded(pid_file: Path) -> psutil.Process | None:
-    """Returns the process that wrote its number into a file, unless the number has a new owner.
+    """Returns the process that wrote its pid to a file, unless the pid has been reused.
 
-    Redis and PostgreSQL overwrite their environment with their title: they lose the mark.
+    Redis and PostgreSQL need this: their process title overwrites the environment and its mark.
     """
     try:
         process = psutil.Process(int(pid_file.read_text(encoding="utf-8")))
@@ -60,7 +60,7 @@ def recorded(pid_file: Path) -> psutil.Process | None:
 
 
 def all_of(state_dir: Path) -> list[psutil.Process]:
-    """Lists every process of the pattern with this state directory."""
+    """Lists every process of the pattern that has this state directory."""
     found = set(marked(lambda mark: mark.startswith(f"{state_dir}#")))
     for pid_file in (state_dir / "pids").glob("*"):
         if process := recorded(pid_file):
@@ -69,7 +69,7 @@ def all_of(state_dir: Path) -> list[psutil.Process]:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """Sends SIGKILL and waits until nothing of it runs."""
+    """Sends SIGKILL and waits until the processes have ended."""
     processes = list(processes)
     for process in processes:
         with suppress(psutil.Error):
@@ -87,7 +87,7 @@ def wait_until_gone(processes: Iterable[psutil.Process], deadline_seconds: float
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """A zombie has ended: it only waits for its parent, who may be late."""
+    """Counts a zombie as ended: it only waits for its parent to collect it."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -102,6 +102,6 @@ def listener_of(port: int) -> psutil.Process | None:
             if connection.laddr and connection.laddr[1] == port:
                 return psutil.Process(connection.pid)
     except psutil.Error:
-        # macOS shows the connections of others to root alone.
+        # On macOS only root may see other users' connections.
         return None
     return None

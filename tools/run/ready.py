@@ -1,4 +1,4 @@
-"""Starts services in their order, and waits until each is ready."""
+"""Starts services in dependency order and waits until all are ready."""
 
 import math
 import os
@@ -13,8 +13,7 @@ from tools.read.compose import Compose
 from tools.run.processes import MARK_VARIABLE
 from tools.run.rewrite import Launch, state_dir
 from tools.run.state import LocalError, last_lines, last_log, process_names
-from tools.run.supervisor import states, supervisor
-from tools.run.takedown import raise_if_died
+from tools.run.supervisor import raise_if_died, states, supervisor
 
 PROBE_INTERVAL_SECONDS = 0.1
 READY_DEADLINE_SECONDS = 60
@@ -23,14 +22,14 @@ POLL_SECONDS = 0.02
 
 @dataclass
 class Probe:
-    """The health check of a service that is starting."""
+    """A running health check."""
 
     process: subprocess.Popen[bytes]
     started: float
 
 
 def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[str]) -> None:
-    """Starts services as soon as those before them are ready, until all of them are."""
+    """Starts each service as soon as its dependencies allow, and returns when all are ready."""
     waiting = list(names)
     started: dict[str, float] = {}
     probes: dict[str, Probe] = {}
@@ -121,7 +120,7 @@ def end_probe(probe: Probe) -> None:
 
 def refuse_to_wait_longer(compose: Compose, launch: Launch, started: float) -> None:
     service = launch.service
-    # A job that others wait for takes as long as it takes.
+    # One-shot services have no deadline.
     if service.name in compose.one_shots():
         return
     deadline_seconds: float = READY_DEADLINE_SECONDS
@@ -133,6 +132,6 @@ def refuse_to_wait_longer(compose: Compose, launch: Launch, started: float) -> N
     said = state_dir(compose.pattern_dir) / "log" / f"{service.name}.health"
     raise LocalError(
         f'service "{service.name}" is not ready after {deadline_seconds:.0f} s\n'
-        f"its health check says:\n{last_lines(said)}\n"
-        f"its last log lines:\n{last_log(compose, process_names(service)[0])}"
+        f"health check output:\n{last_lines(said)}\n"
+        f"last log lines:\n{last_log(compose, process_names(service)[0])}"
     )

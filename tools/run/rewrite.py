@@ -1,7 +1,7 @@
 """Turns a service of `docker-compose.yml` into the command that runs it on this machine.
 
-Names of services become 127.0.0.1, paths of a container become paths of this machine, and an image
-becomes the server program it holds. Nothing else is changed.
+Service names become 127.0.0.1, container paths become local paths, and an image becomes its server
+program. Nothing else changes.
 """
 
 import os
@@ -23,11 +23,11 @@ from tools.run.binaries import find
 
 LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])")
-# A bare name may be the name of anything; after these it is the name of a machine.
+# A bare service name could mean anything, but in these variables and options it is a host name.
 HOST_VARIABLE = re.compile(r"(?:.*_)?(?:HOST|HOSTNAME|ADDRESS|ADDR|SERVER)")
 HOST_OPTION = re.compile(r"-h|--(?:[a-z-]+-)?(?:host|hostname|address|server)")
 
-# What a process gets besides its own variables: a stray variable of the user changes nothing.
+# No other variables of the user reach a process, so that they cannot change its behaviour.
 INHERITED_VARIABLES = ("HOME", "LANG", "TMPDIR")
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -35,7 +35,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Launch:
-    """All that it takes to run a service here."""
+    """Everything needed to run a service on this machine."""
 
     service: Service
     command: tuple[str, ...]
@@ -49,7 +49,7 @@ def state_dir(pattern_dir: Path) -> Path:
 
 
 def temporary_dir(pattern_dir: Path, purpose: str) -> Path:
-    """Names a folder of this user and pattern under the system's short temporary path."""
+    """Returns a folder for this user and pattern under the short system temporary path."""
     digest = sha256(str(pattern_dir.resolve()).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"local-{os.getuid()}-{digest}-{purpose}"
 
@@ -96,7 +96,7 @@ def base_environment(compose: Compose, service: Service, program: Path | None) -
 
 
 def uvicorn_options(compose: Compose, service: Service) -> dict[str, str]:
-    """Returns what the image tells uvicorn by variables; nothing else that it sets."""
+    """Returns the UVICORN_ variables that the image sets, and no others."""
     stage = stage_of(compose.pattern_dir, service.build) if service.build else None
     variables = stage.variables() if stage else {}
     return {name: value for name, value in variables.items() if name.startswith("UVICORN_")}
@@ -110,7 +110,7 @@ def image_of(service: Service) -> Image:
 
 
 def image_command(service: Service, program: Path) -> tuple[str, ...]:
-    """Does what the entrypoint of the image does, and keeps the server on this machine."""
+    """Mimics the image's entrypoint and binds the server to this machine."""
     known = image_of(service)
     command = service.command or known.command
     if command[0].startswith("-") or command[0].endswith(".conf"):
@@ -123,7 +123,7 @@ def image_command(service: Service, program: Path) -> tuple[str, ...]:
 
 
 def postgres_environment(service: Service, data_dir: Path) -> dict[str, str]:
-    """Lets `pg_isready` and `psql` in a health check reach the server as in the container."""
+    """Lets `pg_isready` and `psql` connect in a health check as they do in the container."""
     environment = service.environment
     user = environment.get("POSTGRES_USER", "postgres")
     return {
@@ -140,11 +140,11 @@ def postgres_environment(service: Service, data_dir: Path) -> dict[str, str]:
 
 
 def host_paths(compose: Compose, service: Service) -> dict[str, Path]:
-    """Maps each path that is mounted in the container to the path of this machine."""
+    """Maps each mounted container path to its path on this machine."""
     paths = {mount.target: mount_source(compose, service, mount) for mount in service.mounts}
     data_folder = None if service.build else image_of(service).data_folder
     if data_folder and data_folder not in paths:
-        # A volume at a parent folder holds the data as well.
+        # The volume may be mounted at a parent folder.
         parents = [t for t in paths if data_folder.startswith(f"{t}/")]
         inside = paths[parents[0]] / Path(data_folder).name if parents else None
         paths[data_folder] = inside or scratch_dir(compose, service)
@@ -158,7 +158,7 @@ def mount_source(compose: Compose, service: Service, mount: Mount) -> Path:
 
 
 def scratch_dir(compose: Compose, service: Service) -> Path:
-    """Holds what a container keeps without a volume: it is emptied by the next `up`."""
+    """Returns the folder for data without a volume, which the next `up` deletes."""
     return reachable(compose, service, "scratch") / service.name
 
 
@@ -171,7 +171,7 @@ def reachable(compose: Compose, service: Service, purpose: str) -> Path:
 
 
 def open_to_nobody(folder: Path) -> bool:
-    """Tells whether a user without any rights gets into a folder, through all of its parents."""
+    """Tells whether an unprivileged user can access a folder through all of its parents."""
     existing = [parent for parent in (folder, *folder.parents) if parent.exists()]
     return all(parent.stat().st_mode & 0o001 for parent in existing)
 
@@ -182,7 +182,7 @@ def open_to_nobody(folder: Path) -> bool:
 def rewriter(names: tuple[str, ...], paths: Mapping[str, Path]) -> Callable[[str], str]:
     """Returns the function that rewrites addresses and mounted paths inside a text."""
     any_name = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    # Before a port, or where a URL has its host.
+    # A service name counts as an address before a port or as the host of a URL.
     address = re.compile(rf"(?<![\w.-])(?:{any_name})(?=:\d)|(?<=//)(?:{any_name})(?=/|$)")
     user_address = re.compile(rf"(?<=@)(?:{any_name})(?=/|$)")
     targets = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
@@ -215,13 +215,13 @@ def rewritten_arguments(
 
 
 def write_configs(compose: Compose, service: Service, paths: dict[str, Path]) -> None:
-    """Writes mounted YAML files anew under `.local`, and points `paths` to what it has written."""
+    """Writes rewritten copies of mounted YAML files under `.local` and points `paths` to them."""
     folder = state_dir(compose.pattern_dir) / "config" / service.name
     for target, source in paths.items():
         if source.is_dir() and image_of(service).configured_by_files:
             raise ComposeError(
-                f'{FILE_NAME}: service "{service.name}": volumes: mount {source.name}\'s files one '
-                "by one: without Docker the addresses in them are rewritten"
+                f'{FILE_NAME}: service "{service.name}": volumes: mount the files of {source.name} '
+                "one by one: without Docker the addresses in them are rewritten"
             )
         if source.suffix not in CONFIG_SUFFIXES:
             continue

@@ -1,4 +1,4 @@
-"""Knows what a pattern has written about itself under `.local`, and whether it is up."""
+"""Reads the state of a pattern under `.local` and tells whether it is up."""
 
 import fcntl
 import socket
@@ -9,13 +9,13 @@ from pathlib import Path
 from tools.read.compose import Compose, Service
 from tools.run.rewrite import state_dir, temporary_dir
 
-# The path of a Unix socket has at most 104 characters, and supervisord appends its process id.
+# A Unix socket path has at most 104 characters, and supervisord appends its process id.
 SOCKET_PATH_MAX = 90
 LAST_LOG_LINES = 20
 
 
 class LocalError(Exception):
-    """Says why a pattern does not run, or stopped running."""
+    """A pattern cannot be started, or has stopped running."""
 
 
 def process_names(service: Service) -> list[str]:
@@ -46,7 +46,7 @@ def is_up(compose: Compose) -> bool:
 
 @contextmanager
 def only_one(compose: Compose) -> Iterator[None]:
-    """Keeps a second command from changing what this one is about to change."""
+    """Locks the pattern against other commands that start or stop it."""
     folder = state_dir(compose.pattern_dir)
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w", encoding="utf-8") as file:
@@ -54,7 +54,7 @@ def only_one(compose: Compose) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LocalError(
-                f"another command is starting or stopping {compose.name}: let it end first"
+                f"another command is starting or stopping {compose.name}: wait until it ends"
             ) from None
         yield
 

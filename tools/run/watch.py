@@ -1,7 +1,7 @@
-"""Runs inside supervisord: takes a pattern down when a service dies, as Compose's user expects.
+"""Runs inside supervisord and takes the pattern down when a service dies.
 
-supervisord loads it by its `[rpcinterface:pattern]` section, and it listens to supervisord's own
-events. supervisord starts, restarts and stops the processes; this decides what an end means.
+supervisord loads it through its `[rpcinterface:pattern]` section and starts, restarts and stops the
+processes. This module subscribes to its events and decides what to do when a process ends.
 """
 
 import json
@@ -14,18 +14,18 @@ from supervisor.states import ProcessStates, SupervisorStates
 
 from tools.run.processes import family_of, group_of, kill_all, marked
 
-# Working directory of supervisord is the state directory of the pattern.
+# supervisord's working directory is the state directory of the pattern.
 PLAN_FILE = Path("plan.json")
 DEATH_FILE = Path("death.json")
 LOG_FILE = Path("log/all")
 LOG_FILE_MAX_BYTES = 50_000_000
-# A service that dies sooner than this is started again only after a second.
+# A service that dies sooner than this is restarted only after a second.
 SHORT_LIFE_SECONDS = 1
 POLL_SECONDS = 0.1
 
 
 class Watch:
-    """The methods are the calls that supervisord answers under the name `pattern`."""
+    """Its public methods are XML-RPC calls in supervisord's namespace `pattern`."""
 
     def __init__(self, supervisord: Any) -> None:
         self.supervisord = supervisord
@@ -37,7 +37,7 @@ class Watch:
         events.subscribe(events.ProcessStateStoppedEvent, self.on_stop)
 
     def kill(self, service: str) -> bool:
-        """Sends SIGKILL to the processes of a service, which then stays down until started."""
+        """Sends SIGKILL to every process of a service."""
         for process in self.supervisord.process_groups[service].processes.values():
             children = family_of(process.pid) if process.pid else []
             process.kill(signal.SIGKILL)
@@ -54,7 +54,7 @@ class Watch:
         succeeded = process.exitstatus == 0
         restarts = service["restart"] in ("always", "unless-stopped")
         if restarts or (service["restart"] == "on-failure" and not succeeded):
-            # supervisord starts again what is in this state, after a second.
+            # supervisord restarts a process in this state after a second.
             process.change_state(ProcessStates.BACKOFF)
             if process.laststop - process.laststart > SHORT_LIFE_SECONDS:
                 process.delay = 0
@@ -73,7 +73,7 @@ class Watch:
         self.supervisord.options.mood = SupervisorStates.SHUTDOWN
 
     def on_log(self, event: Any) -> None:
-        """Appends whole lines to the log of all services, each with its process in front."""
+        """Appends complete lines to the common log, prefixed with the process name."""
         name = event.process.config.name
         *lines, rest = (self.half_lines.get(name, b"") + event.data).split(b"\n")
         self.half_lines[name] = rest
@@ -85,13 +85,13 @@ class Watch:
 
 
 def kill_rest(process: Any) -> None:
-    """Ends what the main process of a service has left behind, as the end of a container does."""
+    """Kills what the main process left behind, as happens when a container ends."""
     name = process.config.name
     kill_all([*group_of(process.pid), *marked(lambda mark: mark == f"{Path.cwd()}#{name}")])
 
 
 def look_more_often(poller: Any) -> None:
-    """supervisord may notice the end of a process a second late, which makes each stop slow."""
+    """Shortens supervisord's poll of up to a second, which would slow down every stop."""
     poll = poller.poll
     poller.poll = lambda timeout_seconds: poll(min(timeout_seconds, POLL_SECONDS))
 

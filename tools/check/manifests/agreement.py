@@ -1,12 +1,10 @@
-"""Rules about what manifests and `docker-compose.yml` both say."""
+"""Rules that manifests and `docker-compose.yml` agree."""
 
-import re
 import shlex
 from collections.abc import Iterator
 
 from tools.check.manifests.references import keys_by_name, reference
 from tools.check.manifests.subjects import (
-    OUR_IMAGES,
     Container,
     Pair,
     every_container,
@@ -17,26 +15,6 @@ from tools.check.manifests.subjects import (
 )
 from tools.check.rules import rule
 from tools.read.command import option, without_address
-
-
-@rule(every_container)
-def image_has_a_fixed_version(container: Container) -> Iterator[str]:
-    tag = container.image.partition("@")[0].rpartition("/")[2].partition(":")[2]
-    if tag in {"", "latest"}:
-        yield f"image {container.image} is not pinned; use a version as its tag"
-
-
-@rule(every_container)
-def our_image_is_named_for_its_pattern_and_service(container: Container) -> Iterator[str]:
-    pattern = container.pod.pattern
-    prefix = f"{OUR_IMAGES}{pattern.directory.name.replace('_', '-')}-"
-    services = set(pattern.services)
-    services |= {service.labels.get("app", "") for service in pattern.services.values()}
-    built = any(pair.service.build for pair in container.pairs)
-    service, _, version = container.image.removeprefix(prefix).partition(":")
-    named = container.image.startswith(prefix) and service in services
-    if (container.is_ours or built) and not (named and re.fullmatch(r"\d+\.\d+\.\d+", version)):
-        yield f"image {container.image} is not named {prefix}<service>:<x.y.z>; rename it"
 
 
 @rule(every_container)
@@ -55,13 +33,13 @@ def image_is_the_one_of_compose(pair: Pair) -> Iterator[str]:
 @rule(started_containers)
 def container_is_a_compose_service(container: Container) -> Iterator[str]:
     if not container.pairs:
-        yield "no Compose service has this name or this `app` label; use one name"
+        yield "no Compose service has this name or `app` label; use the same name"
 
 
 @rule(pairs)
 def container_ports_are_those_of_compose(pair: Pair) -> Iterator[str]:
     ports = {entry["containerPort"] for entry in pair.container.body.get("ports") or []}
-    # Replicas listen on different ports of one machine, but on the same port of their pods.
+    # Replicas listen on different ports in Compose, but on the same port in their pods.
     of_compose = set(pair.service.ports)
     if of_compose and ports != of_compose and not pair.is_replica:
         yield f"{ports or '{}'} here, {of_compose} in Compose service {pair.name}; use the same"

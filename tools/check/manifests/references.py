@@ -1,4 +1,4 @@
-"""Rules about names: whatever an object refers to is there, and takes what it is meant to."""
+"""Rules about references: names exist, and selectors match the right pods."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tools.check.manifests.subjects import (
 )
 from tools.check.rules import rule
 
-# Kubernetes makes up the selector of a Job, and a Pod has none.
+# Kubernetes generates the selector of a Job, and a Pod has none.
 KINDS_WITHOUT_SELECTOR = {"Pod", "Job", "CronJob"}
 
 
@@ -67,7 +67,7 @@ Reference = tuple[str, str, list[str]]
 
 
 def references(pod: Pod) -> Iterator[Reference]:
-    """The kind and name of each object that the pod needs, with the keys that it needs in it."""
+    """Yields the kind and name of each object that the pod needs, and the keys it needs in it."""
     for container in pod.containers:
         for source in container.body.get("envFrom") or []:
             yield from reference("ConfigMap", source.get("configMapRef"))
@@ -95,7 +95,7 @@ def reference(kind: str, source: Body | None) -> Iterator[Reference]:
 
 
 def keys_by_name(pattern: Pattern, kind: str) -> dict[str, set[str] | None]:
-    """The objects of a kind, written out or generated, each with its keys where they are known."""
+    """Returns the objects of a kind, including generated ones, with their keys if known."""
     fields = ("data", "stringData", "binaryData")
     known: dict[str, set[str] | None] = {
         found.name: {key for field in fields for key in found.body.get(field) or {}}
@@ -113,7 +113,7 @@ def generated_keys(pattern: Pattern, generator: Body) -> set[str] | None:
         keys.add(source.partition("=")[0] if "=" in source else Path(source).name)
     for name in generator.get("envs") or []:
         path = pattern.directory / "manifests" / name
-        # A file of secrets is made where the pattern is deployed, and is not in the repository.
+        # A file with secrets exists only where the pattern is deployed.
         if not path.is_file():
             return None
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -196,7 +196,7 @@ def disruption_budget_leaves_room_and_keeps_a_pod(budget: Object) -> Iterator[st
 
 
 def share(value: str | int, whole: int) -> int:
-    """A number of pods, or a percentage of them, which Kubernetes rounds up."""
+    """Returns a number of pods; Kubernetes rounds percentages up."""
     if isinstance(value, str):
         return math.ceil(int(value.removesuffix("%")) * whole / 100)
     return value
@@ -227,12 +227,12 @@ def mesh_destination_is_a_service_and_subset(virtual_service: Object) -> Iterato
         if port and port not in [entry["port"] for entry in service.spec.get("ports") or []]:
             yield f"Service {service.name} has no port {port}; use one that it has"
         if subset and subset not in subsets(pattern, service):
-            yield f"no DestinationRule of {host} has subset {subset}; add it"
+            yield f"no DestinationRule of {host} has subset {subset}; add one"
 
 
 @rule(of_kind("VirtualService"))
 def mesh_route_is_for_a_service(virtual_service: Object) -> Iterator[str]:
-    # Behind a gateway the host is a name of the outside world.
+    # Behind a gateway the host is an external name.
     if not virtual_service.spec.get("gateways"):
         pattern = virtual_service.pattern
         for host in virtual_service.spec.get("hosts") or []:
@@ -265,7 +265,7 @@ def destinations(virtual_service: Object) -> Iterator[Body]:
 
 
 def service_at(pattern: Pattern, host: str) -> Object | None:
-    """The Service of a host name, short or full as in `api.namespace.svc.cluster.local`."""
+    """Finds a Service by its short or full host name (`api.namespace.svc.cluster.local`)."""
     for service in of_kind("Service")(pattern):
         if service.name == host.partition(".")[0]:
             return service

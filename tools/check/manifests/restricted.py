@@ -1,4 +1,4 @@
-"""Rules of the Pod Security Standard "restricted", and what the repository asks beyond it."""
+"""Rules of the Pod Security Standard "restricted", and stricter ones of this repository."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -17,7 +17,7 @@ from tools.check.manifests.subjects import (
 )
 from tools.check.rules import rule
 
-# What the Pod Security Standard "restricted" of Kubernetes 1.34 allows.
+# The volume types that the standard allows in Kubernetes 1.34.
 RESTRICTED_VOLUMES = {
     "configMap",
     "csi",
@@ -28,23 +28,20 @@ RESTRICTED_VOLUMES = {
     "projected",
     "secret",
 }
-SAFE_SYSCTLS = {
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
+# The fields that restrict a pod or container. All others, such as `privileged`, `procMount`,
+# `seLinuxOptions` or `sysctls`, can only weaken its isolation.
+SECURITY_FIELDS = {
+    "allowPrivilegeEscalation",
+    "capabilities",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "readOnlyRootFilesystem",
+    "runAsGroup",
+    "runAsNonRoot",
+    "runAsUser",
+    "seccompProfile",
+    "supplementalGroups",
 }
-SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
-CONFINED_PROFILES = {"RuntimeDefault", "Localhost"}
-APP_ARMOR_ANNOTATION = "container.apparmor.security.beta.kubernetes.io/"
 
 
 @rule(pods)
@@ -55,11 +52,9 @@ def pod_does_not_share_the_hosts_namespaces(pod: Pod) -> Iterator[str]:
 
 
 @rule(pods_and_containers)
-def nothing_is_privileged(subject: Pod | Container) -> Iterator[str]:
-    if subject.security.get("privileged"):
-        yield "privileged is true; remove it"
-    if mapping(subject.security.get("windowsOptions")).get("hostProcess"):
-        yield "hostProcess is true; remove it"
+def security_context_only_restricts(subject: Pod | Container) -> Iterator[str]:
+    for field in sorted(subject.security.keys() - SECURITY_FIELDS):
+        yield f"securityContext.{field} may weaken the isolation; remove it"
 
 
 @rule(every_container)
@@ -74,35 +69,7 @@ def probe_or_hook_names_no_host(container: Container) -> Iterator[str]:
     for name, handler in (container.probes | container.lifecycle).items():
         for action in ("httpGet", "tcpSocket"):
             if mapping(mapping(handler).get(action)).get("host"):
-                yield f"{name} names a host; leave host out to ask the pod itself"
-
-
-@rule(pods_and_containers)
-def app_armor_is_not_switched_off(subject: Pod | Container) -> Iterator[str]:
-    profile = mapping(subject.security.get("appArmorProfile")).get("type", "RuntimeDefault")
-    if profile not in CONFINED_PROFILES:
-        yield f"the AppArmor profile is {profile}; remove it"
-
-
-@rule(pods)
-def app_armor_annotation_is_not_unconfined(pod: Pod) -> Iterator[str]:
-    for key, profile in pod.annotations.items():
-        allowed = profile == "runtime/default" or profile.startswith("localhost/")
-        if key.startswith(APP_ARMOR_ANNOTATION) and not allowed:
-            yield f"the annotation {key} is {profile}; remove it"
-
-
-@rule(pods_and_containers)
-def selinux_options_are_not_custom(subject: Pod | Container) -> Iterator[str]:
-    options = mapping(subject.security.get("seLinuxOptions"))
-    if options.get("type", "") not in SELINUX_TYPES or options.get("user") or options.get("role"):
-        yield "seLinuxOptions choose a type, user or role; remove them"
-
-
-@rule(every_container)
-def proc_is_masked(container: Container) -> Iterator[str]:
-    if container.security.get("procMount", "Default") != "Default":
-        yield "procMount unmasks /proc; remove it"
+                yield f"{name} sets a host; remove it, so that the pod itself is probed"
 
 
 @rule(pods_and_containers)
@@ -110,15 +77,8 @@ def seccomp_profile_is_set(subject: Pod | Container) -> Iterator[str]:
     profile = mapping(subject.security.get("seccompProfile")).get("type")
     if isinstance(subject, Container) and profile is None:
         profile = mapping(subject.pod.security.get("seccompProfile")).get("type", "not set")
-    if profile is not None and profile not in CONFINED_PROFILES:
-        yield f"the seccompProfile is {profile}; give the pod type: RuntimeDefault"
-
-
-@rule(pods)
-def sysctls_are_safe(pod: Pod) -> Iterator[str]:
-    for sysctl in pod.security.get("sysctls") or []:
-        if sysctl["name"] not in SAFE_SYSCTLS:
-            yield f"sysctl {sysctl['name']} is unsafe; remove it"
+    if profile not in {None, "RuntimeDefault", "Localhost"}:
+        yield f"the seccompProfile is {profile}; set the pod's type to RuntimeDefault"
 
 
 @rule(pods)
@@ -166,7 +126,7 @@ def what_compose_writes_to_is_a_volume(pair: Pair) -> Iterator[str]:
     mounts = pair.container.body.get("volumeMounts") or []
     writable = {mount["mountPath"].rstrip("/") for mount in mounts if not mount.get("readOnly")}
     for path in pair.written_paths:
-        # A volume at a parent folder holds what is written as well.
+        # The volume may be mounted at a parent folder.
         if not writable & {path.rstrip("/"), *map(str, PurePosixPath(path).parents)}:
             yield f"Compose service {pair.name} writes to {path}; mount an emptyDir or claim there"
 
@@ -195,6 +155,6 @@ def requests_fit_their_limits(container: Container) -> Iterator[str]:
     limits = mapping(container.resources.get("limits"))
     for name, request in mapping(container.resources.get("requests")).items():
         limit = limits.get(name) or request
-        # What is not a quantity is NaN, which is not within anything.
+        # An invalid quantity is NaN, which fails every comparison.
         if not quantity(request) <= quantity(limit):
             yield f"{name}: request {request} exceeds limit {limit}; lower the request"

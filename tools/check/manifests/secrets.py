@@ -1,4 +1,4 @@
-"""Rules about secrets: none is in clear."""
+"""Rules against secrets in plain text."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tools.check.manifests.subjects import (
 from tools.check.rules import rule
 
 SECRET_WORD = re.compile("PASSWORD|TOKEN|SECRET|KEY")
-# A name that ends so says something about a secret, its file or its lifetime, not the secret.
+# A name with one of these endings is a property of a secret, not the secret itself.
 SECRET_ATTRIBUTE = re.compile("_(FILE|PATH|SECONDS|LENGTH|BYTES)$")
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:(?!\$\()[^/@\s]+@")
 

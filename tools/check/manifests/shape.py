@@ -1,4 +1,4 @@
-"""Rules about the shape of manifests, and about the files that hold them."""
+"""Rules about the schema of manifests and the files that contain them."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ ISTIO_GROUPS = {
     "telemetry.istio.io",
 }
 KUBERNETES_VERSION = "1.34"
-# Kinds of which Kubernetes or Istio also serves an older version: their schemas do not tell.
+# Kinds that Kubernetes or Istio also serve in an older version, so their schemas accept it.
 CURRENT_VERSIONS = {
     ("autoscaling", "HorizontalPodAutoscaler"): "autoscaling/v2",
     ("networking.istio.io", "DestinationRule"): "networking.istio.io/v1",
@@ -125,7 +125,7 @@ def istio_schemas() -> dict[tuple[str, str], Body]:
 
 
 def closed(schema: Body) -> Body:
-    """The schema with unknown fields refused, which an API server would silently drop."""
+    """Returns a schema that rejects unknown fields, which an API server silently drops."""
     schema = dict(schema)
     for field in ("items", "additionalProperties"):
         if isinstance(schema.get(field), dict):
@@ -140,7 +140,7 @@ def closed(schema: Body) -> Body:
 @rule(folder, is_of_shape=True)
 def there_is_one_kustomization(pattern: Pattern) -> Iterator[str]:
     if len(pattern.kustomizations) != 1:
-        yield "kustomization.yml must hold exactly one document; list the other files there"
+        yield "kustomization.yml must contain exactly one document; list the other files in it"
 
 
 @rule(kustomizations, is_of_shape=True)
@@ -204,4 +204,4 @@ def object_leaves_its_namespace_to_the_kustomization(found: Object) -> Iterator[
 def namespace_enforces_the_restricted_profile(namespace: Object) -> Iterator[str]:
     labels = mapping(namespace.metadata.get("labels"))
     if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
-        yield "no restriction; add the label pod-security.kubernetes.io/enforce: restricted"
+        yield "not restricted; add the label pod-security.kubernetes.io/enforce: restricted"

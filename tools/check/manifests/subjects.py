@@ -1,4 +1,4 @@
-"""What the rules about manifests look at: files, objects, pods and containers of a pattern."""
+"""The files, objects, pods and containers of a pattern's manifests, for the rules about them."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from tools.read.settings import variables_of
 from tools.read.strict_yaml import documents_of
 
 OUR_IMAGES = "ml-system-in-actions/"
-# The place of the pod template in each kind that makes pods.
+# The path of the pod template in each kind that creates pods.
 POD_TEMPLATES: dict[str, tuple[str, ...]] = {
     "Pod": (),
     "Deployment": ("spec", "template"),
@@ -35,7 +35,7 @@ Body = dict[str, Any]
 
 
 class Subject(Protocol):
-    """What a rule looks at: it knows the place with which a finding about it begins."""
+    """Something that a rule checks; findings begin with its place."""
 
     @property
     def place(self) -> str: ...
@@ -43,7 +43,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """A pattern's `manifests/` folder, and the compose file and settings that it agrees with."""
+    """A pattern's `manifests/` folder, with its Compose file and settings."""
 
     compose: Compose
 
@@ -65,7 +65,7 @@ class Pattern:
 
     @cached_property
     def objects(self) -> list["Object"]:
-        """Every object of Kubernetes and Istio; the kustomization is not one that is applied."""
+        """Every object except the kustomization, which is not applied."""
         files = [file for file in self.files if file.path.name != "kustomization.yml"]
         return [Object(self, file.file, body) for file in files for body in file.documents]
 
@@ -84,7 +84,7 @@ class Pattern:
 
     @cached_property
     def settings(self) -> set[str]:
-        """The environment variables that the server reads."""
+        """The environment variables that the pattern's settings read."""
         return variables_of(self.directory)
 
     def names(self, kind: str) -> set[str]:
@@ -170,7 +170,7 @@ class Object:
 
     @property
     def selected_pods(self) -> list["Pod"]:
-        """The pods that the object's selector takes; an empty selector takes none."""
+        """The pods that the object's selector matches; an empty selector matches none."""
         selector = mapping(self.spec.get("selector"))
         if self.kind in {"Service", "ReplicationController"}:
             selector = {"matchLabels": selector}
@@ -181,7 +181,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Pod:
-    """The pods that one object makes."""
+    """The pods that one object creates."""
 
     owner: Object
 
@@ -209,10 +209,6 @@ class Pod:
         return mapping(mapping(self.template.get("metadata")).get("labels"))
 
     @property
-    def annotations(self) -> dict[str, str]:
-        return mapping(mapping(self.template.get("metadata")).get("annotations"))
-
-    @property
     def spec(self) -> Body:
         return mapping(self.template.get("spec"))
 
@@ -227,7 +223,7 @@ class Pod:
 
     @property
     def running(self) -> list["Container"]:
-        """The containers that run for as long as the pod does."""
+        """The containers that run as long as the pod."""
         return [container for container in self.containers if container.role == "containers"]
 
     @property
@@ -245,7 +241,7 @@ class Pod:
 
     @property
     def has_claim(self) -> bool:
-        """Whether there is one pod at the most, because its volume is mounted by one."""
+        """Whether the pod mounts a volume claim, so that there can be only one pod."""
         volumes = self.spec.get("volumes") or []
         return any("persistentVolumeClaim" in volume for volume in volumes)
 
@@ -310,7 +306,7 @@ class Container:
 
     @property
     def command(self) -> list[str]:
-        """How the container is started: as its manifest says, else as its Compose service says."""
+        """The command of the manifest or, if it has none, of the Compose service."""
         of_compose = [pair.service.command for pair in self.pairs]
         return self.own_command or list(of_compose[0] if of_compose else [])
 
@@ -321,16 +317,18 @@ class Container:
 
     @property
     def graceful_shutdown_seconds(self) -> int | None:
-        """The bound of uvicorn: an option of its command, or a variable that its image sets."""
+        """uvicorn's limit, from an option of the command or a variable of image or service."""
         values = [option(self.command, "--timeout-graceful-shutdown")]
         for pair in self.pairs:
-            variables = {**pair.variables_of_image, **pair.service.environment}
+            build = pair.service.build
+            stage = stage_of(self.pod.pattern.directory, build) if build else None
+            variables = {**(stage.variables() if stage else {}), **pair.service.environment}
             values.append(variables.get("UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN", ""))
         return next((int(value) for value in values if value.isdecimal()), None)
 
     @property
     def pairs(self) -> list["Pair"]:
-        """The Compose service of the container's name, or those labelled as its pod's replicas."""
+        """The Compose service of the container's name, or those labelled as the pod's replicas."""
         services = self.pod.pattern.services
         if self.name in services:
             return [Pair(self, self.name, services[self.name])]
@@ -342,7 +340,7 @@ class Container:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A container and a Compose service that is the same process on a laptop."""
+    """A container and the Compose service that corresponds to it."""
 
     container: Container
     name: str
@@ -367,26 +365,19 @@ class Pair:
         yield from (path.partition(":")[0] for path in self.service.tmpfs)
         yield from (mount.target for mount in self.service.mounts if not mount.read_only)
 
-    @property
-    def variables_of_image(self) -> dict[str, str]:
-        """The variables that the Dockerfile of the service sets."""
-        build = self.service.build
-        stage = stage_of(self.container.pod.pattern.directory, build) if build else None
-        return stage.variables() if stage else {}
-
 
 def mapping(value: Any) -> Body:
-    """The value if it is a mapping, else an empty one, for fields that may be left out or null."""
+    """Returns the value, or an empty mapping if the field is absent or null."""
     return value if isinstance(value, dict) else {}
 
 
 def mappings(value: Any) -> list[Body]:
-    """The mappings of a list, for fields of Istio, whose schemas are not everywhere at hand."""
+    """Returns the mappings of a list in an Istio object, whose schema may be unavailable."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def matches(selector: Body, labels: dict[str, str]) -> bool:
-    """Whether a selector of matchLabels and matchExpressions takes a pod with these labels."""
+    """Tells whether a selector matches a pod with these labels."""
     if not mapping(selector.get("matchLabels")).items() <= labels.items():
         return False
     for expression in selector.get("matchExpressions") or []:
@@ -403,13 +394,13 @@ def matches(selector: Body, labels: dict[str, str]) -> bool:
 
 
 def generators(pattern: Pattern, kind: str) -> list[Body]:
-    """The kustomization's generators of objects of a kind, ConfigMap or Secret."""
+    """Returns the kustomization's generators of a kind, ConfigMap or Secret."""
     field = f"{kind[0].lower()}{kind[1:]}Generator"
     return [found for each in pattern.kustomizations for found in each.body.get(field) or []]
 
 
 def quantity(text: str | int | float) -> float:
-    """A quantity of Kubernetes as a number: 0.25 for 250m, 1024 for 1Ki."""
+    """Returns a Kubernetes quantity as a number: 0.25 for 250m, 1024 for 1Ki."""
     factors = {"": 1.0, "m": 0.001}
     for power, prefix in enumerate("kMGTPE", start=1):
         factors |= {prefix: 1000.0**power, f"{prefix.upper()}i": 1024.0**power}
@@ -417,7 +408,7 @@ def quantity(text: str | int | float) -> float:
     return float(found[1]) * factors.get(found[2], math.nan) if found else math.nan
 
 
-# ---- Which subjects a pattern has ----------------------------------------------------------------
+# ---- Arguments of @rule, which select what it checks ---------------------------------------------
 
 
 def folder(pattern: Pattern) -> list[Pattern]:
@@ -453,7 +444,7 @@ def pods_and_containers(pattern: Pattern) -> list[Pod | Container]:
 
 
 def started_containers(pattern: Pattern) -> list[Container]:
-    """All but the ephemeral ones, which have neither resources nor probes nor ports."""
+    """Returns all but ephemeral containers, which have no resources, probes or ports."""
     return [found for found in every_container(pattern) if found.role != "ephemeralContainers"]
 
 

@@ -1,4 +1,4 @@
-"""Rules about the tests, and about the CI that runs them."""
+"""Rules about the tests and the CI that runs them."""
 
 import ast
 import re
@@ -9,23 +9,18 @@ from pathlib import Path
 
 import yaml
 
-from tools.check.repository.readmes import fences
 from tools.check.repository.tree import Repository, module, values_of
 from tools.check.rules import rule
 
 CI_RUN = ".ci/run"
 MOST_SKIPS_OF_A_FILE = 2
+# Named as in the table of budgets.
+QUICK = "measure --quick"
 SOFT_STEP = re.compile(
     r"\|\|\s*(?:true|:|exit 0)(?!\w)|continue-on-error|set \+e|set \+o errexit"
     r"|(?<!\S)(?:-k|--deselect|--ignore(?:-glob)?)(?![\w-])"
-    # A selection of tests comes from `make changed`, and from nothing else.
+    # Only `make changed` may select tests.
     r"|(?<!\S)(?:ARGS|CHAPTER|ONLY|WITHOUT)=(?!\"\$changed\")"
-)
-# Together these run every test: of what has changed, of the rest, and with Docker.
-CI_TESTS = (
-    'make test FULL=1 ONLY="$changed"',
-    'make test WITHOUT="$changed"',
-    'make test RUN=docker FULL=1 ONLY="$changed"',
 )
 
 
@@ -49,16 +44,7 @@ def no_step_of_ci_may_fail(repository: Repository) -> Iterator[str]:
 
 
 @rule()
-def ci_runs_the_command_of_the_readme(repository: Repository) -> Iterator[str]:
-    script = (repository.root / CI_RUN).read_text("utf-8").splitlines()
-    shown = "".join(fence.content for fence in fences(repository.root / "README.md"))
-    if not re.search(r"^(\$ )?make test( *#|$)", shown, re.MULTILINE):
-        yield f"{repository.root}/README.md: `make test` is missing; show how to run the tests"
-    missing = [command for command in CI_TESTS if not any(command in line for line in script)]
-    if not any(re.match(r"set -\w*e", line) for line in script):
-        missing.insert(0, "set -e")
-    if missing:
-        yield f"{repository.root}/{CI_RUN}: {' and '.join(missing)} missing; add it"
+def a_workflow_runs_the_script_of_ci(repository: Repository) -> Iterator[str]:
     if not any(CI_RUN in path.read_text("utf-8") for path in workflows(repository)):
         yield f"{repository.root}/.github/workflows: no workflow runs {CI_RUN}; add a step"
 
@@ -85,7 +71,7 @@ def workflows_only_read_and_know_no_secret(repository: Repository) -> Iterator[s
 
 
 def skips(repository: Repository) -> Iterator[tuple[Path, int, str, ast.Call | None]]:
-    """Yields each skip or expected failure: its file, line, name and, if it is one, its call."""
+    """Yields the file, line, name and call, if any, of each skip or expected failure."""
     for path in repository.files_ending(".py"):
         nodes = list(ast.walk(module(path))) if repository.root / "tests" in path.parents else []
         calls = {id(node.func): node for node in nodes if isinstance(node, ast.Call)}
@@ -100,7 +86,7 @@ def skips(repository: Repository) -> Iterator[tuple[Path, int, str, ast.Call | N
 def every_skip_has_a_condition_and_a_reason(repository: Repository) -> Iterator[str]:
     for path, line, name, call in skips(repository):
         given = {keyword.arg: keyword.value for keyword in call.keywords} if call else {}
-        # Inside a test the reason may come first; of a mark and of importorskip it is named.
+        # pytest.skip and pytest.xfail also accept the reason as their first argument.
         first = call.args[:1] if call and name in {"pytest.skip", "pytest.xfail"} else []
         reasons = [ast.unparse(reason) for reason in [*first, given.get("reason")] if reason]
         if reasons in ([], ["''"], ["None"]):
@@ -118,3 +104,13 @@ def the_tests_of_a_pattern_skip_little(repository: Repository) -> Iterator[str]:
         if len(found) > MOST_SKIPS_OF_A_FILE:
             shown = ", ".join(found)
             yield f"{path}: skips on lines {shown}; keep at most {MOST_SKIPS_OF_A_FILE} in a file"
+
+
+@rule()
+def a_quick_measurement_has_its_own_budget(repository: Repository) -> Iterator[str]:
+    mark = f'budget("{QUICK}")'
+    for path in repository.files_ending(".py"):
+        if path.match("tests/chapter*/test_*.py"):
+            text = path.read_text("utf-8")
+            if '"--quick"' in text and mark not in text:
+                yield f"{path}: {QUICK} counts for the whole file; mark its test with {mark}"

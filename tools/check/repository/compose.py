@@ -1,8 +1,9 @@
-"""Rules about what a compose file says beyond its shape, which its reader holds."""
+"""Rules about Compose files, beyond the schema that tools/read/compose.py checks."""
 
 import re
 from collections.abc import Iterator
 
+from tools.check.manifests.subjects import OUR_IMAGES
 from tools.check.repository.docker import has_version
 from tools.check.repository.tree import Repository
 from tools.check.rules import rule
@@ -39,16 +40,21 @@ def built_service_may_do_little(repository: Repository) -> Iterator[str]:
                 "mem_limit": service.memory_limit_bytes is not None,
             }
             for what in (what for what, is_set in limits.items() if not is_set):
-                yield f"{compose.path}: {service.name} has more rights than it needs; add {what}"
+                yield f"{compose.path}: {service.name} has unneeded privileges; add {what}"
 
 
 @rule()
 def images_of_compose_have_a_name_and_a_version(repository: Repository) -> Iterator[str]:
     for compose in repository.composes:
-        ours = f"ml-system-in-actions/{compose.pattern_dir.name.replace('_', '-')}-"
-        for service in compose.services.values():
+        ours = f"{OUR_IMAGES}{compose.pattern_dir.name.replace('_', '-')}-"
+        services = compose.services.values()
+        names = "|".join(
+            {*compose.services, *(service.labels.get("app", "") for service in services)}
+        )
+        for service in services:
             image = service.image or "none"
-            if service.build and not re.fullmatch(rf"{ours}[a-z0-9-]+:\d+\.\d+\.\d+", image):
-                yield f"{compose.path}: {service.name} is built as {image}; name it {ours}...:1.2.3"
+            if service.build and not re.fullmatch(rf"{ours}({names}):\d+\.\d+\.\d+", image):
+                wanted = f"{ours}SERVICE:1.2.3"
+                yield f"{compose.path}: {service.name} is built as {image}; name it {wanted}"
             elif not has_version(image):
                 yield f"{compose.path}: {image} is not pinned; write IMAGE:VERSION"

@@ -1,4 +1,4 @@
-"""Rules about Dockerfiles and the images that they make."""
+"""Rules about Dockerfiles and their images."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from tools.check.rules import rule
 from tools.read.command import without_address
 from tools.read.dockerfile import stages
 
-# PyTorch is locked without a digest: the reader's pip chooses its build. It is installed alone.
+# PyTorch is locked without a digest, so that pip can choose the build. It is installed separately.
 UNHASHED = ["-r", "torch.txt"]
 
 
@@ -49,11 +49,11 @@ def image_starts_what_compose_starts(repository: Repository) -> Iterator[str]:
         except ValueError:
             yield f'{path}: CMD is not in exec form; write CMD ["program", "argument"]'
             continue
-        # Replicas have an address of their own in Compose, and the image's in Kubernetes.
+        # Replicas have their own address in Compose, but the image's address in Kubernetes.
         comparable = without_address if any(service.labels for service in services) else list
         if comparable(command) not in [comparable(service.command) for service in services]:
             names = ", ".join(service.name for service in services)
-            yield f"{path}: CMD differs from the command of {names} in Compose; use the same"
+            yield f"{path}: CMD differs from the Compose command of {names}; use the same"
 
 
 @rule()
@@ -72,4 +72,4 @@ def docker_context_begins_with_nothing(repository: Repository) -> Iterator[str]:
     for path in repository.files_ending(".dockerignore"):
         lines = [line for line in path.read_text("utf-8").splitlines() if line[:1] not in {"", "#"}]
         if lines[:1] != ["*"]:
-            yield f"{path}: it lists exclusions; start with `*`, then allow what is copied with `!`"
+            yield f"{path}: it lists exclusions; start with `*`, then allow files with `!`"

@@ -1,4 +1,4 @@
-"""Rules about what may import what."""
+"""Rules about imports."""
 
 import re
 import sys
@@ -11,15 +11,15 @@ from tools.check.repository.tree import Repository, imports
 from tools.check.rules import rule
 
 CHAPTER = re.compile(r"chapter\d+_\w+")
-# What stays in the repository when the rest of a pattern is taken away.
+# This package of a pattern runs only in the repository, so it may use `tools`.
 LABORATORY = "measure"
 
 
 class Import(NamedTuple):
     path: Path
-    # The file or directory of the pattern that imports, as in app or measure.
+    # The importing file or directory of the pattern, such as app or measure.
     part: str
-    # Both end with a dot, so that a name begins with that of its package and no other.
+    # Both end with a dot, so that a prefix is always a whole package name.
     pattern: str
     name: str
     is_relative: bool
@@ -44,7 +44,7 @@ def no_pattern_imports_another(repository: Repository) -> Iterator[str]:
 def what_an_image_runs_imports_neither_tools_nor_tests(repository: Repository) -> Iterator[str]:
     for path, part, _, name, _ in imports_of_patterns(repository):
         if part != LABORATORY and name.startswith(("tests.", "tools.")):
-            yield f"{path}: imports {name[:-1]}, which is not in the image; write what it needs"
+            yield f"{path}: imports {name[:-1]}, which is not in the image; remove the import"
 
 
 @rule()

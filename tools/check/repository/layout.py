@@ -1,4 +1,4 @@
-"""Rules about the files that every pattern has, and the names that they share."""
+"""Rules about the files of every pattern and the names that they share."""
 
 import re
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def every_directory_of_a_chapter_is_a_whole_pattern(repository: Repository) -> I
             training = (TRAINER,) if trains(pattern) else ()
             needed = (pattern / name for name in (*PATTERN_FILES, *training))
             for path in {*needed, test_module(pattern)} - known:
-                yield f"{path}: the file is missing; every pattern has one"
+                yield f"{path}: the file is missing; add it"
 
 
 def trains(pattern: Path) -> bool:
@@ -54,20 +54,13 @@ def every_test_module_of_a_chapter_belongs_to_a_pattern(repository: Repository) 
     for path in repository.files_ending(".py"):
         in_chapter = CHAPTER.match(path.parent.name) and path.match("tests/*/test_*.py")
         if in_chapter and path not in modules:
-            yield f"{path}: no pattern has this name; call the file test_PATTERN.py"
-
-
-@rule()
-def makefile_of_a_pattern_includes_the_verbs(repository: Repository) -> Iterator[str]:
-    for path in (pattern / "Makefile" for pattern in repository.patterns):
-        if "include ../../pattern.mk" not in path.read_text("utf-8").splitlines():
-            yield f"{path}: the verbs of a pattern are missing; add include ../../pattern.mk"
+            yield f"{path}: no pattern has this name; rename the file to test_PATTERN.py"
 
 
 @rule()
 def results_are_measured_and_hold(repository: Repository) -> Iterator[str]:
     for path in (pattern / RESULTS_FILE for pattern in repository.patterns):
-        # That it is there is a rule of its own.
+        # Another rule reports a missing file.
         if not path.is_file():
             continue
         try:
@@ -77,16 +70,6 @@ def results_are_measured_and_hold(repository: Repository) -> Iterator[str]:
             continue
         if results.pattern != path.parents[1].name or not results.holds:
             yield f"{path}: pattern {results.pattern}, holds {results.holds}; measure again"
-
-
-@rule()
-def every_pattern_has_a_row_in_the_index(repository: Repository) -> Iterator[str]:
-    index = repository.root / "README.md"
-    rows = [line for line in index.read_text("utf-8").splitlines() if line.startswith("| [")]
-    for pattern in repository.patterns:
-        link = f"({pattern.relative_to(repository.root).as_posix()})"
-        if not any(link in row for row in rows):
-            yield f"{index}: the index has no row for {link}; run make fix"
 
 
 @rule()

@@ -1,4 +1,4 @@
-"""Rules that keep what is of one machine, or of one person, out of the repository."""
+"""Rules that keep machine-specific and personal data out of the repository."""
 
 import re
 import subprocess
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 
-# The sites that a file may name; another is added once it is known to be public.
+# Hosts that files may name. Add a host once you know that it is public.
 PUBLIC_HOSTS = {"github.com", "www.cs.toronto.edu"}
 RESERVED_HOST = re.compile(r"(.+\.)?(example(\.com|\.net|\.org)?|invalid|test|local)")
-# A cache mount of a Dockerfile is a place in the image, not on a machine.
+# The target of a cache mount in a Dockerfile is a path in the image.
 MACHINE_PATH = re.compile(
     r"(?<![\w.~-])(?<!type=cache,target=)/(?:root|(?:home|Users)/\w+|opt|mnt)(?![\w-])"
 )
@@ -24,14 +24,14 @@ def nothing_that_git_ignores_is_committed(repository: Repository) -> Iterator[st
     command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-standard"]
     listing = subprocess.run(command, cwd=repository.root, capture_output=True, check=True)
     for name in filter(None, listing.stdout.decode().split("\0")):
-        yield f"{repository.root}/{name}: git ignores this file; remove it with git rm --cached"
+        yield f"{repository.root}/{name}: .gitignore lists this file; run git rm --cached"
 
 
 @rule()
 def no_path_is_of_one_machine(repository: Repository) -> Iterator[str]:
     for _, place, line in repository.lines():
         if found := MACHINE_PATH.search(line):
-            yield f"{place}: {found[0]} exists on one machine only; use a relative path"
+            yield f"{place}: {found[0]} may exist on one machine only; use a relative path"
 
 
 @rule()

@@ -1,4 +1,4 @@
-"""Rules about the README of a pattern."""
+"""Rules about READMEs."""
 
 import ast
 import posixpath
@@ -12,15 +12,14 @@ from markdown_it.token import Token
 
 from tools.check.repository.tree import Repository, module
 from tools.check.rules import rule
-from tools.play.readme import ReadmeError, parse
 
 HEADINGS = (
     "When to use it · Not when · How it works · Run it · Break it · What it buys and costs · "
     "On Kubernetes · Trade-offs"
 )
-# A diagram, a session that is played, and commands that are not.
+# A diagram, a session that tests play, and commands that they do not.
 README_FENCES = {"mermaid", "console", "sh"}
-# Where the docstring is that the tagline repeats.
+# The first of these that exists has the tagline as its docstring.
 MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
 
 
@@ -33,7 +32,7 @@ def fences(path: Path) -> list[Token]:
 
 
 def sections(path: Path) -> dict[str, list[Token]]:
-    """Returns what stands under each heading of level 2."""
+    """Returns the tokens under each heading of level 2."""
     found: dict[str, list[Token]] = {}
     here: list[Token] = []
     for previous, token in pairwise(tokens(path)):
@@ -45,23 +44,17 @@ def sections(path: Path) -> dict[str, list[Token]]:
 
 
 def links(inline: Token) -> Iterator[tuple[str, str]]:
-    """Yields where each link and picture of a paragraph leads, and the code that is its text."""
+    """Yields the target of each link and image of a paragraph, and the link text if it is code."""
     for token, following in pairwise([*(inline.children or []), Token("end", "", 0)]):
         if token.type in {"link_open", "image"}:
             code = following.content if following.type == "code_inline" else ""
             yield str(token.attrs.get("href") or token.attrs.get("src") or ""), code
 
 
-def is_sentence(text: str) -> bool:
-    return bool(re.fullmatch(r"\S.*[^.\s]\.", text)) and not re.search(r"[.!?] +[A-Z`]", text)
-
-
 @rule()
 def tagline_is_the_docstring_of_the_main_module(repository: Repository) -> Iterator[str]:
     for path, text in repository.readmes():
-        title, above, tagline, below, *_ = [*text.splitlines(), "", "", "", ""]
-        if not title.startswith("# ") or above or below or not is_sentence(tagline):
-            yield f"{path}: line 1 must be a title and line 3 one sentence; write them"
+        _, _, tagline, *_ = [*text.splitlines(), "", "", ""]
         candidates = [path.parent / name for name in MAIN_MODULES]
         main = next((candidate for candidate in candidates if candidate.exists()), None)
         if main and (ast.get_docstring(module(main)) or "").partition("\n")[0] != tagline:
@@ -76,39 +69,6 @@ def readme_has_the_headings_in_order(repository: Repository) -> Iterator[str]:
 
 
 @rule()
-def readme_has_a_diagram(repository: Repository) -> Iterator[str]:
-    for path, _ in repository.readmes():
-        if not any(fence.info == "mermaid" for fence in fences(path)):
-            yield f"{path}: there is no diagram; add a mermaid block"
-
-
-@rule()
-def readme_plays_from_make_up_to_make_down(repository: Repository) -> Iterator[str]:
-    for path, text in repository.readmes():
-        try:
-            commands = [step.command for step in parse(text)] or ["none"]
-        except ReadmeError as error:
-            yield f"{path}: {error}; see tools/play/readme.py"
-            continue
-        if (commands[0], commands[-1]) != ("make up", "make down"):
-            yield f"{path}: plays {commands[0]} to {commands[-1]}; play make up to make down"
-
-
-@rule()
-def readme_names_plain_docker_compose(repository: Repository) -> Iterator[str]:
-    for path, text in repository.readmes():
-        if "docker compose up" not in text:
-            yield f"{path}: plain `docker compose up` is not mentioned; name it"
-
-
-@rule()
-def readme_has_a_place_for_its_results(repository: Repository) -> Iterator[str]:
-    for path, text in repository.readmes():
-        if [text.count(f"<!-- {slash}results -->") for slash in ("", "/")] != [1, 1]:
-            yield f"{path}: no place for results; add <!-- results --> and <!-- /results -->"
-
-
-@rule()
 def readme_pastes_no_code(repository: Repository) -> Iterator[str]:
     for path, _ in repository.readmes():
         for fence in fences(path):
@@ -118,18 +78,10 @@ def readme_pastes_no_code(repository: Repository) -> Iterator[str]:
 
 
 @rule()
-def how_it_works_links_what_it_names(repository: Repository) -> Iterator[str]:
-    known = set(repository.files)
+def how_it_works_links_to_what_it_names(repository: Repository) -> Iterator[str]:
     for path, _ in repository.readmes():
         for step in sections(path).get("How it works", []):
-            linked = list(links(step))
-            # The items of a list are deeper than a paragraph around them.
-            if step.type == "inline" and step.level > 1 and not linked:
-                yield f"{path}: step `{step.content[:40]}...` has no link; link to its function"
-            for name in (part.content for part in step.children or [] if part.tag == "code"):
-                if path.parent / name in known and name not in {code for _, code in linked}:
-                    yield f"{path}: {name} is mentioned without a link; link to it"
-            for target, code in linked:
+            for target, code in links(step):
                 source = path.parent / target
                 if source.suffix == ".py" and code.isidentifier() and code not in defined(source):
                     yield f"{path}: {target} does not define {code}; link to the right function"
@@ -146,7 +98,7 @@ def every_relative_link_leads_to_a_file(repository: Repository) -> Iterator[str]
     known |= {folder for path in known for folder in path.parents}
     for path in repository.files_ending(".md"):
         for target, _ in (link for token in tokens(path) for link in links(token)):
-            # From the README of the root, GitHub shows the runs of a workflow at this address.
+            # From the root README this is the address of a workflow's runs on GitHub.
             workflow = re.match(r"\.\./\.\./actions/(workflows/[\w.-]+)", target)
             relative = f".github/{workflow[1]}" if workflow else target.partition("#")[0]
             leads_to = Path(posixpath.normpath(path.parent / relative))

@@ -1,4 +1,4 @@
-"""Rules about the packages that are locked, and that a pattern asks for."""
+"""Rules about locked packages and the requirements of patterns."""
 
 import re
 import sys
@@ -9,21 +9,16 @@ from pathlib import Path
 
 from tools.check.repository.tree import Repository, imports, values_of
 from tools.check.rules import rule
-from tools.generate.requirements import RequirementsError, categories, exported
+from tools.generate.requirements import categories
 
-# What may be imported without a line in the Pipfile, because another package is made of it.
-RE_EXPORTED = {
-    # FastAPI's middleware and types are Starlette's; the right version is FastAPI's to choose.
-    "starlette": "fastapi",
-    # FastAPI's interface is written in Pydantic's models.
-    "pydantic": "fastapi",
-}
-# What nothing of a pattern imports or starts, because another package does where it is there.
+# Packages that may be imported without being required, as they are part of another's interface.
+RE_EXPORTED = {"starlette": "fastapi", "pydantic": "fastapi"}
+# Packages that a pattern requires but does not import, because another package uses them.
 USED_BY_ANOTHER = {
     # On Python before 3.11.3.
     "async-timeout": "redis",
     "httptools": "uvicorn",
-    # Pinned beside it to the release that the rest of the environment takes.
+    # Pinned to a release that is compatible with the rest of the environment.
     "python-dateutil": "matplotlib",
     "uvloop": "uvicorn",
 }
@@ -31,8 +26,8 @@ USED_BY_ANOTHER = {
 
 @cache
 def distributions() -> dict[str, str]:
-    """Maps the name under which a package is imported to the one under which it is installed."""
-    # A package may be made of several; the one with its own name is the one to ask for.
+    """Maps the import name of each package to the name under which it is installed."""
+    # If several distributions provide a package, prefer the one of the same name.
     return {
         name: normalized(name if name in found else found[0])
         for name, found in packages_distributions().items()
@@ -44,18 +39,6 @@ def normalized(name: str) -> str:
 
 
 @rule()
-def requirements_are_exported_from_the_lock(repository: Repository) -> Iterator[str]:
-    try:
-        texts = exported(repository.root)
-    except RequirementsError as error:
-        yield f"{repository.root}/{error}; name categories of the Pipfile and run make fix"
-        return
-    for path, text in texts.items():
-        if path.read_text("utf-8") != text:
-            yield f"{path}: it differs from the lock; run make fix"
-
-
-@rule()
 def requirements_are_what_is_imported_or_started(repository: Repository) -> Iterator[str]:
     commands = {
         compose.pattern_dir: [(s.build.target, s.command) for s in compose.built() if s.build]
@@ -63,11 +46,11 @@ def requirements_are_what_is_imported_or_started(repository: Repository) -> Iter
     }
     for pattern in repository.patterns:
         for path in sorted(pattern.glob("requirements*.txt")):
-            # What is in requirements-train.txt is for train/ alone.
+            # requirements-train.txt is for train/ only.
             package = path.stem.partition("-")[2]
             served = package or ("app" if (pattern / "app").is_dir() else "train")
             sources = sorted((pattern / served).rglob("*.py"))
-            # A service that trains is started with requirements-train.txt, where there is one.
+            # The training service uses requirements-train.txt if it exists.
             apart = (pattern / "requirements-train.txt").is_file()
             started = {
                 word
@@ -81,7 +64,7 @@ def requirements_are_what_is_imported_or_started(repository: Repository) -> Iter
 def unequal_requirements(
     repository: Repository, path: Path, sources: Sequence[Path], words: set[str]
 ) -> Iterator[str]:
-    """Compares the categories of a requirements file with imports and words of commands."""
+    """Compares the categories of a requirements file with imports and commands."""
     found = [each for source in sources for each in imports(source, repository.root)]
     tops = {name.partition(".")[0] for name, is_relative in found if not is_relative}
     tops -= sys.stdlib_module_names
@@ -103,7 +86,7 @@ def lock_and_pipfile_name_no_index_and_no_path(repository: Repository) -> Iterat
     for name, content in (("Pipfile", repository.pipfile), ("Pipfile.lock", repository.lock)):
         for key, value in values_of(content, *keys):
             if value:
-                reason = f"{key} is {value}, which only one machine has"
+                reason = f"{key} is {value}, which is specific to one machine"
                 yield f"{repository.root}/{name}: {reason}; run make lock"
 
 

@@ -1,4 +1,4 @@
-"""Rules about what a process is told by environment variables."""
+"""Rules about settings and environment variables."""
 
 import ast
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ def compose_sets_only_what_is_read(repository: Repository) -> Iterator[str]:
     for compose in repository.composes:
         known = variables_of(compose.pattern_dir)
         for service in compose.built():
-            told, by_programs = set(service.environment), set(service.program_variables)
-            # A program reads what begins with its name, as uvicorn reads UVICORN_LOOP.
-            own = {name for name in told if name.startswith(f"{service.command[0].upper()}_")}
-            for name in sorted(told - known - by_programs - own):
-                told_what = f"{service.name} is told {name}, which no setting reads"
+            given, by_programs = set(service.environment), set(service.program_variables)
+            # A program reads variables that begin with its name, as uvicorn reads UVICORN_LOOP.
+            own = {name for name in given if name.startswith(f"{service.command[0].upper()}_")}
+            for name in sorted(given - known - by_programs - own):
+                unread = f"{service.name} sets {name}, which no setting reads"
                 what = "add it to settings.py, or to x-program-variables with the reason"
-                yield f"{compose.path}: {told_what}; {what}"
-            for name in sorted(by_programs - told | by_programs & known):
-                yield f"{compose.path}: x-program-variables names {name} needlessly; remove it"
+                yield f"{compose.path}: {unread}; {what}"
+            for name in sorted(by_programs - given | by_programs & known):
+                yield f"{compose.path}: x-program-variables need not list {name}; remove it"
 
 
 @rule()
@@ -45,4 +45,4 @@ def every_setting_has_a_default(repository: Repository) -> Iterator[str]:
         for settings in settings_files(pattern):
             for name, field in settings_in(settings).items():
                 if not list(defaults_of(field)):
-                    yield f"{settings}: {name} has no default; give one that runs on a laptop"
+                    yield f"{settings}: {name} has no default; add one that works on a laptop"

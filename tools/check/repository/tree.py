@@ -1,4 +1,4 @@
-"""Reads the repository for the rules: each file is listed and each pattern is read once."""
+"""Gives the rules access to the repository, reading the list of files and each pattern once."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ from tools.read.patterns import patterns
 
 
 class Repository:
-    """A work tree: what git tracks or would track, so nothing that was made on this machine."""
+    """A working tree: the files that git tracks or would track."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -35,7 +35,7 @@ class Repository:
         return [path for path in self.files if path.name.endswith(endings)]
 
     def lines(self) -> Iterator[tuple[Path, str, str]]:
-        """Yields each line of every text file with its file, and with its place in a finding."""
+        """Yields the file, the place ("FILE:NUMBER") and the text of each line in text files."""
         for path in self.files:
             content = path.read_bytes()
             if b"\0" not in content:
@@ -51,7 +51,7 @@ class Repository:
 
     @cached_property
     def composes(self) -> list[Compose]:
-        """Each pattern's compose file that can be read; that it can is a rule of its own."""
+        """All valid Compose files; a rule reports the invalid ones."""
         found = []
         for pattern in self.patterns:
             try:
@@ -62,7 +62,7 @@ class Repository:
 
     @cached_property
     def manifests(self) -> list[Pattern]:
-        """Each pattern that has manifests, and a compose file with which they have to agree."""
+        """Every pattern that has manifests and a valid Compose file."""
         return [
             Pattern(each) for each in self.composes if (each.pattern_dir / "manifests").is_dir()
         ]
@@ -72,7 +72,7 @@ class Repository:
         return [path for path in self.files if path.name.partition(".")[0] == "Dockerfile"]
 
     def served_stages(self) -> Iterator[tuple[Path, Stage, list[Service]]]:
-        """Yields each stage that services are built from, with its Dockerfile and the services."""
+        """Yields the Dockerfile, the stage and the services for each stage that services use."""
         for compose in self.composes:
             users: dict[tuple[Path, str | None], list[Service]] = {}
             for service in compose.services.values():
@@ -84,7 +84,7 @@ class Repository:
                 yield path, found[target or [*found][-1]], services
 
     def readmes(self) -> Iterator[tuple[Path, str]]:
-        """Yields each README of a pattern with its text; that it is there is a rule of its own."""
+        """Yields the README of each pattern with its text; another rule reports a missing one."""
         for path in (pattern / "README.md" for pattern in self.patterns):
             if path.is_file():
                 yield path, path.read_text("utf-8")
@@ -99,7 +99,7 @@ class Repository:
         return content
 
     def output_of(self, program: str, *arguments: str) -> list[str]:
-        """Runs a program of the environment and returns the lines that it prints."""
+        """Runs a program of the environment and returns its output."""
         command = [str(Path(sys.executable).with_name(program)), *arguments]
         found = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
         lines = (found.stdout + found.stderr).splitlines()
@@ -112,7 +112,7 @@ def module(path: Path) -> ast.Module:
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[str, bool]]:
-    """Yields each name that a file imports, from the root on, and whether it does so relatively."""
+    """Yields each imported name, resolved to an absolute one, and whether it was relative."""
     package = path.relative_to(root).parent.parts
     for node in ast.walk(module(path)):
         if isinstance(node, ast.Import):
@@ -124,7 +124,7 @@ def imports(path: Path, root: Path) -> Iterator[tuple[str, bool]]:
 
 
 def values_of(content: Any, *keys: str) -> Iterator[tuple[str, Any]]:
-    """Yields whatever stands under one of the keys, however deep."""
+    """Yields the values of these keys at any depth."""
     if isinstance(content, dict):
         yield from ((key, content[key]) for key in keys if key in content)
     for item in content.values() if isinstance(content, dict) else content:

@@ -1,4 +1,4 @@
-"""Rules about the verbs of make, and where they are written down."""
+"""A rule about the make targets that documents mention."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def targets(makefile: Path) -> set[str]:
 
 
 def verbs(text: str) -> Iterator[tuple[str, bool]]:
-    """Yields each verb of make among some commands, and whether another directory is meant."""
+    """Yields each target of make in some commands, and whether it is run in another directory."""
     moved = False
     for part in re.split(r"&&|[;|\n]|#.*", text):
         words = part.removeprefix("$ ").split()
@@ -40,19 +40,7 @@ def every_verb_that_is_written_down_exists(repository: Repository) -> Iterator[s
         known = of_root if in_root else of_pattern | targets(path.parent / "Makefile")
         for part in (part for token in tokens(path) for part in [token, *(token.children or [])]):
             for verb, moved in verbs(part.content) if part.tag == "code" else ():
-                # In a sentence of the root's README, "in the pattern's directory" stands beside it.
+                # The text of the root README may mention targets of a pattern.
                 elsewhere = of_pattern if moved or part.type == "code_inline" else set()
                 if verb not in known | elsewhere:
                     yield f"{path}: there is no `make {verb}`; see make help"
-
-
-@rule()
-def every_verb_with_help_is_shown_by_help(repository: Repository) -> Iterator[str]:
-    for path in (repository.root / name for name in MAKEFILES):
-        text = path.read_text("utf-8")
-        phony = {name for line in re.findall(r"^\.PHONY:(.*)", text, re.M) for name in line.split()}
-        for name in phony - targets(path):
-            yield f"{path}: .PHONY names {name}, which is not a target; remove it"
-        for names, help_text in re.findall(r"^([\w .-]+):(?!=).*##(.*)", text, re.MULTILINE):
-            if not re.fullmatch("[a-z_]+", names) or names not in phony or len(help_text) < 2:
-                yield f"{path}: make help does not show {names}; give each target its own line"

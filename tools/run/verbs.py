@@ -1,27 +1,35 @@
-"""Starts a pattern, or one of its services again."""
+"""Starts and stops a pattern or one of its services."""
 
 import errno
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 from tools.read.compose import Compose, load
 from tools.run.plan import plan_of, prepare, start_supervisor
 from tools.run.processes import listener_of
 from tools.run.ready import wait_until_ready
-from tools.run.rewrite import Launch, launch_of
+from tools.run.rewrite import Launch, launch_of, state_dir, temporary_dir
 from tools.run.state import LocalError, is_up, only_one, read_plan
-from tools.run.supervisor import missing_services, running, states
-from tools.run.takedown import show_death, take_down
+from tools.run.supervisor import (
+    missing_services,
+    running,
+    show_death,
+    states,
+    supervisor,
+    take_down,
+)
 
 FORK_TO_EXEC_SECONDS = 0.2
+POLL_SECONDS = 0.02
 
 
 def up(pattern_dir: Path) -> None:
-    """Starts every service and returns when all are ready; on failure nothing is left running."""
+    """Starts every service and waits until all are ready; on failure it stops everything."""
     compose = load(pattern_dir)
     with only_one(compose):
         launches = {name: launch_of(compose, item) for name, item in compose.services.items()}
@@ -33,7 +41,7 @@ def up(pattern_dir: Path) -> None:
             wait_until_ready(compose, launches, missing)
         except BaseException:
             with uninterrupted():
-                # A process loses a signal that comes between its fork and its exec.
+                # A signal that arrives between a process's fork and exec is lost.
                 sleep(FORK_TO_EXEC_SECONDS)
                 take_down(compose)
             raise
@@ -41,7 +49,7 @@ def up(pattern_dir: Path) -> None:
 
 
 def start(pattern_dir: Path, service: str) -> None:
-    """Starts one service that was stopped or killed, and returns when it is ready."""
+    """Starts a stopped or killed service and waits until it is ready."""
     compose = running(pattern_dir)
     launch = launch_of(compose, compose.service(service))
     with only_one(compose):
@@ -51,13 +59,47 @@ def start(pattern_dir: Path, service: str) -> None:
         wait_until_ready(compose, {service: launch}, [service])
 
 
+def down(pattern_dir: Path, volumes: bool = False) -> None:
+    """Stops every service and, if `volumes` is set, deletes the volumes."""
+    compose = load(pattern_dir)
+    with only_one(compose):
+        show_death(compose)
+        was_up = take_down(compose)
+        if volumes:
+            shutil.rmtree(state_dir(compose.pattern_dir) / "volumes", ignore_errors=True)
+            for purpose in ("volumes", "scratch"):
+                shutil.rmtree(temporary_dir(compose.pattern_dir, purpose), ignore_errors=True)
+    print(f"{compose.name} is down" if was_up else f"{compose.name} is not up")
+
+
+def stop(pattern_dir: Path, service: str) -> None:
+    """Stops one service with its stop signal and grace period; the others keep running."""
+    compose = running(pattern_dir)
+    compose.service(service)
+    with only_one(compose), supervisor(compose) as server:
+        begin = monotonic()
+        server.supervisor.stopProcessGroup(service)
+        print(f"{service} stopped in {monotonic() - begin:.1f} s")
+
+
+def kill(pattern_dir: Path, service: str) -> None:
+    """Sends SIGKILL to every process of one service, which stays down until it is started."""
+    compose = running(pattern_dir)
+    compose.service(service)
+    with only_one(compose), supervisor(compose) as server:
+        server.pattern.kill(service)
+        while states(compose)[service] & {"STOPPING", "RUNNING", "STARTING"}:
+            sleep(POLL_SECONDS)
+        print(f"{service} killed")
+
+
 def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
-    """Starts the supervisor unless it runs as the file says; returns the services to start."""
+    """Starts the supervisor unless it already runs this plan; returns the services to start."""
     plan = plan_of(compose, launches)
     if is_up(compose):
         if read_plan(compose) == plan:
             return missing_services(compose)
-        print("docker-compose.yml has changed: starting everything anew")
+        print("docker-compose.yml has changed: restarting everything")
     show_death(compose)
     take_down(compose)
     refuse_held_ports(compose)
@@ -69,7 +111,7 @@ def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
 def refuse_held_ports(compose: Compose) -> None:
     for port in sorted(port for item in compose.services.values() for port in item.ports):
         with socket.socket() as probe:
-            # Without this a port counts as held for a minute after its connections were closed.
+            # Without this a port counts as taken for a minute after its connections were closed.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -86,7 +128,7 @@ def refuse_held_ports(compose: Compose) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keeps a second Ctrl-C from leaving half of the services running."""
+    """Ignores a second Ctrl-C, which would leave some services running."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
