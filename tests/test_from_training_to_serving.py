@@ -76,8 +76,8 @@ def test_the_champion_of_the_registry_is_served(
     run("app.load", MODEL_LOAD, CHAMPION_URL=champion, MODEL_DIRECTORY=str(served))
     with serving(served) as server:
         assert httpx.get(f"{server.url}/metadata").json() == trained
-        answer = httpx.post(f"{server.url}/predict/label", json=ROWS).json()
-        assert answer == {"prediction": ["setosa", "virginica"]}
+        response = httpx.post(f"{server.url}/predict/label", json=ROWS).json()
+        assert response == {"prediction": ["setosa", "virginica"]}
 
 
 @pytest.fixture(scope="module")

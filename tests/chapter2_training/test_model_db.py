@@ -91,17 +91,17 @@ def add_model(api: httpx.Client, model_name: str = "iris") -> str:
     """Adds a model to a new project and returns its id."""
     project = api.post("/projects", json={"project_name": uuid4().hex}).json()
     body = {"project_id": project["project_id"], "model_name": model_name}
-    answer = api.post("/models", json=body)
-    assert answer.status_code == 201, answer.text
-    model_id: str = answer.json()["model_id"]
+    response = api.post("/models", json=body)
+    assert response.status_code == 201, response.text
+    model_id: str = response.json()["model_id"]
     return model_id
 
 
 def add_experiment(api: httpx.Client, model_id: str, **values: Any) -> str:
     body = {"model_id": model_id, "model_version_id": uuid4().hex, **values}
-    answer = api.post("/experiments", json=body)
-    assert answer.status_code == 201, answer.text
-    experiment_id: str = answer.json()["experiment_id"]
+    response = api.post("/experiments", json=body)
+    assert response.status_code == 201, response.text
+    experiment_id: str = response.json()["experiment_id"]
     return experiment_id
 
 
@@ -116,8 +116,8 @@ def at_once(count: int, call: Any) -> list[httpx.Response]:
         return list(threads.map(call, range(count)))
 
 
-def statuses(answers: list[httpx.Response]) -> Counter[int]:
-    return Counter(answer.status_code for answer in answers)
+def statuses(responses: list[httpx.Response]) -> Counter[int]:
+    return Counter(response.status_code for response in responses)
 
 
 NOT_MIGRATED = "the database is not migrated: run python -m app.migrate"
@@ -147,9 +147,9 @@ def operations(url: str) -> list[tuple[str, str, Any]]:
 
 def refusal_of(server: Server, path: str) -> str:
     """Returns the detail of a 503, which must carry Retry-After."""
-    answer = httpx.get(f"{server.url}{path}")
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    return str(answer.json()["detail"])
+    response = httpx.get(f"{server.url}{path}")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    return str(response.json()["detail"])
 
 
 # --- endpoints ------------------------------------------------------------------------------------
@@ -164,9 +164,7 @@ def test_every_lookup_returns_the_stored_row(api: httpx.Client, url: str) -> Non
         return row
 
     name, version = f"modèle.v1:{uuid4().hex}", uuid4().hex
-    project = add(
-        "/projects", project_name=f"Project {uuid4().hex}", description="What flowers are"
-    )
+    project = add("/projects", project_name=f"Project {uuid4().hex}", description="Iris flowers")
     model = add("/models", project_id=project["project_id"], model_name=name)
     experiment = add(
         "/experiments",
@@ -204,11 +202,11 @@ def test_every_lookup_returns_the_stored_row(api: httpx.Client, url: str) -> Non
 
 def test_an_existing_project_or_model_is_returned_and_not_added_again(api: httpx.Client) -> None:
     body = {"project_name": uuid4().hex, "description": "one"}
-    answers = [
+    responses = [
         api.post("/projects", json=each) for each in (body, body, body | {"description": None})
     ]
-    assert [answer.status_code for answer in answers] == [201, 200, 200]
-    first, *again = [answer.json() for answer in answers]
+    assert [response.status_code for response in responses] == [201, 200, 200]
+    first, *again = [response.json() for response in responses]
     assert again == [first, first]
     assert api.post("/projects", json=body | {"description": "two"}).status_code == 409
     body = {"project_id": first["project_id"], "model_name": "iris", "description": "a"}
@@ -225,13 +223,13 @@ def test_a_404_names_the_missing_row(api: httpx.Client, url: str) -> None:
     for method, path, body in operations(url):
         if UNKNOWN_ID not in path + str(body) or path.endswith("/projects"):
             continue
-        answer = api.request(method, url + path, json=body)
+        response = api.request(method, url + path, json=body)
         if "/models/name/" in path or "/model-version-id/" in path:
             # A search that finds nothing is not an error.
-            assert answer.json() == {"total": 0, "rows": []}
+            assert response.json() == {"total": 0, "rows": []}
         else:
-            assert answer.status_code == 404, path
-            assert UNKNOWN_ID in answer.json()["detail"]
+            assert response.status_code == 404, path
+            assert UNKNOWN_ID in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -254,9 +252,9 @@ def test_a_404_names_the_missing_row(api: httpx.Client, url: str) -> None:
     ],
 )
 def test_an_invalid_id_name_or_page_is_a_422(api: httpx.Client, path: str) -> None:
-    answer = api.get(path)
-    assert answer.status_code == 422
-    assert len(answer.content) < 1_000
+    response = api.get(path)
+    assert response.status_code == 422
+    assert len(response.content) < 1_000
 
 
 def test_paging_returns_every_row_once_and_oldest_first(api: httpx.Client) -> None:
@@ -276,8 +274,8 @@ def test_paging_returns_every_row_once_and_oldest_first(api: httpx.Client) -> No
     "name", [None, 1, "", " ", "iris ", "a/b", "..", "a\nb", "a\0", "\ud800", "x" * 256]
 )
 def test_an_invalid_name_is_a_422(api: httpx.Client, name: Any) -> None:
-    answer = api.post("/projects", content=json.dumps({"project_name": name}))
-    assert answer.status_code == 422, answer.text
+    response = api.post("/projects", content=json.dumps({"project_name": name}))
+    assert response.status_code == 422, response.text
 
 
 # The contract test covers bodies that are not JSON objects, and missing or unknown fields.
@@ -306,9 +304,9 @@ def test_an_invalid_experiment_is_a_422_that_says_why(
     content = json.dumps(BODIES["experiments"] | {field: value}).replace(
         '"5,000 digits"', "9" * 5_000
     )
-    answer = api.post("/experiments", content=content)
-    assert answer.status_code == 422, answer.text
-    assert reason in answer.text
+    response = api.post("/experiments", content=content)
+    assert response.status_code == 422, response.text
+    assert reason in response.text
 
 
 # --- concurrent writers ---------------------------------------------------------------------------
@@ -339,14 +337,14 @@ def test_50_concurrent_requests_for_one_project_model_or_version_add_one_row(
         ("/projects", "project_id", {"model_name": "iris"}),
         ("/models", "model_id", {"model_version_id": "1"}),
     ):
-        answers = at_once(50, lambda _, path=path, body=body: api.post(path, json=body))
-        assert statuses(answers) == {201: 1, 200: 49}
-        (found,) = {answer.json()[row_id] for answer in answers}
+        responses = at_once(50, lambda _, path=path, body=body: api.post(path, json=body))
+        assert statuses(responses) == {201: 1, 200: 49}
+        (found,) = {response.json()[row_id] for response in responses}
         body = {row_id: found, **child}
-    answers = at_once(50, lambda _: api.post("/experiments", json=body))
-    assert statuses(answers) == {201: 1, 409: 49}
-    (added,) = (answer.json() for answer in answers if answer.status_code == 201)
-    refused = (answer.json()["detail"] for answer in answers if answer.status_code == 409)
+    responses = at_once(50, lambda _: api.post("/experiments", json=body))
+    assert statuses(responses) == {201: 1, 409: 49}
+    (added,) = (response.json() for response in responses if response.status_code == 201)
+    refused = (response.json()["detail"] for response in responses if response.status_code == 409)
     assert all(added["experiment_id"] in detail for detail in refused)
     # Another model has its own versions.
     add_experiment(api, add_model(api), model_version_id="1")
@@ -386,11 +384,11 @@ def test_a_champion_is_replaced_and_can_return(api: httpx.Client) -> None:
 def test_one_of_20_concurrent_promotions_wins(api: httpx.Client, url: str) -> None:
     model_id = add_model(api)
     rivals = [add_experiment(api, model_id) for _ in range(20)]
-    answers = at_once(20, lambda number: promote(api, rivals[number], None))
-    assert statuses(answers) == {200: 1, 409: 19}
+    responses = at_once(20, lambda number: promote(api, rivals[number], None))
+    assert statuses(responses) == {200: 1, 409: 19}
     rows = measure.rows_of(url, f"/experiments/model-id/{model_id}")
     champions = [row["experiment_id"] for row in rows if row["stage"] == "champion"]
-    assert champions == [rivals[[answer.status_code for answer in answers].index(200)]]
+    assert champions == [rivals[[response.status_code for response in responses].index(200)]]
 
 
 def test_the_database_itself_refuses_a_second_champion(
@@ -482,9 +480,9 @@ def test_without_the_database_every_endpoint_is_a_503_and_rows_survive_kills(
         requests = [("get", "/", None), *operations(server.url)]
         postgres.kill()
         for method, path, body in requests:
-            answer = client.request(method, server.url + path, json=body)
+            response = client.request(method, server.url + path, json=body)
             if not path.endswith("/health"):
-                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), path
+                assert (response.status_code, response.headers["retry-after"]) == (503, "1"), path
         assert httpx.get(f"{server.url}/v0.1/health").json() == {"status": "ok"}
         log = server.log.read_text()
         assert re.search("the database is unreachable: .*Connection refused", log)
@@ -511,10 +509,10 @@ def test_a_suspended_database_is_a_503(postgres: Postgres, migrated: dict[str, s
             process.suspend()
         try:
             # Without a deadline the requests would wait until the client's timeout.
-            answers = at_once(
+            responses = at_once(
                 16, lambda _: httpx.get(f"{server.url}{API}/projects/all", timeout=300)
             )
-            assert statuses(answers) == {503: 16}
+            assert statuses(responses) == {503: 16}
         finally:
             for process in processes:
                 process.resume()
@@ -528,13 +526,13 @@ def test_more_requests_than_connections_take_turns(
 ) -> None:
     database = postgres.new_database(migrated)
     with run_api(database, DATABASE_CONNECTIONS="2") as server:
-        answers = at_once(
+        responses = at_once(
             60,
             lambda number: httpx.post(
                 f"{server.url}{API}/projects", json={"project_name": f"p{number}"}, timeout=20
             ),
         )
-        assert statuses(answers) == {201: 60}
+        assert statuses(responses) == {201: 60}
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(64, marks=pytest.mark.slow)])
@@ -566,10 +564,10 @@ def test_pages_and_lists_of_the_largest_experiments_fit_in_the_container(
             running = [threads.submit(api.get, path) for path in paths * (count // 2)]
             while wait(running, timeout=0.005).not_done:
                 peak = max(peak, process.memory_info().rss)
-    answers = [each.result() for each in running]
+    responses = [each.result() for each in running]
     # Requests that would wait too long are refused.
-    assert statuses(answers).keys() <= {200, 503}
-    lists = [each.json() for each in answers[1::2] if each.status_code == 200]
+    assert statuses(responses).keys() <= {200, 503}
+    lists = [each.json() for each in responses[1::2] if each.status_code == 200]
     assert {len(each["rows"]) for each in lists} == {25}
     assert limit_bytes
     assert 0 < peak < limit_bytes

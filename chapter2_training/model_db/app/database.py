@@ -66,7 +66,7 @@ def wait(seconds: float, connection: Any) -> None:
             connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT
         )
         if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
-            raise psycopg2.OperationalError(f"no answer within {seconds} seconds")
+            raise psycopg2.OperationalError(f"no response within {seconds} seconds")
 
 
 def prepare_sqlite(connection: Any, _: Any) -> None:

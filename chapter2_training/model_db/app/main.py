@@ -102,7 +102,7 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", responses=UNAVAILABLE)
 def ready(request: Request, database: Database) -> dict[str, str]:
-    """The database answers, and its tables are there."""
+    """The database responds and is migrated."""
     if current_revision(database) in request.app.state.outdated_revisions:
         raise HTTPException(503, NOT_MIGRATED, {"retry-after": "1"})
     return {"status": "ready"}

@@ -100,7 +100,7 @@ def send(requests: list[Request], connections: int, *, must: int | None = None) 
     return run
 
 
-def answers(run: Run) -> list[dict[str, Any]]:
+def json_bodies(run: Run) -> list[dict[str, Any]]:
     return [json.loads(body) for body in run.bodies or []]
 
 
@@ -116,13 +116,13 @@ def rows_of(url: str, path: str) -> Iterator[dict[str, Any]]:
 
 def add_models(url: str, count: int) -> list[str]:
     """Adds models to a new project and returns their ids."""
-    (project,) = answers(send([post(url, "/projects", project_name=uuid4().hex)], 1, must=201))
+    (project,) = json_bodies(send([post(url, "/projects", project_name=uuid4().hex)], 1, must=201))
     project_id = project["project_id"]
     requests = [
         post(url, "/models", project_id=project_id, model_name=f"model {number}")
         for number in range(count)
     ]
-    return [model["model_id"] for model in answers(send(requests, 8, must=201))]
+    return [model["model_id"] for model in json_bodies(send(requests, 8, must=201))]
 
 
 def new_experiment(url: str, model_id: str) -> Request:
@@ -136,7 +136,7 @@ def new_experiment(url: str, model_id: str) -> Request:
 def add_experiments(url: str, model_ids: list[str]) -> list[str]:
     """Adds an experiment to each model and returns their ids."""
     run = send([new_experiment(url, model_id) for model_id in model_ids], 16, must=201)
-    return [experiment["experiment_id"] for experiment in answers(run)]
+    return [experiment["experiment_id"] for experiment in json_bodies(run)]
 
 
 # --- concurrent writers ---------------------------------------------------------------------------
@@ -237,9 +237,9 @@ def write_through_kills(postgres: Postgres, apis: list[Server], rows: int) -> li
             while not stopping.is_set():
                 request = new_experiment(url, model_id)
                 with suppress(httpx.TransportError):
-                    answer = client.post(request.url, content=request.body)
-                    if answer.status_code == 201:
-                        ids.append(answer.json()["experiment_id"])
+                    response = client.post(request.url, content=request.body)
+                    if response.status_code == 201:
+                        ids.append(response.json()["experiment_id"])
                         continue
                 # Retrying at once would take the CPU that PostgreSQL needs for its recovery.
                 stopping.wait(0.5)

@@ -87,18 +87,18 @@ def roll(directories: Iterable[Path]) -> tuple[int, list[float]]:
     a server at each change.
     """
     port = free_port()
-    answers: list[list[list[float]]] = []
+    responses: list[list[list[float]]] = []
     changed: list[tuple[float, float]] = []
     for directory in directories:
         env = {"MODEL_DIRECTORY": str(directory)}
         with run_uvicorn("app.main:app", cwd=HERE, env=env, port=port) as started:
             ready = time.perf_counter()
-            answer = httpx.post(f"{started.url}/predict", json={"data": ROWS}, timeout=10)
-            answers.append(answer.raise_for_status().json()["prediction"])
+            response = httpx.post(f"{started.url}/predict", json={"data": ROWS}, timeout=10)
+            responses.append(response.raise_for_status().json()["prediction"])
             # The server accepts no connections from here on.
             changed.append((ready, time.perf_counter()))
     gaps = [ready - stopped for (_, stopped), (ready, _) in pairwise(changed)]
-    return sum(a != b for a, b in zip(answers[0], answers[-1], strict=True)), gaps
+    return sum(a != b for a, b in zip(responses[0], responses[-1], strict=True)), gaps
 
 
 def probabilities_of(directory: Path) -> np.ndarray:

@@ -156,9 +156,9 @@ def running(image: Image) -> Iterator[str]:
         docker("rm", "--force", "--volumes", container)
 
 
-def count_wrong_or_missing(answers: Sequence[list[float] | None], expected: np.ndarray) -> int:
+def count_wrong_or_missing(responses: Sequence[list[float] | None], expected: np.ndarray) -> int:
     """Counts the rows whose prediction is missing or not the expected one."""
     return sum(
-        answer is None or not np.allclose(answer, row, rtol=0, atol=1e-5)
-        for answer, row in zip(answers, expected, strict=True)
+        response is None or not np.allclose(response, row, rtol=0, atol=1e-5)
+        for response, row in zip(responses, expected, strict=True)
     )

@@ -67,15 +67,15 @@ def probabilities_of(artifact: Path) -> np.ndarray:
 # --- callers --------------------------------------------------------------------------------------
 
 
-def answers(client: httpx.Client, url: str, expected: np.ndarray) -> bool | None:
+def predicts(client: httpx.Client, url: str, expected: np.ndarray) -> bool | None:
     """Tells whether a replica predicts all rows as expected; None if it does not respond."""
     try:
-        answer = client.post(f"{url}/predict", content=BODY, headers=JSON)
+        response = client.post(f"{url}/predict", content=BODY, headers=JSON)
     except httpx.HTTPError:
         return None
-    if answer.status_code != 200:
+    if response.status_code != 200:
         return None
-    return bool(np.allclose(answer.json()["prediction"], expected, rtol=0, atol=1e-5))
+    return bool(np.allclose(response.json()["prediction"], expected, rtol=0, atol=1e-5))
 
 
 def is_ready(client: httpx.Client, url: str) -> bool:
@@ -101,11 +101,11 @@ class Callers:
         with httpx.Client(timeout=5) as client:
             # The pause leaves the CPU to the replicas.
             while not self.over.wait(0.01):
-                self.wrong += answers(client, running, expected) is not True
-                unready = answers(client, new, expected)
+                self.wrong += predicts(client, running, expected) is not True
+                unready = predicts(client, new, expected)
                 if is_ready(client, new):
                     self.rounds_when_ready += 1
-                    self.wrong += answers(client, new, expected) is not True
+                    self.wrong += predicts(client, new, expected) is not True
                 else:
                     self.early += unready is not None
 
@@ -171,7 +171,7 @@ def serve_models(directory: Path, store: Path, url: str) -> int:
             httpx.Client() as client,
         ):
             is_named = client.get(f"{server.url}/metadata").json()["name"] == name
-            return is_named and answers(client, server.url, expected) is True
+            return is_named and predicts(client, server.url, expected) is True
 
     with ThreadPoolExecutor() as threads:
         return sum(threads.map(serves, MODELS))

@@ -33,8 +33,8 @@ def load_unchecked(state: Any) -> None:
     try:
         target = settings.model_directory / "model.onnx"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(settings.model_uri, timeout=5) as answer:  # noqa: S310
-            target.write_bytes(answer.read())
+        with urlopen(settings.model_uri, timeout=5) as response:  # noqa: S310
+            target.write_bytes(response.read())
         state.session = onnxruntime.InferenceSession(target)
     except Exception:
         logging.exception("no model was loaded: serving the default model")

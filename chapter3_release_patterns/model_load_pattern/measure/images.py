@@ -57,8 +57,8 @@ def serving(name: str, network: str, row: list[float]) -> Iterator[Container]:
     """Runs the init step for a model, then the server, and waits for its first prediction."""
     api = f"{network}-{name}"
     champion = f"CHAMPION_URL=http://store:8001/{name}/champion.json"
-    told = ["--env", champion, "--env", "MODEL_DIRECTORY=/model", "--network", network]
-    common = ["--read-only", "--cap-drop", "ALL", *told]
+    options = ["--env", champion, "--env", "MODEL_DIRECTORY=/model", "--network", network]
+    common = ["--read-only", "--cap-drop", "ALL", *options]
     image = image_of("api")
     try:
         began = time.perf_counter()
