@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -267,20 +267,17 @@ def write_through_kills(postgres: Postgres, apis: list[Server], rows: int) -> li
 
 
 def count_lost_rows(
-    postgres: Postgres,
-    databases: list[dict[str, str]],
-    size: Size,
-    running: Sequence[Server] = (),
+    postgres: Postgres, databases: list[dict[str, str]], apis: list[Server], size: Size
 ) -> list[tuple[int, int]]:
     """Returns how many rows each database acknowledged around the kills, and how many it lost.
 
-    The first kill ends the running APIs, if there are any.
+    The first kill ends the running APIs; each further one starts new ones.
     """
     ids: list[set[str]] = [set() for _ in databases]
-    for _ in range(size.kills):
+    for kill in range(size.kills):
         with ExitStack() as stack:
-            apis = [*running] or [stack.enter_context(run_api(each)) for each in databases]
-            running = ()
+            if kill:
+                apis = [stack.enter_context(run_api(database)) for database in databases]
             added = write_through_kills(postgres, apis, size.rows_a_kill)
         for known, new in zip(ids, added, strict=True):
             known.update(new)
@@ -374,7 +371,7 @@ def main() -> int:
         # Recovery then replays the writes, but not the creation of the databases.
         postgres.execute("CHECKPOINT")
         (acknowledged, lost), (_, control["rows_lost"]) = count_lost_rows(
-            postgres, [database, defenceless], size, [api, careless]
+            postgres, [database, defenceless], [api, careless], size
         )
     counts |= {"rows_acknowledged": acknowledged, "rows_lost": lost, "kills": 2 * size.kills}
     results = Results(
