@@ -31,7 +31,7 @@ ROWS = {"data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]}
 
 
 class Champion(NamedTuple):
-    """The champion's URL in the registry, its metadata, and its model file."""
+    """The URL of a champion in the registry, its metadata and its file."""
 
     url: str
     metadata: dict[str, Any]
@@ -49,7 +49,7 @@ def run(module: str, directory: Path, *options: str, **environment: str) -> None
 
 
 def serving(models: Path) -> AbstractContextManager[Server]:
-    """Runs the server of model_load_pattern with what was loaded into a directory."""
+    """Runs the server of model_load_pattern with the model in a directory."""
     return run_uvicorn("app.main:app", cwd=MODEL_LOAD, env={"MODEL_DIRECTORY": str(models)})
 
 
@@ -62,7 +62,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("trainer", ["iris_sklearn_svc", "iris_sklearn_rf"])
-def test_the_champion_of_the_registry_is_what_answers(
+def test_the_champion_of_the_registry_is_served(
     trainer: str, registry: Server, tmp_path: Path
 ) -> None:
     models, served = tmp_path / "models", tmp_path / "served"
@@ -76,13 +76,13 @@ def test_the_champion_of_the_registry_is_what_answers(
     run("app.load", MODEL_LOAD, CHAMPION_URL=champion, MODEL_DIRECTORY=str(served))
     with serving(served) as server:
         assert httpx.get(f"{server.url}/metadata").json() == trained
-        answer = httpx.post(f"{server.url}/predict/label", json=ROWS).json()
-        assert answer == {"prediction": ["setosa", "virginica"]}
+        response = httpx.post(f"{server.url}/predict/label", json=ROWS).json()
+        assert response == {"prediction": ["setosa", "virginica"]}
 
 
 @pytest.fixture(scope="module")
 def champion(registry: Server, tmp_path_factory: pytest.TempPathFactory) -> Champion:
-    """A promoted champion whose directory another training has overwritten since."""
+    """A champion whose training directory was overwritten after the promotion."""
     directory = tmp_path_factory.mktemp("champion")
     models, store = directory / "models", f"sqlite:///{directory}/mlflow.db"
     trains = ["--output", str(models)]
@@ -97,7 +97,9 @@ def champion(registry: Server, tmp_path_factory: pytest.TempPathFactory) -> Cham
     return Champion(url, trained, Path(httpx.URL(address).path))
 
 
-def test_a_champion_is_loaded_after_another_training(champion: Champion, tmp_path: Path) -> None:
+def test_a_champion_can_be_loaded_after_another_training(
+    champion: Champion, tmp_path: Path
+) -> None:
     run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
     with serving(tmp_path) as server:
         assert httpx.get(f"{server.url}/metadata").json() == champion.metadata
@@ -116,7 +118,9 @@ def test_a_champion_whose_file_has_changed_is_not_loaded(
         pass
 
 
-def test_the_models_of_the_three_irises_are_three_files(registry: Server, tmp_path: Path) -> None:
+def test_the_models_of_three_labels_are_registered_with_their_own_files(
+    registry: Server, tmp_path: Path
+) -> None:
     models, store = tmp_path / "models", f"sqlite:///{tmp_path}/mlflow.db"
     digests = set()
     irises = ("setosa", "versicolor", "virginica")

@@ -1,7 +1,4 @@
-"""Makes a version, checks it before it serves, and withdraws it: with Docker as an image.
-
-Without Docker the directory `models/VERSION` stands for the image.
-"""
+"""Trains, builds, checks and withdraws versions; without Docker, models/VERSION is the release."""
 
 import argparse
 import json
@@ -18,16 +15,16 @@ HERE = Path(__file__).parent
 NAME = "ml-system-in-actions/model-in-image-pattern"
 TRAINER = f"{NAME}-train:0.1.0"
 COMPOSE = ["docker", "compose", "--project-directory", str(HERE)]
-# Compose writes labels of its own on what it builds.
+# Compose adds its own labels to the images that it builds.
 LABELS_OF_COMPOSE = "com.docker.compose."
 
 
 class ReleaseError(Exception):
-    """The version stays what it was."""
+    """The operation was refused, and the version is unchanged."""
 
 
 def train(run: str, version: str, arguments: list[str]) -> None:
-    """Trains a version, unless it is there; another model under the same version is an error."""
+    """Trains a version; an existing version with another model is an error."""
     command = ["python", "-m", "train", "--version", version, *arguments]
     if run == "local":
         subprocess.run([sys.executable, *command[1:]], cwd=HERE, check=True)
@@ -48,13 +45,13 @@ def release(run: str, version: str, arguments: list[str]) -> None:
     """Trains a version and builds its image, once.
 
     Raises:
-        ReleaseError: the image is there already, and this would make it another one.
+        ReleaseError: the image exists with different contents.
     """
     train(run, version, arguments)
     if run == "local":
         return
     image = image_of(version)
-    # Its own tag exists when it is right, and never moves: it is built under another one.
+    # Built under a temporary tag, so that the version's tag never points to an unchecked image.
     candidate = f"{image}-candidate"
     try:
         build(version, candidate)
@@ -62,14 +59,14 @@ def release(run: str, version: str, arguments: list[str]) -> None:
             subprocess.run(["docker", "tag", candidate, image], check=True)
         elif contents(image) != contents(candidate):
             raise ReleaseError(
-                f"{image} is there already, with other contents: take another VERSION"
+                f"{image} already exists with different contents: choose another VERSION"
             )
     finally:
         subprocess.run(["docker", "image", "rm", candidate], capture_output=True, check=False)
 
 
 def build(version: str, tag: str) -> None:
-    """Builds the service `api` with the model of a version under a tag."""
+    """Builds the image of the service `api` with the model of a version."""
     metadata = json.loads((HERE / "models" / version / "metadata.json").read_bytes())
     subprocess.run(
         [*COMPOSE, "--file", str(HERE / "docker-compose.yml"), "--file", "-", "build", "--quiet"],
@@ -81,7 +78,7 @@ def build(version: str, tag: str) -> None:
 
 
 def contents(image: str) -> dict[str, Any]:
-    """Returns what makes an image another one; when and by whom it was built does not."""
+    """Returns what distinguishes images, without the time and the tool of the build."""
     described: dict[str, Any] = json.loads(
         subprocess.run(
             ["docker", "image", "inspect", image], stdout=subprocess.PIPE, check=True
@@ -106,7 +103,7 @@ def check(run: str, version: str, _: list[str]) -> None:
     """Loads and runs the model of a version.
 
     Raises:
-        ReleaseError: it cannot serve.
+        ReleaseError: the version cannot serve.
     """
     program = ["python", "-m", "app.check"]
     options = ["--rm", "--pull", "never", "--network", "none", "--read-only"]
@@ -116,24 +113,24 @@ def check(run: str, version: str, _: list[str]) -> None:
         command = [sys.executable, *program[1:]]
         environment["MODEL_DIRECTORY"] = f"models/{version}"
     if subprocess.run(command, cwd=HERE, env=environment, check=False).returncode:
-        raise ReleaseError(f"{version} cannot serve, so nothing was stopped")
+        raise ReleaseError(f"{version} cannot serve, so the running version was not stopped")
 
 
 def withdraw(run: str, version: str, _: list[str]) -> None:
-    """Forgets a version, its image and its directory.
+    """Deletes the image and the directory of a version.
 
     Raises:
-        ReleaseError: it runs.
+        ReleaseError: the version is running.
     """
     if run == "docker":
         subprocess.run(["docker", "image", "rm", image_of(version)], check=True)
     elif runs(version):
-        raise ReleaseError(f"{version} runs: roll another one out first")
+        raise ReleaseError(f"{version} is running: roll out another version first")
     shutil.rmtree(HERE / "models" / version, ignore_errors=True)
 
 
 def runs(version: str) -> bool:
-    """Tells whether a version runs without Docker."""
+    """Tells whether a version is running without Docker."""
     state = HERE / ".local"
     if not (state / "supervisord.pid").exists():
         return False
@@ -150,14 +147,14 @@ def main() -> None:
     parser.add_argument("--version", required=True)
     parser.add_argument("verb", choices=VERBS)
     arguments, of_training = parser.parse_known_args()
-    # What is left behind is taken away before it ends.
+    # Lets `finally` remove the temporary tag.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         VERBS[arguments.verb](arguments.run, arguments.version, of_training)
     except ReleaseError as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
-        # It has said why.
+        # The command has printed the reason.
         sys.exit(error.returncode)
 
 

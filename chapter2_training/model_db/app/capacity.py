@@ -1,4 +1,4 @@
-"""Bounds the memory of lists and pages: how many rows one holds, and how many are made at once."""
+"""Bounds the memory of lists and pages: rows per response, and responses built at once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,46 +9,45 @@ from fastapi import Depends, HTTPException, Query, Request
 from .settings import Settings
 
 settings = Settings()
-# So few, because each may hold what schema.py allows, and slow readers keep 64 lists in memory.
-MOST_ROWS = 25
+# Each row may be as large as schema.py allows, and slow readers can keep 64 lists in memory.
+MAX_ROWS = 25
 
 
-class Part(NamedTuple):
-    """How many rows are asked for, and how many come before them."""
+class Paging(NamedTuple):
+    """How many rows to return, and how many to skip."""
 
     limit: int
     offset: int
 
 
-async def one_of_few(request: Request) -> AsyncIterator[None]:
-    """Waits until few other lists are being put together, which is what takes memory.
+async def list_slot(request: Request) -> AsyncIterator[None]:
+    """Limits how many lists are built at once, because building them takes the memory.
 
     Raises:
-        HTTPException: it takes too long, as it does while the database does not answer.
+        HTTPException: no slot became free in time, for example because the database is down.
     """
-    lists: asyncio.Semaphore = request.app.state.lists
+    slots: asyncio.Semaphore = request.app.state.list_slots
     try:
         async with asyncio.timeout(settings.list_wait_seconds):
-            await lists.acquire()
+            await slots.acquire()
     except TimeoutError:
         raise HTTPException(503, "too many lists at once", {"retry-after": "1"}) from None
     try:
         yield
     finally:
-        lists.release()
+        slots.release()
 
 
-# Until the answer is complete and not until it is sent, which a slow reader would draw out.
-OneOfFew = Depends(one_of_few, scope="function")
+# The slot is freed when the response is built, not when it is sent: a slow reader would hold it.
+ListSlot = Depends(list_slot, scope="function")
 
 
-def part_of(
-    _: Annotated[None, OneOfFew],
-    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = MOST_ROWS,
+def paging_of(
+    _: Annotated[None, ListSlot],
+    limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS,
     offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
-) -> Part:
-    """Reads which part of a list is asked for."""
-    return Part(limit, offset)
+) -> Paging:
+    return Paging(limit, offset)
 
 
-PartOf = Annotated[Part, Depends(part_of)]
+PagingQuery = Annotated[Paging, Depends(paging_of)]

@@ -29,12 +29,12 @@ NOT_MIGRATED = "the database is not migrated: run python -m app.migrate"
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Makes the pool of connections, and a thread for each; the database may come later."""
+    """Creates the connection pool and as many threads; the database may start later."""
     app.state.engine = connect(settings)
     app.state.outdated_revisions = outdated_revisions()
-    # A thread without a connection would only wait for one.
+    # More threads than connections would only wait for a connection.
     current_default_thread_limiter().total_tokens = settings.database_connections
-    app.state.lists = asyncio.Semaphore(settings.lists_at_once)
+    app.state.list_slots = asyncio.Semaphore(settings.lists_at_once)
     if is_embedded(app.state.engine):
         migrate(app.state.engine)
     yield
@@ -46,7 +46,7 @@ app = FastAPI(
     description=__doc__,
     version="0.1.0",
     lifespan=lifespan,
-    # Nothing here is traced, and FastAPI looks for a tracer at every request unless told so.
+    # Nothing is traced here, and by default FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
@@ -57,34 +57,34 @@ app.include_router(page)
 
 @app.exception_handler(registry.UnknownError)
 async def refuse_unknown(_: Request, error: Exception) -> JSONResponse:
-    """Says what there is not."""
+    """Names the missing row."""
     return JSONResponse({"detail": str(error)}, 404)
 
 
 @app.exception_handler(registry.ConflictError)
 async def refuse_conflict(_: Request, error: Exception) -> JSONResponse:
-    """Says what is there, so that the caller can decide anew."""
+    """Reports the existing state, so that the caller can decide what to do."""
     return JSONResponse({"detail": str(error)}, 409)
 
 
 @app.exception_handler(NoConnectionError)
 @app.exception_handler(DBAPIError)
 async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
-    """Asks the caller to come again: the database is gone, restarting, slow or has no tables."""
-    # The driver's own error: SQLAlchemy's would show what was to be stored.
+    """Asks the caller to retry: the database is down, restarting, slow or has no tables."""
+    # The driver's error, because SQLAlchemy's message would include the stored values.
     reason = " ".join(str(getattr(error, "orig", error)).split())
     if is_without_tables(error):
         detail = NOT_MIGRATED
     elif isinstance(error, DataError | IntegrityError | ProgrammingError):
         raise error
     else:
-        detail = "the database is out of reach"
+        detail = "the database is unreachable"
     log.warning("%s: %s", detail, reason)
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
 
 
 def is_without_tables(error: Exception) -> bool:
-    """Tells whether a table or a column is missing, in PostgreSQL or in SQLite."""
+    """Tells whether a table or a column is missing."""
     reason = getattr(error, "orig", None)
     if isinstance(reason, psycopg2.errors.UndefinedTable | psycopg2.errors.UndefinedColumn):
         return True
@@ -100,7 +100,7 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", responses=UNAVAILABLE)
 def ready(request: Request, database: Database) -> dict[str, str]:
-    """The database answers, and its tables are there."""
+    """The database responds and is migrated."""
     if current_revision(database) in request.app.state.outdated_revisions:
         raise HTTPException(503, NOT_MIGRATED, {"retry-after": "1"})
     return {"status": "ready"}

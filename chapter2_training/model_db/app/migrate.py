@@ -1,4 +1,4 @@
-"""Brings the tables of the database to what this version of the API needs."""
+"""Migrates the database to the schema that this version of the API needs."""
 
 import logging
 from pathlib import Path
@@ -14,30 +14,32 @@ from .settings import Settings
 
 log = logging.getLogger("uvicorn.error")
 
-# Any number will do that no other program takes in the same database.
+# An arbitrary number that no other program may use in the same database.
 LOCK = 4_711
 
 
 def config() -> Config:
-    """Returns what Alembic would read from a file, which an image does not need."""
+    """Returns the Alembic configuration, so that the image needs no alembic.ini."""
     found = Config()
     found.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return found
 
 
 def migrate(engine: Engine) -> None:
-    """Runs the migrations that are missing, all in one transaction; several at once take turns.
+    """Runs the missing migrations in one transaction; concurrent calls take turns.
 
-    A revision that is not known here is that of a newer API. Its migrations keep what this one
-    needs, otherwise no update could go on without an outage, so the tables stay as they are.
+    An unknown revision comes from a newer API. Its migrations must keep what this version needs,
+    because both run during a rollout, so the tables are left unchanged.
     """
     with engine.execution_options(writes=True).begin() as connection:
-        # SQLite's transaction is a lock by itself.
+        # A writing SQLite transaction already locks the whole file.
         if not is_embedded(engine):
             connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
         current = MigrationContext.configure(connection).get_current_revision()
         if current not in {None, *known_revisions()}:
-            log.warning("the tables stay as they are: %s is of a newer version", current)
+            log.warning(
+                "leaving the tables unchanged: revision %s is from a newer version", current
+            )
             return
         alembic = config()
         alembic.attributes["connection"] = connection
@@ -45,22 +47,21 @@ def migrate(engine: Engine) -> None:
 
 
 def known_revisions() -> set[str]:
-    """Returns the revisions that this version of the API has the migrations of."""
+    """Returns the revisions that this version of the API has migrations for."""
     scripts = ScriptDirectory.from_config(config())
     return {script.revision for script in scripts.walk_revisions()}
 
 
 def outdated_revisions() -> set[str | None]:
-    """Returns the revisions that a migration leads away from, None for a database without tables.
+    """Returns the known revisions before the newest; None stands for a database without tables.
 
-    One that is not known here is not among them: with the tables of a newer API this one is ready.
+    Unknown revisions are not outdated: this API also works with the tables of a newer one.
     """
     heads = ScriptDirectory.from_config(config()).get_heads()
     return {None, *(known_revisions() - set(heads))}
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Returns the revision that the database is at."""
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 

@@ -1,4 +1,4 @@
-"""Reads and writes the registry so that writers at the same moment never undo each other."""
+"""Reads and writes the registry so that concurrent writers never overwrite each other."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
-from .schema import small
+from .schema import check_size
 from .tables import Experiment, Model, Project, Table
 
 Stored = TypeVar("Stored", bound=Table)
@@ -16,18 +16,18 @@ Named = TypeVar("Named", Project, Model)
 
 
 class UnknownError(Exception):
-    """There is no row of this id or name."""
+    """No row has this id or name."""
 
 
 class ConflictError(Exception):
-    """What is asked for contradicts what is there."""
+    """The request contradicts the stored state."""
 
 
 def get(session: Session, table: type[Stored], row_id: UUID) -> Stored:
     """Returns a row by its id.
 
     Raises:
-        UnknownError: there is none.
+        UnknownError: it does not exist.
     """
     if row := session.get(table, row_id):
         return row
@@ -38,24 +38,23 @@ def project_of_name(session: Session, project_name: str) -> Project:
     """Returns a project by its name.
 
     Raises:
-        UnknownError: there is none.
+        UnknownError: it does not exist.
     """
     if project := session.scalar(select(Project).where(Project.project_name == project_name)):
         return project
     raise UnknownError(f"there is no project {project_name}")
 
 
-def part_of(
+def select_page(
     session: Session,
     table: type[Stored],
     conditions: Sequence[ColumnElement[bool]],
     limit: int,
     offset: int,
 ) -> tuple[int, Sequence[Stored]]:
-    """Returns how many rows meet the conditions, and some of them, the oldest first.
+    """Returns how many rows meet the conditions, and one page of them, oldest first.
 
-    The time of a row is from before it was stored, so one that is stored late moves those after
-    it: who reads part by part while others write may meet a row twice, and miss the late one.
+    Rows are timestamped before commit, so paging during writes can repeat a row or miss a late one.
     """
     total = session.scalar(select(func.count()).select_from(table).where(*conditions))
     keys = inspect(table).primary_key
@@ -64,7 +63,7 @@ def part_of(
 
 
 def insert(session: Session, row: Table) -> bool:
-    """Inserts a row, unless there is one of its name, be it from the same moment."""
+    """Inserts a row; returns False if its name is taken, even by a concurrent insert."""
     try:
         with session.begin_nested():
             session.add(row)
@@ -74,10 +73,10 @@ def insert(session: Session, row: Table) -> bool:
 
 
 def find_or_add(session: Session, same: ColumnElement[bool], row: Named) -> tuple[Named, bool]:
-    """Returns the row of this name, and whether it was added just now.
+    """Returns the row with this name, and whether this call added it.
 
     Raises:
-        ConflictError: it is there with another description.
+        ConflictError: it exists with a different description.
     """
     found = select(type(row)).where(same)
     existing = session.scalar(found)
@@ -85,20 +84,20 @@ def find_or_add(session: Session, same: ColumnElement[bool], row: Named) -> tupl
         return row, True
     existing = existing or session.scalars(found).one()
     if row.description not in (None, existing.description):
-        raise ConflictError("it is there with another description")
+        raise ConflictError("it already exists with a different description")
     return existing, False
 
 
 def add_project(session: Session, project: Project) -> tuple[Project, bool]:
-    """Returns the project of this name, and whether it was added just now."""
+    """Returns the project with this name, and whether this call added it."""
     return find_or_add(session, Project.project_name == project.project_name, project)
 
 
 def add_model(session: Session, model: Model) -> tuple[Model, bool]:
-    """Returns the model of this name in its project, and whether it was added just now.
+    """Returns the model with this name in its project, and whether this call added it.
 
     Raises:
-        UnknownError: there is no such project.
+        UnknownError: the project does not exist.
     """
     get(session, Project, model.project_id)
     same = (Model.project_id == model.project_id) & (Model.model_name == model.model_name)
@@ -106,11 +105,11 @@ def add_model(session: Session, model: Model) -> tuple[Model, bool]:
 
 
 def add_experiment(session: Session, experiment: Experiment) -> Experiment:
-    """Adds the first experiment of a version.
+    """Adds the experiment of a new version.
 
     Raises:
-        UnknownError: there is no such model.
-        ConflictError: the model has this version already.
+        UnknownError: the model does not exist.
+        ConflictError: the model already has this version.
     """
     get(session, Model, experiment.model_id)
     if insert(session, experiment):
@@ -121,7 +120,9 @@ def add_experiment(session: Session, experiment: Experiment) -> Experiment:
             Experiment.model_version_id == experiment.model_version_id,
         )
     ).one()
-    raise ConflictError(f"version {experiment.model_version_id} is experiment {existing}")
+    raise ConflictError(
+        f"version {experiment.model_version_id} already exists as experiment {existing}"
+    )
 
 
 def merge(
@@ -130,22 +131,22 @@ def merge(
     column: Literal["evaluations", "artifact_file_paths"],
     added: dict[str, Any],
 ) -> Experiment:
-    """Adds keys to a column of an experiment, and keeps those that others have added.
+    """Adds keys to a column of an experiment and keeps those that others have added.
 
     Raises:
-        UnknownError: there is no such experiment.
-        ConflictError: with what is there it would be too large.
+        UnknownError: the experiment does not exist.
+        ConflictError: together with the stored keys it would be too large.
     """
-    # Locked before it is read: who comes at the same moment reads what is written here.
+    # Locked before it is read, so that a concurrent merge sees the keys written here.
     experiment = session.get(Experiment, experiment_id, with_for_update=True)
     if experiment is None:
         raise UnknownError(f"there is no experiment {experiment_id}")
-    # A new object: a change inside the old one goes unnoticed, and would not be stored.
+    # SQLAlchemy does not notice a change inside the old dict, so this makes a new one.
     merged = {**getattr(experiment, column), **added}
     try:
-        setattr(experiment, column, small(merged))
+        setattr(experiment, column, check_size(merged))
     except ValueError as error:
-        raise ConflictError(f"with what is there, {error}") from None
+        raise ConflictError(f"together with the stored keys, {error}") from None
     return experiment
 
 
@@ -153,10 +154,10 @@ def promote(session: Session, experiment_id: UUID, expected: UUID | None) -> Exp
     """Makes an experiment the champion of its model in place of the expected one.
 
     Raises:
-        UnknownError: there is no such experiment.
-        ConflictError: the champion is another one than expected.
+        UnknownError: the experiment does not exist.
+        ConflictError: the current champion is not the expected one.
     """
-    # Two promotions in the same model take turns: the second sees what the first has done.
+    # The lock makes promotions of the same model take turns, so the second sees the first.
     model = session.scalar(
         select(Model)
         .join(Experiment)
@@ -168,7 +169,7 @@ def promote(session: Session, experiment_id: UUID, expected: UUID | None) -> Exp
     experiment = session.scalars(
         select(Experiment).where(Experiment.experiment_id == experiment_id)
     ).one()
-    # Who asks again because the first answer was lost gets the same answer.
+    # A caller that retries after a lost response gets the same response.
     if experiment.stage == "champion":
         return experiment
     champion = champion_of(session, model.model_id)
@@ -177,7 +178,7 @@ def promote(session: Session, experiment_id: UUID, expected: UUID | None) -> Exp
         raise ConflictError(f"the champion is {current}, not {expected or 'none'}")
     if champion:
         champion.stage = "retired"
-        # The database has one champion at any time, so the old one goes before the new one comes.
+        # The unique index allows one champion at a time, so the old one is retired first.
         session.flush()
     experiment.stage = "champion"
     return experiment
@@ -192,11 +193,11 @@ def champion_of(session: Session, model_id: UUID) -> Experiment | None:
 
 
 def champion_of_name(session: Session, model_name: str, project_name: str | None) -> Experiment:
-    """Returns the champion of the model of a name.
+    """Returns the champion of the model with this name.
 
     Raises:
-        UnknownError: there is no such model, or it has no champion.
-        ConflictError: several projects have a model of this name, and none was named.
+        UnknownError: the model does not exist or has no champion.
+        ConflictError: several projects have a model with this name, and none was given.
     """
     models = select(Model).where(Model.model_name == model_name)
     if project_name is not None:
@@ -212,7 +213,7 @@ def champion_of_name(session: Session, model_name: str, project_name: str | None
 
 
 class Overview(NamedTuple):
-    """A model with its project, and its newest experiments; the champion is always one of them."""
+    """A model with its project, its newest experiments and its champion."""
 
     project: Project
     model: Model
@@ -220,7 +221,7 @@ class Overview(NamedTuple):
 
 
 def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Overview]:
-    """Returns some models, ordered by project and name, with their newest experiments."""
+    """Returns one page of models, ordered by project and name, with their experiments."""
     models = session.execute(
         select(Project, Model)
         .join(Model)
@@ -232,7 +233,7 @@ def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Ov
         partition_by=Experiment.model_id,
         order_by=(Experiment.created_datetime.desc(), Experiment.experiment_id),
     )
-    # One query for all of them, however many models there are.
+    # One query for all models.
     ranked = (
         select(Experiment, rank.label("rank"))
         .where(Experiment.model_id.in_([model.model_id for _, model in models]))
@@ -243,7 +244,7 @@ def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Ov
         select(experiment)
         .where((ranked.c.rank <= newest) | (experiment.stage == "champion"))
         .order_by(ranked.c.rank)
-        # A page holds more experiments than a list, and shows neither of the two.
+        # The page shows neither column, and it holds more experiments than a list does.
         .options(defer(experiment.parameters), defer(experiment.artifact_file_paths))
     ).all()
     return [

@@ -1,4 +1,4 @@
-"""Defines what a request, an answer and a refusal look like, and how large they may be."""
+"""Defines the requests, responses and errors, and their size limits."""
 
 import json
 import math
@@ -8,15 +8,15 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-# Of the parameters, evaluations or paths of an experiment, as JSON. Parsed, empty lists in a list
-# take sixteen times as much, and every list of the API is parsed and written anew.
-MOST_BYTES = 8_192
+# Limits the JSON of each of an experiment's parameters, evaluations and paths. Parsed, nested empty
+# lists take sixteen times as much memory, and every list request parses and serialises all rows.
+MAX_JSON_BYTES = 8_192
 
 Json = TypeVar("Json", bound=dict[str, Any])
 
 
-def storable(value: JsonValue) -> JsonValue:
-    """Refuses NaN and infinity, which are no JSON, at any depth.
+def check_finite(value: JsonValue) -> JsonValue:
+    """Rejects NaN and infinity at any depth, because JSON has neither.
 
     Raises:
         ValueError: a number is not finite.
@@ -24,55 +24,51 @@ def storable(value: JsonValue) -> JsonValue:
     match value:
         case dict():
             for item in value.values():
-                storable(item)
+                check_finite(item)
         case list():
             for item in value:
-                storable(item)
+                check_finite(item)
         case float() if not math.isfinite(value):
-            raise ValueError("NaN and infinity are no finite numbers")
+            raise ValueError("NaN and infinity are not finite numbers")
     return value
 
 
-def small(values: Json) -> Json:
-    """Refuses what would make lists slow.
+def check_size(values: Json) -> Json:
+    """Rejects values that would make lists slow and large.
 
     Raises:
-        ValueError: it is larger than an experiment may hold.
+        ValueError: they take more than MAX_JSON_BYTES.
     """
-    if (size := len(json.dumps(values))) > MOST_BYTES:
-        raise ValueError(f"{size} bytes of JSON are more than {MOST_BYTES}")
+    if (size := len(json.dumps(values))) > MAX_JSON_BYTES:
+        raise ValueError(f"{size} bytes of JSON exceed the limit of {MAX_JSON_BYTES}")
     return values
 
 
-# A name is part of addresses such as /projects/name/iris.
+# Names are part of URLs such as /projects/name/iris.
 Name = Annotated[str, Field(max_length=255, pattern=r"^\w([\w .+:@-]*\w)?$")]
-# PostgreSQL stores no text with the character 0.
+# PostgreSQL cannot store the character NUL.
 Line = Annotated[str, Field(max_length=1_000, pattern=r"^[^\x00]*$")]
 Key = Annotated[str, Field(min_length=1, max_length=255)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Values = Annotated[
-    dict[Key, JsonValue],
-    AfterValidator(storable),
-    AfterValidator(small),
-]
-Paths = Annotated[dict[Key, str], AfterValidator(small)]
+Values = Annotated[dict[Key, JsonValue], AfterValidator(check_finite), AfterValidator(check_size)]
+Paths = Annotated[dict[Key, str], AfterValidator(check_size)]
 
 
 class Strict(BaseModel):
-    """A misspelt field is an error, and is never dropped without a word."""
+    """A misspelt field is an error instead of being ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class NewProject(Strict):
-    """A project that may be there already."""
+    """A project to add or to find."""
 
     project_name: Name
     description: Line | None = None
 
 
 class NewModel(Strict):
-    """A model that may be there already in its project."""
+    """A model to add to a project or to find there."""
 
     project_id: UUID
     model_name: Name
@@ -80,7 +76,7 @@ class NewModel(Strict):
 
 
 class NewExperiment(Strict):
-    """One training of a version that the model does not have yet."""
+    """One training run of a new version of a model."""
 
     model_id: UUID
     model_version_id: Name
@@ -94,31 +90,31 @@ class NewExperiment(Strict):
 
 
 class NewEvaluations(Strict):
-    """What is added to the evaluations of an experiment; a key that is there is replaced."""
+    """Evaluations to add; existing keys are replaced."""
 
     evaluations: Values
 
 
 class NewArtifactFilePaths(Strict):
-    """What is added to the paths of an experiment; a key that is there is replaced."""
+    """File paths to add; existing keys are replaced."""
 
     artifact_file_paths: Paths
 
 
 class Promotion(Strict):
-    """Which experiment the caller takes for the champion, null for none; another one is a 409."""
+    """The champion that the caller expects to replace; null means none."""
 
     expected_champion: UUID | None
 
 
 class Row(BaseModel):
-    """A row is answered as it is stored."""
+    """A row as it is stored."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
 class ProjectRow(Row):
-    """What models are trained for."""
+    """A purpose that models are trained for."""
 
     project_id: UUID
     project_name: str
@@ -127,7 +123,7 @@ class ProjectRow(Row):
 
 
 class ModelRow(Row):
-    """What a project predicts with."""
+    """A model of a project; its versions are experiments."""
 
     model_id: UUID
     project_id: UUID
@@ -137,7 +133,7 @@ class ModelRow(Row):
 
 
 class ExperimentRow(Row):
-    """One training of one version of a model."""
+    """One training run of one version of a model."""
 
     experiment_id: UUID
     model_id: UUID
@@ -157,14 +153,14 @@ Found = TypeVar("Found", bound=Row)
 
 
 class Page(BaseModel, Generic[Found]):
-    """A part of the rows, the oldest first, and how many there are in all."""
+    """One page of the rows, oldest first, and the total number of rows."""
 
     total: int
     rows: list[Found]
 
 
 class Refusal(BaseModel):
-    """Why a request was not answered."""
+    """Why a request was refused."""
 
     detail: str | list[dict[str, Any]]
 
@@ -173,10 +169,10 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {
     503: {"model": Refusal, "description": "Not now: try again"},
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": Refusal, "description": "There is none of this id or name"},
+    404: {"model": Refusal, "description": "Nothing has this id or name"},
 }
 CONFLICT: dict[int | str, dict[str, Any]] = {
-    409: {"model": Refusal, "description": "It contradicts what is there"},
+    409: {"model": Refusal, "description": "It contradicts the stored state"},
 }
 INVALID: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "Not a valid request"},

@@ -1,4 +1,4 @@
-"""Says what is stored: projects, their models, and the experiments that trained them."""
+"""Defines the tables: projects, their models, and the experiments that trained them."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -24,22 +24,21 @@ IS_CHAMPION = text("stage = 'champion'")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant; SQLite keeps no time zone, and PostgreSQL answers in that of the session."""
+    """A UTC time: SQLite stores no time zone, and PostgreSQL returns the session's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Returns what was stored, in UTC."""
         if value is None or value.tzinfo is None:
             return value and value.replace(tzinfo=UTC)
         return value.astimezone(UTC)
 
 
 class Table(DeclarativeBase):
-    """What every table has."""
+    """The base of every table."""
 
-    # A constraint without a name cannot be changed by a migration.
+    # A migration can only change a constraint that has a name.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",
@@ -56,7 +55,7 @@ class Table(DeclarativeBase):
 
 
 class Project(Table):
-    """What models are trained for."""
+    """A purpose that models are trained for."""
 
     __tablename__ = "projects"
 
@@ -66,7 +65,7 @@ class Project(Table):
 
 
 class Model(Table):
-    """What a project predicts with; its versions are experiments."""
+    """A model of a project; its versions are experiments."""
 
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("project_id", "model_name"),)
@@ -78,13 +77,13 @@ class Model(Table):
 
 
 class Experiment(Table):
-    """One training of one version of a model, what came out of it, and where the files are."""
+    """One training run of one version of a model, its results, and the paths of its files."""
 
     __tablename__ = "experiments"
     __table_args__ = (
         UniqueConstraint("model_id", "model_version_id"),
         CheckConstraint("stage IN ('candidate', 'champion', 'retired')", name="stage"),
-        # Whatever a program does, the database has one champion a model.
+        # The database itself allows only one champion per model.
         Index(
             "one_champion_a_model",
             "model_id",

@@ -1,4 +1,4 @@
-"""The controls of the measurement: registries that look first, and write or take the lock later."""
+"""The controls: registries that check first and write, or take the lock, later."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -21,7 +21,7 @@ engine = connect(Settings())
 
 @careless.post("/v0.1/api/projects", status_code=201)
 def add_project(project_name: Annotated[str, Field]) -> dict[str, str]:
-    """Looks whether the project is there, and adds it if it was not."""
+    """Checks whether the project exists, then adds it."""
     with Session(engine, expire_on_commit=False) as session:
         project = session.scalars(
             select(Project).where(Project.project_name == project_name)
@@ -37,7 +37,7 @@ def add_project(project_name: Annotated[str, Field]) -> dict[str, str]:
 def add_evaluations(
     experiment_id: UUID, evaluations: Annotated[dict[str, Any], Field]
 ) -> dict[str, Any]:
-    """Reads the evaluations, adds to them, and writes back what it has read and added."""
+    """Reads the evaluations, then writes all of them back with the added ones."""
     with Session(engine, expire_on_commit=False) as session:
         experiment = session.get_one(Experiment, experiment_id)
         experiment.evaluations = {**experiment.evaluations, **evaluations}
@@ -47,7 +47,7 @@ def add_evaluations(
 
 @careless.post("/v0.1/api/experiments/promote/{experiment_id}")
 def promote(experiment_id: UUID, expected_champion: Annotated[UUID | None, Field]) -> str:
-    """Looks who the champion is, and replaces it."""
+    """Checks who the champion is, then replaces it."""
     with Session(engine) as session:
         experiment = session.get_one(Experiment, experiment_id)
         champion = session.scalars(
@@ -56,7 +56,7 @@ def promote(experiment_id: UUID, expected_champion: Annotated[UUID | None, Field
             )
         ).first()
         if (champion and champion.experiment_id) != expected_champion:
-            raise HTTPException(409, "the champion is another one")
+            raise HTTPException(409, "the champion is not the expected one")
         if champion:
             champion.stage = "retired"
         experiment.stage = "champion"
@@ -65,13 +65,13 @@ def promote(experiment_id: UUID, expected_champion: Annotated[UUID | None, Field
 
 
 def begin(connection: Connection) -> None:
-    """Begins a transaction of SQLite that takes the lock at its first write, as they all do."""
+    """Begins an SQLite transaction the default way, which locks at its first write."""
     connection.exec_driver_sql("BEGIN")
 
 
-# Whatever is not careless is the API's own.
+# All other endpoints are those of the API.
 careless.include_router(app.router)
 
-# The API itself, but for the moment at which it takes the lock.
+# The API itself, except that it takes the lock late.
 late = app
 database.begin_sqlite = begin

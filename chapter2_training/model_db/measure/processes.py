@@ -19,22 +19,21 @@ USER = "model_db"
 
 
 class Postgres(PostgresServer):
-    """A PostgreSQL server of our own, with a database for each API that asks for one."""
+    """A private PostgreSQL server with a database for each API."""
 
     def connect(self, database: str = USER) -> Any:
-        """Opens a connection of one's own."""
         return psycopg2.connect(
             host="127.0.0.1", port=self.port, user=USER, password=self.password, dbname=database
         )
 
     def execute(self, statement: str, database: str = USER) -> None:
-        """Runs a statement as a client of its own."""
+        """Runs a statement on a new connection."""
         with closing(self.connect(database)) as client:
             client.autocommit = True
             client.cursor().execute(statement)
 
     def select(self, database: dict[str, str], statement: str) -> list[tuple[Any, ...]]:
-        """Returns the rows of a statement in the database of an API."""
+        """Returns the rows of a query in the database of an API."""
         with closing(self.connect(name_of(database))) as client:
             cursor = client.cursor()
             cursor.execute(statement)
@@ -46,7 +45,7 @@ class Postgres(PostgresServer):
             self.execute(statement, name_of(database))
 
     def new_database(self, template: dict[str, str] | None = None) -> dict[str, str]:
-        """Makes a database, empty or a copy, and returns the settings of an API that uses it."""
+        """Creates a database, empty or as a copy, and returns the API settings for it."""
         name = f"test_{uuid4().hex}"
         copied = f" TEMPLATE {name_of(template)}" if template else ""
         self.execute(f"CREATE DATABASE {name}{copied}")
@@ -57,17 +56,16 @@ class Postgres(PostgresServer):
 
 
 def name_of(database: dict[str, str]) -> str:
-    """Returns the name of the database of an API."""
     return database["DATABASE_URL"].rpartition("/")[2]
 
 
 def run_postgres() -> Postgres:
-    """Starts a PostgreSQL server on new files; a `with` stops it and removes them."""
+    """Starts a PostgreSQL server on new files; the end of a `with` stops it and removes them."""
     return Postgres(user=USER)
 
 
 def migrate(database: dict[str, str]) -> str:
-    """Makes the tables, as the service `migrate` does, and returns its log."""
+    """Runs the migrations, as the service `migrate` does, and returns its log."""
     run = subprocess.run(
         [sys.executable, "-m", f"{PACKAGE}.app.migrate"],
         cwd=ROOT,
@@ -82,5 +80,5 @@ def migrate(database: dict[str, str]) -> str:
 def run_api(
     database: dict[str, str], app: str = "app.main:app", ready: str = "/ready", **settings: str
 ) -> AbstractContextManager[Server]:
-    """Runs the API, or one of baselines.py, with a database and other settings."""
+    """Runs the API, or a control from baselines.py, with a database and settings."""
     return run_uvicorn(f"{PACKAGE}.{app}", cwd=ROOT, ready=ready, env={**database, **settings})

@@ -1,4 +1,4 @@
-"""Loads the model and predicts its sample, so that a broken release is known before it serves."""
+"""Loads the model and predicts its sample, to find a broken release before it serves."""
 
 import sys
 
@@ -13,10 +13,10 @@ def main() -> None:
         model = Model(directory, FEATURES)
     except ModelError as error:
         sys.exit(f"error: {error}")
-    # The name of the directory is the tag, and /metadata has to say the same.
+    # The directory is named after the tag, and /metadata must report the same version.
     version, name = model.metadata.get("version"), directory.absolute().name
     if version != name:
-        sys.exit(f"error: {directory}: metadata.json says version {version}, and not {name}")
+        sys.exit(f"error: {directory}: metadata.json says version {version}, not {name}")
     model.predict(model.sample)
 
 

@@ -1,4 +1,4 @@
-"""Measures the claim: a model makes an image and an image has a model, and what a new one costs."""
+"""Measures whether a version always means one model and one image, and what an update costs."""
 
 import shutil
 import sys
@@ -34,13 +34,13 @@ from .images import (
 
 HERE = Path(__file__).parents[1]
 CLAIM = (
-    "A model built twice gives the same image and another model another one, and a rollback "
-    "answers every row as before, to the bit."
+    "Building the same model twice gives the same image, another model gives another image, and "
+    "after a rollback every prediction is bit-identical to before."
 )
 CLAIM_WITHOUT_IMAGES = (
-    "A version stays the model that it was, and a rollback answers every row as before, to the bit."
+    "A version never changes its model, and after a rollback every prediction is bit-identical."
 )
-# The versions that are built; that an error costs more is what makes the second another model.
+# The versions that are built; the higher penalty gives the second one a different model.
 PENALTIES = {"1.0.0": 1.0, "2.0.0": 10.0}
 ROWS: list[list[float]] = load_iris().data.astype(np.float32).tolist()
 TARGETS: dict[str, tuple[str, float]] = {
@@ -56,7 +56,7 @@ TARGETS: dict[str, tuple[str, float]] = {
 
 
 def count_replaced(write: Callable[..., object], models: Path) -> int:
-    """Returns how many versions hold another model after each was written with the other's."""
+    """Tries to overwrite each version with another model; returns how many have changed."""
     replaced = 0
     for version, penalty in PENALTIES.items():
         before = (models / version / "model.onnx").read_bytes()
@@ -70,9 +70,9 @@ def count_replaced(write: Callable[..., object], models: Path) -> int:
 
 
 def overwrite(latest: Path, models: Path) -> Iterator[Path]:
-    """Gives one directory three times: with a version, with the next, and as it is then.
+    """Yields one directory three times: with the first version, the second, and unchanged.
 
-    So does a tag such as `latest`: what it named before has no name to roll back to.
+    A mutable tag such as `latest` does the same: the earlier version has no name to roll back to.
     """
     for version in PENALTIES:
         shutil.copytree(models / version, latest, dirs_exist_ok=True)
@@ -81,35 +81,35 @@ def overwrite(latest: Path, models: Path) -> Iterator[Path]:
 
 
 def roll(directories: Iterable[Path]) -> tuple[int, list[float]]:
-    """Serves one directory after the other, on one port.
+    """Serves one directory after the other on one port.
 
-    Returns how many rows the first and the last one answer differently, and the seconds of each
-    change in which nobody answered.
+    Returns how many rows the first and the last server predict differently, and the seconds without
+    a server at each change.
     """
     port = free_port()
-    answers: list[list[list[float]]] = []
+    responses: list[list[list[float]]] = []
     changed: list[tuple[float, float]] = []
     for directory in directories:
         env = {"MODEL_DIRECTORY": str(directory)}
         with run_uvicorn("app.main:app", cwd=HERE, env=env, port=port) as started:
             ready = time.perf_counter()
-            answer = httpx.post(f"{started.url}/predict", json={"data": ROWS}, timeout=10)
-            answers.append(answer.raise_for_status().json()["prediction"])
-            # From here on it takes no new connection.
+            response = httpx.post(f"{started.url}/predict", json={"data": ROWS}, timeout=10)
+            responses.append(response.raise_for_status().json()["prediction"])
+            # The server accepts no connections from here on.
             changed.append((ready, time.perf_counter()))
     gaps = [ready - stopped for (_, stopped), (ready, _) in pairwise(changed)]
-    return sum(a != b for a, b in zip(answers[0], answers[-1], strict=True)), gaps
+    return sum(a != b for a, b in zip(responses[0], responses[-1], strict=True)), gaps
 
 
 def probabilities_of(directory: Path) -> np.ndarray:
-    """Returns what the file of a model itself predicts for all rows."""
+    """Returns what a model file predicts for all rows, without the server."""
     session = onnxruntime.InferenceSession(directory / "model.onnx")
     probabilities: np.ndarray = session.run(["probabilities"], {"X": np.array(ROWS, np.float32)})[0]
     return probabilities
 
 
 def count_images(builds: Builds, model_layer: int) -> dict[str, int]:
-    """Returns how many images and layers three builds of two models have made."""
+    """Counts the different images and layers of three builds of two models."""
     images = builds.first, builds.again, builds.update
     pushed = set(builds.update.layers) - set(builds.again.layers)
     return {
@@ -129,7 +129,7 @@ def measure_images(
     control: dict[str, int],
     figures: dict[str, float],
 ) -> None:
-    """Adds what needs an engine: the images, what of them is pushed, and how they start."""
+    """Adds what needs Docker: images, the bytes pushed for an update, and start times."""
     expected = probabilities_of(models / "1.0.0")
     container_seconds = []
     wrong_or_missing = 0
@@ -157,7 +157,7 @@ def main() -> int:
     if not (arguments.quick or docker_version):
         sys.exit(
             "error: no Docker engine answers, and the claim is about images: start Docker, "
-            "or measure what needs no image with --quick"
+            "or use --quick to measure without images"
         )
     with TemporaryDirectory() as directory:
         models, mutable = Path(directory) / "models", Path(directory) / "mutable"
@@ -184,7 +184,7 @@ def main() -> int:
             with three_builds(models) as ours, three_builds(models, plain=True) as plain:
                 measure_images(models, ours, plain, counts, control, figures)
         else:
-            Console(stderr=True).print("With --quick no image is built, and none is measured.")
+            Console(stderr=True).print("With --quick, no images are built or measured.")
     targets = {name: target for name, target in TARGETS.items() if name in counts | figures}
     results = Results(
         pattern=HERE.name,

@@ -1,4 +1,4 @@
-"""Builds the images that the measurement compares, runs them without a network, and weighs them."""
+"""Builds the images to compare, runs them without a network, and computes their push sizes."""
 
 import gzip
 import json
@@ -25,8 +25,8 @@ COPIED = (
     "requirements.txt",
     "requirements-train.txt",
 )
-# What a first Dockerfile looks like: the model comes in with the code, and the packages after it.
-# The packages come from the same cache as ours, so that their layer holds no cache of its own.
+# A naive Dockerfile, which copies the model and the code before it installs the packages. It uses
+# the same pip cache mount as ours, so that the layer of packages does not contain a cache.
 PLAIN = """
 FROM python:3.11-slim
 WORKDIR /service
@@ -36,12 +36,12 @@ COPY app app
 COPY requirements.txt .
 RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r requirements.txt
 """
-# The place of the model's layer: the last one of ours, and below three others in the plain one.
+# The index of the model's layer: the last in ours, below three others in the naive image.
 MODEL_LAYER, PLAIN_MODEL_LAYER = -1, -4
 
 
 class Image(NamedTuple):
-    """An image: the digest of its configuration, and those of its layers, uncompressed."""
+    """An image with the digests of its configuration and of its uncompressed layers."""
 
     tag: str
     digest: str
@@ -49,7 +49,7 @@ class Image(NamedTuple):
 
 
 class Builds(NamedTuple):
-    """A version, the same built by somebody else, and the next version built on top of that."""
+    """A version, the same version built elsewhere, and the next version built there."""
 
     first: Image
     again: Image
@@ -59,7 +59,7 @@ class Builds(NamedTuple):
 
 @contextmanager
 def context(models: Path) -> Iterator[Path]:
-    """Gives a directory to build from: the files of this one, and other models."""
+    """Yields a build context: a copy of the pattern with other models."""
     with TemporaryDirectory() as directory:
         for name in COPIED:
             source = HERE / name
@@ -73,7 +73,7 @@ def context(models: Path) -> Iterator[Path]:
 def built(
     directory: Path, version: str, sha256: str, *, plain: bool = False, cached: bool = True
 ) -> Iterator[Image]:
-    """Builds an image of a version, and takes its tag away at the end."""
+    """Builds an image of a version and removes it at the end."""
     tag = f"ml-system-in-actions/model-in-image-pattern-measure:{uuid.uuid4().hex}"
     arguments = {"MODEL_VERSION": version}
     if not plain:
@@ -91,7 +91,7 @@ def built(
 
 @contextmanager
 def three_builds(models: Path, *, plain: bool = False) -> Iterator[Builds]:
-    """Builds the first of two versions, again without a cache, and then the second one with it."""
+    """Builds version one, version one again without a cache, and version two with a cache."""
     first, second = sorted(path.name for path in models.iterdir())
     sha256 = {
         version: json.loads((models / version / "metadata.json").read_bytes())["sha256"]
@@ -103,22 +103,21 @@ def three_builds(models: Path, *, plain: bool = False) -> Iterator[Builds]:
             image = built(directory, version, sha256[version], plain=plain, cached=cached)
             return stack.enter_context(image)
 
-        # On another machine there is no cache, and the files have other rights and another time.
+        # Simulates another machine: no cache, other file permissions and times.
         for path in filter(Path.is_file, there.rglob("*")):
             path.chmod(0o600)
             path.touch()
         images = build(here, first, True), build(there, first, False)
-        # The model is new, and the server is not.
+        # Only the model is new.
         began = time.perf_counter()
         update = build(there, second, True)
         yield Builds(*images, update, time.perf_counter() - began)
 
 
 def bytes_to_push(new: Image, old: Image) -> int:
-    """Computes what a push would send of an image to a registry that has another one.
+    """Computes the bytes that pushing an image sends to a registry that has the old image.
 
-    That is its configuration, and the layers that the other does not have, each compressed by
-    gzip. It is without the manifest, which lists them, and nothing is pushed.
+    These are the configuration and the new layers, compressed with gzip, without the manifest.
     """
     with TemporaryDirectory() as directory:
         saved = Path(directory) / "image.tar"
@@ -134,11 +133,7 @@ def bytes_to_push(new: Image, old: Image) -> int:
 
 
 def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    """Opens a file of an archive.
-
-    Raises:
-        KeyError: there is no such file.
-    """
+    """Opens a file in an archive."""
     found = archive.extractfile(name)
     if found is None:
         raise KeyError(name)
@@ -146,13 +141,13 @@ def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def compressed_bytes(layer: bytes) -> int:
-    """Returns the bytes of a layer with gzip; some engines keep it like that already."""
+    """Returns the gzip size of a layer, which some engines already store compressed."""
     return len(layer if layer.startswith(b"\x1f\x8b") else gzip.compress(layer, 6))
 
 
 @contextmanager
 def running(image: Image) -> Iterator[str]:
-    """Runs an image without network, volume and right to write; gives the container."""
+    """Runs an image without network, volumes and write access, and yields the container."""
     options = ["--network", "none", "--read-only", "--cap-drop", "ALL"]
     container = docker("run", "--detach", *options, image.tag)
     try:
@@ -161,9 +156,9 @@ def running(image: Image) -> Iterator[str]:
         docker("rm", "--force", "--volumes", container)
 
 
-def count_wrong_or_missing(answers: Sequence[list[float] | None], expected: np.ndarray) -> int:
-    """Returns how many rows have no answer, or another one than is expected."""
+def count_wrong_or_missing(responses: Sequence[list[float] | None], expected: np.ndarray) -> int:
+    """Counts the rows whose prediction is missing or not the expected one."""
     return sum(
-        answer is None or not np.allclose(answer, row, rtol=0, atol=1e-5)
-        for answer, row in zip(answers, expected, strict=True)
+        response is None or not np.allclose(response, row, rtol=0, atol=1e-5)
+        for response, row in zip(responses, expected, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Trains the model of a version and writes it, once, to where image and server look for it."""
+"""Trains the model of a version and writes it once to where image and server expect it."""
 
 import argparse
 import re
@@ -13,14 +13,14 @@ from .release import ReleaseError, write_once
 
 
 def version_of(text: str) -> str:
-    """Returns the version; it becomes the name of a directory and the tag of an image."""
+    """Parses a version, which becomes a directory name and an image tag."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, as in 2.0.0")
     return text
 
 
 def penalty_of(text: str) -> float:
-    """Returns the cost of an error, which has to be above zero."""
+    """Parses the penalty, which must be positive and finite."""
     if not 0 < float(text) < float("inf"):
         raise ValueError(text)
     return float(text)
@@ -33,13 +33,13 @@ def main() -> None:
         "--penalty",
         type=penalty_of,
         default=PENALTY,
-        help="what an error in training costs; default: %(default)s",
+        help="the cost of a training error; default: %(default)s",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path(__file__).parents[1] / "models",
-        help="the directory of the versions",
+        help="the directory that contains the versions",
     )
     arguments = parser.parse_args()
     directory: Path = arguments.output / arguments.version

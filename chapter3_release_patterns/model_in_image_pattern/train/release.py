@@ -1,4 +1,4 @@
-"""Writes the model of a version once, so that a version never names two models."""
+"""Writes the model of a version once, so that a version never means two models."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,38 +8,38 @@ from .artifact import write_artifact
 
 
 class ReleaseError(Exception):
-    """The version is there already, and names another model."""
+    """The version already exists with another model."""
 
 
 def write_once(directory: Path, model: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Writes the directory of a version whole and read-only, or leaves the one that is there.
+    """Writes the directory of a version atomically and read-only, and returns the metadata.
 
-    Returns the metadata as they are in the directory.
+    An existing directory with the same contents is left as it is.
 
     Raises:
-        ReleaseError: the directory is there and holds anything else than what is to be written.
+        ReleaseError: the directory exists with different contents.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the versions, in a directory of its own: who is killed leaves half of nothing behind.
+    # Written to a temporary directory, so a killed process never leaves a half-written version.
     with TemporaryDirectory(prefix=".", dir=directory.parent) as partial:
         written = Path(partial) / directory.name
         described = write_artifact(written, model, metadata)
         for path in written.iterdir():
             path.chmod(0o444)
         try:
-            # Of two that come at once the first one wins: no directory that holds something is
-            # replaced.
+            # Renaming never replaces a directory that is not empty, so the first of two concurrent
+            # writers wins.
             written.rename(directory)
         except OSError as error:
             if contents(directory) != contents(written):
                 raise ReleaseError(
-                    f"{directory.name} is there already, and is not what this would make it: "
-                    "take another VERSION"
+                    f"{directory.name} already exists with a different model: "
+                    "choose another VERSION"
                 ) from error
     return described
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Returns the bytes of each file in a directory, none where there is no directory."""
+    """Returns the content of each file; empty if the directory does not exist."""
     found = directory.iterdir() if directory.is_dir() else ()
     return {path.name: path.read_bytes() for path in found}

@@ -1,4 +1,4 @@
-"""Fetches a model from the store, and puts it where the server looks once its SHA-256 is right."""
+"""Fetches a model from the store and, if its SHA-256 matches, puts it where the server looks."""
 
 import fcntl
 import hashlib
@@ -26,26 +26,26 @@ log = logging.getLogger("load")
 MODEL, METADATA = "model.onnx", "metadata.json"
 MAX_JSON_BYTES = 1_000_000
 CHUNK_BYTES = 1_000_000
-# With the growing pauses between them about a second; then whoever started this may try again.
+# With their growing pauses, the retries take about a second.
 MAX_RETRIES = 5
 
 
 class LoadError(Exception):
-    """The model that was asked for is not there, is another one, or cannot be written."""
+    """The model is missing, is not the released one, or cannot be written."""
 
 
 class Release(NamedTuple):
-    """Which model is to be served: the address of one of its two files, and its SHA-256."""
+    """The model to serve: the address of one of its two files, and the SHA-256 of that file."""
 
     uri: str
     sha256: str
 
 
 def load(settings: Settings) -> dict[str, Any]:
-    """Puts the model of the release into the model directory, and returns its metadata.
+    """Puts the released model into the model directory and returns its metadata.
 
     Raises:
-        LoadError: it says why; what was in the directory before is still there.
+        LoadError: it says why; the previous model is still in the directory.
     """
     began = time.monotonic()
     directory = settings.model_directory
@@ -63,7 +63,7 @@ def load(settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-    """Keeps a second load out of the directory; the lock goes with the process, however it ends."""
+    """Locks the directory against concurrent loads; the lock ends with the process."""
     directory.mkdir(parents=True, exist_ok=True)
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -77,10 +77,10 @@ def only_one(directory: Path) -> Iterator[None]:
 
 
 def release_of(settings: Settings, deadline: float) -> Release:
-    """Returns the release that is set or, where none is, the champion of the registry.
+    """Returns the configured release or, if there is none, the champion of the registry.
 
     Raises:
-        LoadError: there is none, or it is not told by an address and a SHA-256.
+        LoadError: the address or the SHA-256 is missing or invalid.
     """
     if settings.model_uri or settings.model_sha256:
         source, release = "MODEL_URI", Release(settings.model_uri, settings.model_sha256.lower())
@@ -89,35 +89,37 @@ def release_of(settings: Settings, deadline: float) -> Release:
         champion = json_of(source, read(source, deadline))
         try:
             uri = champion["artifact_file_paths"]["onnx"]
-            # One that is no address itself is seen from where the champion is told.
+            # A relative path is relative to the champion's URL.
             uri = uri if "://" in uri else f"{source.rpartition('/')[0]}/{uri}"
             release = Release(uri, champion["artifact_sha256"])
         except (AttributeError, KeyError, TypeError) as error:
             raise LoadError(f"{source} names no model: {error!r}") from error
     if release.uri.rpartition("/")[2] not in {MODEL, METADATA}:
-        raise LoadError(f"{source}: {release.uri or 'nothing'} is no {MODEL} and no {METADATA}")
+        raise LoadError(f"{source}: {release.uri or 'nothing'} is neither {MODEL} nor {METADATA}")
     if not re.fullmatch("[0-9a-f]{64}", str(release.sha256)):
-        raise LoadError(f"{source}: its SHA-256 is {release.sha256 or 'not given'}: not 64 digits")
+        raise LoadError(
+            f"{source}: the SHA-256 is {release.sha256 or 'missing'}, not 64 hex digits"
+        )
     return release
 
 
 def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, Any]:
     """Writes both files of a release, the model first, and returns the metadata.
 
-    Metadata holds the SHA-256 of its model, so a release that names its metadata names both files
-    byte for byte. One that names its model leaves the labels to who may write into the store.
+    The metadata contains the SHA-256 of the model, so a release that names the metadata fixes both
+    files. If it names the model, anyone who can write to the store can change the labels.
     """
     folder, _, name = release.uri.rpartition("/")
     described_in, source = f"{folder}/{METADATA}", f"{folder}/{MODEL}"
     content = read(described_in, deadline)
     if name == METADATA:
-        refuse_another(described_in, hashlib.sha256(content).hexdigest(), release.sha256)
+        check_digest(described_in, hashlib.sha256(content).hexdigest(), release.sha256)
     metadata = json_of(described_in, content)
     if missing := {"name", "version", "sha256"} - metadata.keys():
-        raise LoadError(f"{described_in} does not say {', '.join(sorted(missing))}")
-    # A model that is another one by its own metadata is not even fetched.
+        raise LoadError(f"{described_in} does not contain {', '.join(sorted(missing))}")
+    # If the metadata already has another digest, the model is not fetched.
     if name == MODEL:
-        refuse_another(f"{source}, as its metadata says", metadata["sha256"], release.sha256)
+        check_digest(f"{source}, according to its metadata", metadata["sha256"], release.sha256)
 
     directory = settings.model_directory
     partial = {name: directory / f"{name}.partial" for name in (MODEL, METADATA)}
@@ -127,10 +129,10 @@ def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, An
             for chunk in chunks(source, settings.max_model_bytes, deadline):
                 digest.update(chunk)
                 file.write(chunk)
-        refuse_another(source, digest.hexdigest(), metadata["sha256"])
+        check_digest(source, digest.hexdigest(), metadata["sha256"])
         partial[METADATA].write_bytes(content)
-        # Nothing is replaced before all is written. The model comes first: metadata that is there
-        # describes a model that is there.
+        # Both files are written before either is replaced. The model is replaced first, so that
+        # metadata never describes a model that is not there yet.
         for name, path in partial.items():
             path.replace(directory / name)
     finally:
@@ -139,48 +141,48 @@ def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, An
     return metadata
 
 
-def refuse_another(what: str, found: str, expected: str) -> None:
+def check_digest(what: str, found: str, expected: str) -> None:
     """Raises a LoadError if a SHA-256 is not the expected one."""
     if found != expected:
         raise LoadError(f"{what}: the SHA-256 is {found}, not {expected}")
 
 
 def json_of(source: str, content: bytes) -> dict[str, Any]:
-    """Returns the object that a JSON file holds."""
+    """Parses a JSON object."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{source} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise LoadError(f"{source} holds no JSON object")
+        raise LoadError(f"{source} is not a JSON object")
     return found
 
 
 def read(uri: str, deadline: float) -> bytes:
-    """Returns a small file."""
+    """Returns a small file of a store."""
     return b"".join(chunks(uri, MAX_JSON_BYTES, deadline))
 
 
 def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
-    """Yields a file of a store, which file://, http(s)://, s3:// or gs:// names, piece by piece.
+    """Yields a file at a file://, http(s)://, s3:// or gs:// address in chunks.
 
-    Nothing here is async: threads that obstore's async calls leave behind can abort an
-    interpreter that is ending, and who started this would see a failure that was none.
+    This is not async, because threads left behind by obstore's async calls can abort the
+    interpreter at exit, which would look like a failed load.
 
     Raises:
-        LoadError: it is not there, not allowed, too large, or not complete at the deadline.
+        LoadError: the file is missing, forbidden, too large, or not complete at the deadline.
     """
     folder, _, name = uri.rpartition("/")
-    # A store has names; obstore would take the query as a part of one.
+    # obstore would treat the query as part of the file name.
     if "?" in name:
         raise LoadError(f"{uri} has a query, which is not supported")
-    # Tries begin in the first half of what is left, and each has as much time again.
+    # Attempts start in the first half of the remaining time, and each may take the other half.
     half = timedelta(seconds=max(deadline - time.monotonic(), 0.0) / 2)
     try:
         store = from_url(
             folder,
-            # A SHA-256 that is set tells whether the bytes are right, whatever they came through.
-            # One that comes from the champion is worth what its own way is: https stays https.
+            # A configured SHA-256 makes plain http safe. A digest from the registry is only as
+            # trustworthy as the connection, so https is never downgraded.
             client_options={"allow_http": not uri.startswith("https://"), "timeout": half},
             retry_config={"max_retries": MAX_RETRIES, "retry_timeout": half},
         )
@@ -189,7 +191,7 @@ def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
             raise LoadError(f"{uri} has {found.meta['size']} bytes, more than {max_bytes}")
         yield from found.stream(CHUNK_BYTES)
     except (BaseError, OSError, ValueError) as error:
-        # What follows the first line is for those who debug the library.
+        # The following lines are debugging details of the library.
         reason = str(error).partition("\n")[0]
         seconds = half.total_seconds()
         raise LoadError(f"cannot read {uri} within {seconds:.1f} seconds: {reason}") from error

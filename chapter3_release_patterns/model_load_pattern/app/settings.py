@@ -14,16 +14,16 @@ class Settings(BaseSettings):
     # Without this, pydantic claims every name that starts with "model_" for itself.
     model_config = SettingsConfigDict(protected_namespaces=())
 
-    # Which model: one of its two files, and the SHA-256 of that file. Without them the registry is
-    # asked for its champion.
+    # The address of one of the model's two files, and its SHA-256. If both are empty, the champion
+    # of the registry is loaded.
     model_uri: str = ""
     model_sha256: str = ""
     champion_url: str = "http://127.0.0.1:8001/iris_svc/champion.json"
-    # Where the init step puts the model and the server finds it.
+    # The init step writes the model here, and the server reads it.
     model_directory: Path = HERE / ".local/model"
     max_model_bytes: int = Field(default=50_000_000, gt=0)
     load_deadline_seconds: float = Field(default=30.0, gt=0, le=86_400)
-    # What the store gives out.
+    # The directory that the store serves.
     store_directory: Path = HERE / "models"
 
     max_rows: int = Field(default=1_000, gt=0)

@@ -1,4 +1,4 @@
-"""Gives out the files of the model store over HTTP, as a bucket would."""
+"""Serves the files of the model store over HTTP, as a bucket would."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -9,15 +9,15 @@ from starlette.staticfiles import StaticFiles
 from .settings import Settings
 
 
-async def answers(_: Request) -> JSONResponse:
-    """The process answers; the files are part of its image."""
+async def live(_: Request) -> JSONResponse:
+    """The process lives, and it is always ready because its files are part of the image."""
     return JSONResponse({"status": "ok"})
 
 
 app = Starlette(
     routes=[
-        Route("/health", answers),
-        Route("/ready", answers),
+        Route("/health", live),
+        Route("/ready", live),
         Mount("/", StaticFiles(directory=Settings().store_directory)),
     ]
 )

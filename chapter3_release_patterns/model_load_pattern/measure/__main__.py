@@ -1,11 +1,12 @@
-"""Measures the claim: one image serves any model, and none but the released one is ever ready."""
+"""Measures whether one image serves any model, and whether only the released one gets ready."""
 
 import json
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from shutil import copytree
@@ -31,10 +32,9 @@ from tools.measure.server import (
 
 from ..app.load import MODEL
 from ..train.artifact import write_artifact
-from .baselines import STORE_DELAY_SECONDS
-from .failures import ALL_FAILURES, UNREACHABLE, Failure, failures, release
+from .failures import ALL_FAILURES, Failure, failures, release
 from .images import digest_with_the_model, network_with_store, serving
-from .processes import replica, run_load, run_store
+from .processes import STORE_DELAY_SECONDS, replica, run_load, run_store
 
 HERE = Path(__file__).parents[1]
 CLAIM = "One image serves three models, and only the released one is ever ready."
@@ -45,7 +45,7 @@ EXPECTED = {
     "predictions_before_ready": 0,
     "answers_wrong_or_missing": 0,
 }
-QUICK_FAILURES = ("wrong digest", UNREACHABLE)
+QUICK_FAILURES = ("wrong digest",)
 ROUNDS = 9
 MODELS = ("iris_svc", "iris_logistic", "iris_discriminant")
 ROUNDS_WHEN_READY = 20
@@ -53,29 +53,29 @@ LARGE_BYTES = 40_000_000
 ROWS = load_iris().data.astype(np.float32)
 BODY = json.dumps({"data": ROWS.tolist()})
 JSON = {"content-type": "application/json"}
-# Starts a replica with this environment.
+# A function that starts a replica with an environment.
 Arm = Callable[[dict[str, str]], AbstractContextManager[Server]]
 
 
 def probabilities_of(artifact: Path) -> np.ndarray:
-    """Returns what a model file itself predicts for all rows of iris."""
+    """Returns what a model file predicts for all rows of iris, without the server."""
     session = onnxruntime.InferenceSession(artifact / MODEL)
     probabilities: np.ndarray = session.run(["probabilities"], {"X": ROWS})[0]
     return probabilities
 
 
-# --- who asks -------------------------------------------------------------------------------------
+# --- callers --------------------------------------------------------------------------------------
 
 
-def answers(client: httpx.Client, url: str, expected: np.ndarray) -> bool | None:
-    """Tells whether a replica answers all rows as expected; None where it answers nothing."""
+def predicts(client: httpx.Client, url: str, expected: np.ndarray) -> bool | None:
+    """Tells whether a replica predicts all rows as expected; None if it does not respond."""
     try:
-        answer = client.post(f"{url}/predict", content=BODY, headers=JSON)
+        response = client.post(f"{url}/predict", content=BODY, headers=JSON)
     except httpx.HTTPError:
         return None
-    if answer.status_code != 200:
+    if response.status_code != 200:
         return None
-    return bool(np.allclose(answer.json()["prediction"], expected, rtol=0, atol=1e-5))
+    return bool(np.allclose(response.json()["prediction"], expected, rtol=0, atol=1e-5))
 
 
 def is_ready(client: httpx.Client, url: str) -> bool:
@@ -86,10 +86,10 @@ def is_ready(client: httpx.Client, url: str) -> bool:
 
 
 class Callers:
-    """Ask the running replica and the new one, the new one as soon as it is ready.
+    """Call the running replica and, once it is ready, the new one, as a Kubernetes Service does.
 
-    That is what a Kubernetes Service does. `early` counts predictions of the new replica before it
-    was ready, `wrong` the requests that a ready replica answered wrongly or not at all.
+    `early` counts predictions of the new replica before it was ready, `wrong` requests to a ready
+    replica with a wrong response or none.
     """
 
     def __init__(self, new: str, running: str, expected: np.ndarray) -> None:
@@ -99,15 +99,15 @@ class Callers:
 
     def ask(self, new: str, running: str, expected: np.ndarray) -> None:
         with httpx.Client(timeout=5) as client:
-            # Often, and without taking a core from those who are asked.
+            # The pause leaves the CPU to the replicas.
             while not self.over.wait(0.01):
-                self.wrong += answers(client, running, expected) is not True
-                unasked = answers(client, new, expected)
+                self.wrong += predicts(client, running, expected) is not True
+                unready = predicts(client, new, expected)
                 if is_ready(client, new):
                     self.rounds_when_ready += 1
-                    self.wrong += answers(client, new, expected) is not True
+                    self.wrong += predicts(client, new, expected) is not True
                 else:
-                    self.early += unasked is not None
+                    self.early += unready is not None
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -122,18 +122,18 @@ class Callers:
 
 
 class Start(NamedTuple):
-    """What became of a replica that was started while callers asked."""
+    """The outcome of starting a replica under load."""
 
     early: int
     wrong: int
-    # The end of its log, if it ended before it was ready.
+    # The end of its log, if it exited before it was ready.
     refusal: str
 
 
 def start_under_load(
     environment: dict[str, str], running: str, expected: np.ndarray, arm: Arm
 ) -> Start:
-    """Starts a replica while callers ask, and has it asked a few times if it becomes ready."""
+    """Starts a replica under load, and calls it a few times if it becomes ready."""
     refusal = ""
     with Callers(url_of(environment), running, expected) as callers:
         try:
@@ -141,20 +141,20 @@ def start_under_load(
                 wait_until(
                     lambda: callers.rounds_when_ready >= ROUNDS_WHEN_READY, "the callers' rounds"
                 )
-                # Before the replica stops, which is not what is counted here.
+                # The callers stop first, so that the shutdown of the replica is not counted.
                 callers.stop()
         except ServerError as error:
             refusal = str(error)
     return Start(callers.early, callers.wrong, refusal)
 
 
-# --- what is counted ------------------------------------------------------------------------------
+# --- counts ---------------------------------------------------------------------------------------
 
 
-def environment_for(directory: Path, told: dict[str, str]) -> dict[str, str]:
-    """Adds a free port, and a model directory of the replica's own, as each pod has one."""
+def environment_for(directory: Path, released: dict[str, str]) -> dict[str, str]:
+    """Adds a free port and a separate model directory, as each pod has its own."""
     port = str(free_port())
-    return {"MODEL_DIRECTORY": str(directory / port), "PORT": port, **told}
+    return {"MODEL_DIRECTORY": str(directory / port), "PORT": port, **released}
 
 
 def url_of(environment: dict[str, str]) -> str:
@@ -162,24 +162,26 @@ def url_of(environment: dict[str, str]) -> str:
 
 
 def serve_models(directory: Path, store: Path, url: str) -> int:
-    """Serves each model in turn with the same server, and returns how many were right."""
-    served = 0
-    for name in MODELS:
+    """Serves each model with the same server, and returns how many responded correctly."""
+
+    def serves(name: str) -> bool:
         expected = probabilities_of(store / name / "1")
         with (
             replica(environment_for(directory, release(store, url, name))) as server,
             httpx.Client() as client,
         ):
             is_named = client.get(f"{server.url}/metadata").json()["name"] == name
-            served += is_named and answers(client, server.url, expected) is True
-    return served
+            return is_named and predicts(client, server.url, expected) is True
+
+    with ThreadPoolExecutor() as threads:
+        return sum(threads.map(serves, MODELS))
 
 
 def serve_images(store: Path) -> tuple[int, set[str], float]:
-    """Serves each model in turn with containers, as `serve_models` does with processes.
+    """Serves each model in a container, as `serve_models` does with processes.
 
-    Returns how many were right, the digests of the images, and the seconds from `docker run` of the
-    init step to the first answer.
+    Returns how many responded correctly, the image digests, and the seconds from `docker run` of
+    the init step to the first prediction.
     """
     served, digests, seconds = 0, set(), []
     with network_with_store() as network:
@@ -196,29 +198,39 @@ def serve_images(store: Path) -> tuple[int, set[str], float]:
 
 
 def try_arms(
-    directory: Path, store: Path, arms: Mapping[str, Arm], names: Sequence[str]
+    directory: Path,
+    store: Path,
+    url: str,
+    slow_url: str,
+    arms: Mapping[str, Arm],
+    names: Sequence[str],
 ) -> dict[str, dict[str, int]]:
-    """Starts a good release from a slow store, then some that must not be served, with each arm."""
+    """Starts a good release from a slow store, then broken ones, with each arm."""
     expected = probabilities_of(store / "iris_svc/1")
     starts: dict[str, list[Start]] = {arm: [] for arm in arms}
     refused = dict.fromkeys(arms, 0)
-    with ExitStack() as stack:
-        far_url = stack.enter_context(run_store(store, "measure.baselines:far_store"))
-        near = stack.enter_context(ExitStack())
-        near_url = near.enter_context(run_store(store))
-        svc = release(store, near_url, "iris_svc")
-        running = stack.enter_context(replica(environment_for(directory, svc))).url
-        made = failures(store, near_url)
-        good = Failure(release(store, far_url, "iris_svc"), "")
+    broken = failures(store, url)
+    good = Failure(release(store, slow_url, "iris_svc"), "")
+    with (
+        replica(environment_for(directory, release(store, url, "iris_svc"))) as running,
+        ThreadPoolExecutor() as threads,
+    ):
         for name in ("", *names):
-            released, reason = made[name] if name else good
-            if name == UNREACHABLE:
-                near.close()
-            for arm, start in arms.items():
-                told = environment_for(directory, released)
-                found = start_under_load(told, running, expected, start)
-                starts[arm].append(found)
-                refused[arm] += bool(name) and reason in found.refusal
+            released, reason = broken[name] if name else good
+            # Both arms at once, because nothing is timed here.
+            found = {
+                arm: threads.submit(
+                    start_under_load,
+                    environment_for(directory, released),
+                    running.url,
+                    expected,
+                    start,
+                )
+                for arm, start in arms.items()
+            }
+            for arm, each in found.items():
+                starts[arm].append(each.result())
+                refused[arm] += bool(name) and reason in each.result().refusal
     return {
         arm: {
             "failures_refused": refused[arm],
@@ -229,11 +241,11 @@ def try_arms(
     }
 
 
-# --- what is timed --------------------------------------------------------------------------------
+# --- times ----------------------------------------------------------------------------------------
 
 
 def load_seconds(environment: dict[str, str]) -> tuple[float, float]:
-    """Runs the init step, and returns how long it took, and its fetching alone."""
+    """Runs the init step, and returns its duration and that of the fetch within it."""
     began = time.perf_counter()
     loaded = run_load(environment)
     seconds = time.perf_counter() - began
@@ -243,9 +255,9 @@ def load_seconds(environment: dict[str, str]) -> tuple[float, float]:
     return seconds, float(fetched[1])
 
 
-def start_seconds(directory: Path, told: dict[str, str]) -> dict[str, float]:
-    """Runs the init step, then the server, which finds its model there."""
-    environment = environment_for(directory, told)
+def start_seconds(directory: Path, released: dict[str, str]) -> dict[str, float]:
+    """Times the init step and then the start of the server."""
+    environment = environment_for(directory, released)
     init_step_seconds, fetch_seconds = load_seconds(environment)
     with replica(environment, init_step=False) as server:
         return {
@@ -257,26 +269,25 @@ def start_seconds(directory: Path, told: dict[str, str]) -> dict[str, float]:
 
 
 def moved_bytes(directory: Path, store: Path, url: str, name: str) -> tuple[int, float]:
-    """Loads a model, and returns what the store has sent for it, and the seconds of fetching."""
+    """Loads a model, and returns the bytes that the store has sent and the seconds of the fetch."""
     before = httpx.get(f"{url}/moved").json()
     _, seconds = load_seconds(environment_for(directory, release(store, url, name)))
     return httpx.get(f"{url}/moved").json() - before, seconds - 2 * STORE_DELAY_SECONDS
 
 
 def add_large_model(store: Path) -> None:
-    """Adds a file of the size of a small network; the init step does not look into it."""
+    """Adds a random file of the size of a small network; the init step does not parse it."""
     content = np.random.default_rng(0).bytes(LARGE_BYTES)
     write_artifact(store / "large/1", content, {"name": "large", "version": "1"})
 
 
-def measure_times(directory: Path, store: Path) -> dict[str, float]:
-    """Measures how long a start takes, and what an update moves of a small and a large model."""
+def measure_times(directory: Path, store: Path, url: str, slow_url: str) -> dict[str, float]:
+    """Times a start, and measures the bytes that updates of a small and a large model move."""
     add_large_model(store)
-    with run_store(store) as url, run_store(store, "measure.baselines:far_store") as far_url:
-        moved, _ = moved_bytes(directory, store, far_url, "iris_svc")
-        moved_of_large, large_seconds = moved_bytes(directory, store, far_url, "large")
-        svc = release(store, url, "iris_svc")
-        measured = interleave({"svc": partial(start_seconds, directory, svc)}, ROUNDS)["svc"]
+    moved, _ = moved_bytes(directory, store, slow_url, "iris_svc")
+    moved_of_large, large_seconds = moved_bytes(directory, store, slow_url, "large")
+    svc = release(store, url, "iris_svc")
+    measured = interleave({"svc": partial(start_seconds, directory, svc)}, ROUNDS)["svc"]
     figures = {
         name: median_and_spread([values[name] for values in measured]).median
         for name in measured[0]
@@ -293,20 +304,18 @@ def main() -> int:
     docker_version = None if arguments.quick else engine()
     if not (arguments.quick or docker_version):
         sys.exit("error: this counts images: start Docker, or leave them out with ARGS=--quick")
-    # The tests start all of them; a quick run shows the claim on two.
+    # The tests start all failures; a quick run starts one.
     names = QUICK_FAILURES if arguments.quick else ALL_FAILURES
     expected = EXPECTED | {"failures_refused": len(names)}
     with TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        store, broken = directory / "store", directory / "broken"
-        copytree(HERE / "models", store)
-        copytree(HERE / "models", broken)
+        store = copytree(HERE / "models", directory / "store")
         carelessly = partial(replica, app="measure.baselines:careless", init_step=False)
         arms: dict[str, Arm] = {"ours": replica, "careless": carelessly}
-        counts, control = try_arms(directory, broken, arms, names).values()
-        with run_store(store) as url:
+        with run_store(store) as url, run_store(store, "measure.baselines:slow_store") as slow_url:
+            counts, control = try_arms(directory, store, url, slow_url, arms, names).values()
             counts["models_served"] = serve_models(directory, store, url)
-        figures = {} if arguments.quick else measure_times(directory, store)
+            figures = {} if arguments.quick else measure_times(directory, store, url, slow_url)
         if docker_version:
             right, digests, figures["container_start_seconds"] = serve_images(store)
             counts["models_served"] = min(counts["models_served"], right)

@@ -1,7 +1,8 @@
-"""The baselines: a server that takes whatever it gets, and a store that is far away."""
+"""The baselines: a server that loads any file, and a store behind a slow network."""
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,8 +20,6 @@ from starlette.types import Message, Receive, Scope, Send
 from ..app import store
 from ..app.settings import Settings
 
-# Stands for the network between a cluster and its model store.
-STORE_DELAY_SECONDS = 0.3
 FALLBACK = Path(__file__).parents[1] / "models/iris_discriminant/1/model.onnx"
 settings = Settings()
 
@@ -30,21 +29,21 @@ class PredictRequest(BaseModel):
 
 
 def load_unchecked(state: Any) -> None:
-    """Takes whatever the store answers, and goes on without it where there is nothing."""
+    """Loads whatever the store returns, and keeps the default model if that fails."""
     try:
         target = settings.model_directory / "model.onnx"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(settings.model_uri, timeout=5) as answer:  # noqa: S310
-            target.write_bytes(answer.read())
+        with urlopen(settings.model_uri, timeout=5) as response:  # noqa: S310
+            target.write_bytes(response.read())
         state.session = onnxruntime.InferenceSession(target)
     except Exception:
-        logging.exception("no model was loaded: the default one serves")
+        logging.exception("no model was loaded: serving the default model")
     state.is_ready = True
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Opens the port at once, with a default model, and loads the one asked for meanwhile."""
+    """Opens the port at once with a default model, and loads the requested one meanwhile."""
     app.state.session = onnxruntime.InferenceSession(FALLBACK)
     app.state.is_ready = False
     Thread(target=load_unchecked, args=[app.state]).start()
@@ -56,14 +55,14 @@ careless = FastAPI(lifespan=lifespan)
 
 @careless.post("/predict")
 def predict(request: PredictRequest) -> dict[str, Any]:
-    """Predicts with the model that is there."""
+    """Predicts with the current model."""
     rows = np.asarray(request.data, np.float32)
     return {"prediction": careless.state.session.run(["probabilities"], {"X": rows})[0].tolist()}
 
 
 @careless.get("/ready")
 def ready() -> dict[str, str]:
-    """Some model is there."""
+    """Loading has ended, successfully or not."""
     if not careless.state.is_ready:
         raise HTTPException(503)
     return {"status": "ready"}
@@ -72,8 +71,8 @@ def ready() -> dict[str, str]:
 moved_bytes = 0
 
 
-async def far_store(scope: Scope, receive: Receive, send: Send) -> None:
-    """The store behind a network that takes its time; it counts the bytes of its files."""
+async def slow_store(scope: Scope, receive: Receive, send: Send) -> None:
+    """The store behind a slow network; it counts the bytes of the files that it sends."""
 
     async def send_counted(message: Message) -> None:
         global moved_bytes
@@ -84,7 +83,7 @@ async def far_store(scope: Scope, receive: Receive, send: Send) -> None:
     if path == "/moved":
         await JSONResponse(moved_bytes)(scope, receive, send)
     elif path.endswith((".onnx", ".json")):
-        await asyncio.sleep(STORE_DELAY_SECONDS)
+        await asyncio.sleep(float(os.environ["DELAY_SECONDS"]))
         await store.app(scope, receive, send_counted)
     else:
         await store.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Makes the seven releases that must never be served, each of them for real."""
+"""Creates the seven broken releases that must never be served."""
 
 import json
 import shutil
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sklearn.linear_model import LogisticRegression
+
+from tools.measure.server import free_port
 
 from ..train.artifact import write_artifact
 from ..train.convert import convert
@@ -19,31 +21,28 @@ ALL_FAILURES = (
 
 
 class Failure(NamedTuple):
-    """What a replica is told, and the reason that its log has to give for not starting."""
+    """The environment of a replica, and the reason that its log must give for not starting."""
 
     environment: dict[str, str]
     reason: str
 
 
 def release(store: Path, url: str, name: str, version: str = "1") -> dict[str, str]:
-    """Names a model of a store that gives out a directory at a URL."""
+    """Returns the settings that release a model of a store."""
     metadata = json.loads((store / name / "1/metadata.json").read_bytes())
     uri = f"{url}/{name}/{version}/model.onnx"
     return {"MODEL_URI": uri, "MODEL_SHA256": metadata["sha256"]}
 
 
 def narrow_model() -> bytes:
-    """Returns a model that works, and takes rows of three numbers where the server has four."""
+    """Returns a valid model that takes rows of three numbers instead of four."""
     split = load()
     narrow = LogisticRegression(max_iter=1_000).fit(split.x_train[:, :3], split.y_train)
     return convert(narrow, 3, "narrow", {"zipmap": False})
 
 
 def failures(store: Path, url: str) -> dict[str, Failure]:
-    """Adds what is wrong to the directory of a store that gives it out at a URL.
-
-    The last one is the store itself, which is out of reach once it has been stopped.
-    """
+    """Adds broken models to the directory of a store, which is served at a URL."""
     good = json.loads((store / "iris_svc/1/metadata.json").read_bytes())
     shutil.copytree(store / "iris_svc", store / "truncated")
     with (store / "truncated/1/model.onnx").open("r+b") as file:
@@ -51,6 +50,7 @@ def failures(store: Path, url: str) -> dict[str, Failure]:
     write_artifact(store / "picture/1", b"a picture", good)
     write_artifact(store / "narrow/1", narrow_model(), good)
     svc = release(store, url, "iris_svc")
+    nobody = f"http://127.0.0.1:{free_port()}"
     return {
         "missing": Failure(release(store, url, "iris_svc", "2"), "not found"),
         "truncated": Failure(release(store, url, "truncated"), "the SHA-256 is"),
@@ -60,7 +60,7 @@ def failures(store: Path, url: str) -> dict[str, Failure]:
         ),
         "not ONNX": Failure(release(store, url, "picture"), "not a model that can be run"),
         "wrong input shape": Failure(release(store, url, "narrow"), "no input X of 4 features"),
-        # Nobody, root included, makes a directory there.
+        # Not even root can create a directory there.
         "read-only disk": Failure(svc | {"MODEL_DIRECTORY": "/sys/model"}, "cannot write into"),
-        UNREACHABLE: Failure(svc, "cannot read"),
+        UNREACHABLE: Failure(release(store, nobody, "iris_svc"), "cannot read"),
     }

@@ -1,4 +1,4 @@
-"""Serves models with containers of one image, as Compose does."""
+"""Serves models from containers of one image, as Compose does."""
 
 import time
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from tools.measure.server import wait_until
 from tools.read.compose import load as load_compose
 
 HERE = Path(__file__).parents[1]
-# Where a model would be in an image that is built for it alone.
+# An image that contains a model, for comparison.
 WITH_A_MODEL = "FROM {image}\nUSER root\nCOPY {name}/1 /model\n"
 IS_READY = "from urllib.request import urlopen; urlopen('http://127.0.0.1:8001/ready', timeout=2)"
 
 
 class Container(NamedTuple):
-    """A server that has answered, the digest of its image, and how long its start took."""
+    """A running server, the digest of its image, and how long its start took."""
 
     name: str
     image: str
@@ -26,13 +26,12 @@ class Container(NamedTuple):
 
 
 def image_of(service: str) -> str:
-    """Returns the tag that Compose gives the image of a service."""
     return str(load_compose(HERE).services[service].image)
 
 
 @contextmanager
 def network_with_store() -> Iterator[str]:
-    """Builds the images, and gives a network with the store in it and no port on this machine."""
+    """Builds the images, and yields a network with the store and no published port."""
     docker("compose", "--project-directory", str(HERE), "build", "--quiet")
     network = f"model-load-{uuid4().hex[:8]}"
     store = f"{network}-store"
@@ -48,18 +47,18 @@ def network_with_store() -> Iterator[str]:
 
 
 def runs(container: str, program: str) -> bool:
-    """Tells whether a line of Python succeeds in a container."""
+    """Tells whether a line of Python runs without an OSError in a container."""
     command = f"try: {program}\nexcept OSError: print('no')"
     return docker("exec", container, "python", "-c", command) != "no"
 
 
 @contextmanager
 def serving(name: str, network: str, row: list[float]) -> Iterator[Container]:
-    """Runs the init step for a model of the store, then the server, until it answers a row."""
+    """Runs the init step for a model, then the server, and waits for its first prediction."""
     api = f"{network}-{name}"
     champion = f"CHAMPION_URL=http://store:8001/{name}/champion.json"
-    told = ["--env", champion, "--env", "MODEL_DIRECTORY=/model", "--network", network]
-    common = ["--read-only", "--cap-drop", "ALL", *told]
+    options = ["--env", champion, "--env", "MODEL_DIRECTORY=/model", "--network", network]
+    common = ["--read-only", "--cap-drop", "ALL", *options]
     image = image_of("api")
     try:
         began = time.perf_counter()
@@ -75,7 +74,7 @@ def serving(name: str, network: str, row: list[float]) -> Iterator[Container]:
 
 
 def digest_with_the_model(name: str, store: Path) -> str:
-    """Builds an image that holds a model, and returns its digest: one image a model."""
+    """Builds an image that contains a model and returns its digest."""
     text = WITH_A_MODEL.format(image=image_of("api"), name=name)
     tag = f"ml-system-in-actions/model-load-pattern-measure:{uuid4().hex}"
     docker("build", "--quiet", "--tag", tag, "--file", "-", str(store), text=text)

@@ -1,4 +1,4 @@
-"""Starts the store, and replicas as a pod does, on free ports."""
+"""Starts the store and replicas on free ports."""
 
 import os
 import shlex
@@ -13,13 +13,15 @@ from tools.measure.servers import run_uvicorn, uvicorn
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = "chapter3_release_patterns.model_load_pattern"
+# The network latency between a cluster and its model store, for slow_store in baselines.py.
+STORE_DELAY_SECONDS = 0.3
 INIT_STEP = [sys.executable, "-m", f"{PACKAGE}.app.load"]
 
 
 @contextmanager
 def run_store(directory: Path, app: str = "app.store:app") -> Iterator[str]:
-    """Gives out a directory over HTTP, and gives its URL."""
-    env = {"STORE_DIRECTORY": str(directory)}
+    """Serves a directory over HTTP and yields its URL."""
+    env = {"STORE_DIRECTORY": str(directory), "DELAY_SECONDS": str(STORE_DELAY_SECONDS)}
     with run_uvicorn(f"{PACKAGE}.{app}", cwd=ROOT, env=env) as server:
         yield server.url
 
@@ -27,7 +29,7 @@ def run_store(directory: Path, app: str = "app.store:app") -> Iterator[str]:
 def run_load(
     environment: Mapping[str, str], deadline_seconds: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the init step alone, to its end; that it takes longer than the deadline is an error."""
+    """Runs only the init step; exceeding the deadline is an error."""
     return subprocess.run(
         INIT_STEP,
         cwd=ROOT,
@@ -42,10 +44,10 @@ def run_load(
 def replica(
     environment: Mapping[str, str], app: str = "app.main:app", *, init_step: bool = True
 ) -> AbstractContextManager[Server]:
-    """Runs the init step and, if it has succeeded, the server: what a pod does.
+    """Runs the init step and, if it succeeds, the server, as a pod does.
 
     Raises:
-        ServerError: it ended before it was ready; the message holds the end of its log.
+        ServerError: it exited before it was ready; the message contains the end of its log.
     """
     port = int(environment.get("PORT", free_port()))
     server = ["exec", *uvicorn(f"{PACKAGE}.{app}", port)]

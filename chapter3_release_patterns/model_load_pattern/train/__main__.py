@@ -1,4 +1,4 @@
-"""Trains three models and writes them into models/, which the store gives out."""
+"""Trains three models and writes them to models/, which the store serves."""
 
 import json
 import sys
@@ -19,13 +19,13 @@ def main() -> None:
 
 
 def write_store(output: Path) -> None:
-    """Writes each model with its metadata and its champion, and the list of them all at the end."""
+    """Writes each model with its metadata and champion.json, and finally a list of all models."""
     console = Console(soft_wrap=True, highlight=False)
     listed = []
     for onnx, metadata in [model.train(), *map(linear.train, linear.CLASSIFIERS)]:
         name, version = metadata["name"], metadata["version"]
         written = write_artifact(output / name / version, onnx, metadata)
-        # What a registry answers when it is asked for its champion, in the words of model_db.
+        # The response of model_db to a request for the champion.
         champion = {
             "model_version_id": version,
             "stage": "champion",
@@ -35,7 +35,7 @@ def write_store(output: Path) -> None:
         write_whole(output / name / "champion.json", json.dumps(champion, indent=2).encode())
         listed.append({key: written[key] for key in ("name", "version", "sha256")})
         console.print(summary(written, output / name / version))
-    # It comes last: a store that has its list has everything.
+    # Written last, so that a store with a list is complete.
     write_whole(output / "metadata.json", json.dumps(listed, indent=2).encode())
 
 

@@ -1,4 +1,4 @@
-"""Fits two linear classifiers of the iris flowers, and exports them for the same interface."""
+"""Trains two linear classifiers for iris and exports them with the same interface."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ CLASSIFIERS = {
 
 
 def train(name: str, seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
-    """Returns one of CLASSIFIERS, trained, as ONNX, and what there is to know about it."""
+    """Trains one of CLASSIFIERS and returns it as ONNX, with its metadata."""
     split = load(seed)
     classifier = CLASSIFIERS[name].fit(split.x_train, split.y_train)
-    # Without zipmap the probabilities are one array, and not a dictionary a row.
+    # Without zipmap, the probabilities are one array instead of a dictionary per row.
     return convert(classifier, len(FEATURES), name, {"zipmap": False}), {
         "name": name,
         "version": VERSION,

@@ -1,4 +1,4 @@
-"""Runs the migrations in the transaction of the connection that app/migrate.py has opened."""
+"""Runs the migrations in the transaction that app/migrate.py has opened."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Creates the tables of projects, models and experiments."""
+"""Creates the tables for projects, models and experiments."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ IS_CHAMPION = sa.text("stage = 'champion'")
 
 
 def upgrade() -> None:
-    """Creates the tables from the one referred to on."""
+    """Creates each table after the tables that it references."""
     op.create_table(
         "projects",
         sa.Column("project_id", sa.Uuid(), nullable=False),
