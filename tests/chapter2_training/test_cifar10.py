@@ -414,7 +414,7 @@ def test_a_tracking_server_that_is_not_there_is_an_error_before_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(SystemExit, match="no run can be recorded"):
+    with pytest.raises(SystemExit, match="cannot record a run"):
         run_pipeline(tmp_path, uri=f"http://127.0.0.1:{free_port()}")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["lock"]
 

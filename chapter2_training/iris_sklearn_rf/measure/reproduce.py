@@ -1,5 +1,5 @@
 # Copied from chapter2_training/iris_sklearn_svc/measure/reproduce.py
-"""Trains in fresh processes what this process has trained, and compares what comes out."""
+"""Repeats a training in fresh processes and compares the models."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ HERE = Path(__file__).parents[1]
 
 
 class Reproduced(NamedTuple):
-    """The digests of the models of this process and of fresh ones, and a training's seconds."""
+    """The digests of all models, and the median training time."""
 
     digests: set[str]
     seconds: float
 
 
 def reproduce(model: bytes, *options: str, processes: int) -> Reproduced:
-    """Trains in fresh processes with the options that `model` was trained with in this one."""
+    """Trains in fresh processes with the options that gave `model`."""
     digests, seconds = digests_of([model]), []
     for _ in range(processes):
         begin = perf_counter()
@@ -38,10 +38,7 @@ def reproduce(model: bytes, *options: str, processes: int) -> Reproduced:
 
 
 def train_afresh(*options: str) -> str:
-    """Runs `python -m train` in a process of its own, and returns the digest of its model.
-
-    The run is recorded in a store that is thrown away.
-    """
+    """Runs `python -m train` with a temporary store and returns the digest of its model."""
     with tempfile.TemporaryDirectory() as name:
         models = Path(name, "models")
         subprocess.run(
@@ -62,14 +59,14 @@ def digests_of(models: Iterable[bytes]) -> set[str]:
 def rows_equal(
     model: bytes | Path, rows: NDArray[np.float32], expected: NDArray[np.float64]
 ) -> int:
-    """Returns for how many rows [rows, features] a model answers what is expected, within 1e-5."""
+    """Counts the rows whose prediction equals the expected one within 1e-5."""
     session = onnxruntime.InferenceSession(model)
-    (answer,) = session.run([session.get_outputs()[-1].name], {"X": rows})
-    return int(np.isclose(answer, expected, rtol=0, atol=1e-5).all(axis=1).sum())
+    (predicted,) = session.run([session.get_outputs()[-1].name], {"X": rows})
+    return int(np.isclose(predicted, expected, rtol=0, atol=1e-5).all(axis=1).sum())
 
 
 def over_seeds(score: Callable[[int], dict[str, float]], seeds: int = 20) -> dict[str, float]:
-    """Returns the median of each score over some seeds, and the lowest accuracy."""
+    """Returns the median of each score over several seeds, and the lowest accuracy."""
     scores = [score(seed) for seed in range(seeds)]
     medians = {f"{name}_median": median(each[name] for each in scores) for name in scores[0]}
     return medians | {"accuracy_lowest": min(each["accuracy"] for each in scores)}
