@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from sklearn.datasets import load_iris
@@ -45,13 +44,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metadata_of(directory: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = json.loads((directory / "metadata.json").read_bytes())
     return metadata
-
-
-def test_the_bytes_hold_nothing_in_the_order_of_a_set(models: Path) -> None:
-    domains = [
-        opset.domain for opset in onnx.load(models / "virginica" / "model.onnx").opset_import
-    ]
-    assert domains == ["", "ai.onnx.ml"]
 
 
 @pytest.mark.parametrize("positive", LABELS)

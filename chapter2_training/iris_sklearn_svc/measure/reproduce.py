@@ -1,7 +1,6 @@
 """Repeats a training in fresh processes and compares the models."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -10,14 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parents[1]
-# Trains as `python -m train` does, without importing MLflow.
+# Recording the run would import MLflow, which takes longer than the training.
 UNTRACKED = """
 import hashlib, sys
 from train.model import train
@@ -25,48 +23,28 @@ print(hashlib.sha256(train(*sys.argv[1:])[0]).hexdigest())
 """
 
 
-class Reproduced(NamedTuple):
-    """The digests of all models, and the median time of a training if it was measured."""
+def reproduce(model: bytes, *arguments: str, processes: int) -> set[str]:
+    """Returns the digests of `model` and of what fresh processes train with the same arguments."""
+    command = [sys.executable, "-c", UNTRACKED, *arguments]
+    fresh = (subprocess.check_output(command, cwd=HERE, text=True) for _ in range(processes))
+    return digests_of([model]) | {digest.strip() for digest in fresh}
 
-    digests: set[str]
-    figures: dict[str, float]
 
-
-def reproduce(model: bytes, *options: str, processes: int) -> Reproduced:
-    """Trains in fresh processes with the options that gave `model`."""
-    digests, seconds = digests_of([model]), []
+def train_seconds(processes: int = 5) -> float:
+    """Returns the median time of `python -m train`, which also records its run."""
+    seconds = []
     for _ in range(processes):
-        begin = perf_counter()
-        digests.add(train_afresh(*options))
-        seconds.append(perf_counter() - begin)
-    return Reproduced(digests, {"train_seconds": median(seconds)})
-
-
-def reproduce_untracked(model: bytes, *arguments: str) -> Reproduced:
-    """Trains in one fresh process, which calls `train` with the arguments and records no run."""
-    fresh = subprocess.run(
-        [sys.executable, "-c", UNTRACKED, *arguments],
-        cwd=HERE,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout.strip()
-    return Reproduced(digests_of([model]) | {fresh}, {})
-
-
-def train_afresh(*options: str) -> str:
-    """Runs `python -m train` with a temporary store and returns the digest of its model."""
-    with tempfile.TemporaryDirectory() as name:
-        models = Path(name, "models")
-        subprocess.run(
-            [sys.executable, "-m", "train", "--output", str(models), *options],
-            cwd=HERE,
-            env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db"},
-            check=True,
-            capture_output=True,
-        )
-        digest: str = json.loads((models / "metadata.json").read_bytes())["sha256"]
-    return digest
+        with tempfile.TemporaryDirectory() as name:
+            begin = perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "train", "--output", f"{name}/models"],
+                cwd=HERE,
+                env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db"},
+                check=True,
+                capture_output=True,
+            )
+            seconds.append(perf_counter() - begin)
+    return median(seconds)
 
 
 def digests_of(models: Iterable[bytes]) -> set[str]:
