@@ -776,28 +776,6 @@ def test_a_hundred_images_in_one_request_give_the_same_labels_as_one_by_one(
     assert client.post("/predict/label", json={"data": widest}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ([0] * 3_071, "at least 3072 items"),
-        ([0] * 3_073, "at most 3072 items"),
-        ([-1] + [0] * 3_071, "greater than or equal to 0"),
-        ([256] + [0] * 3_071, "less than or equal to 255"),
-        (["0"] + [0] * 3_071, "valid number"),
-        ([True] + [0] * 3_071, "valid number"),
-        ([[0] * 3_072], "valid number"),
-        ("an image", "valid array"),
-    ],
-)
-def test_an_invalid_image_gives_422_with_the_reason(
-    client: httpx.Client, row: object, reason: str
-) -> None:
-    answer = client.post("/predict", json={"data": [row]})
-    assert answer.status_code == 422
-    assert reason in answer.text
-    assert len(answer.content) < 5_000
-
-
 def test_one_request_is_predicted_at_a_time_while_health_responds() -> None:
     at_once: list[int] = []
     predicting, healthy = threading.Event(), threading.Event()

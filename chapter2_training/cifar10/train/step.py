@@ -1,4 +1,4 @@
-"""Runs a step once for the same inputs, and keeps what it made under their digest."""
+"""Runs a step once per set of inputs, and keeps its result under their digest."""
 
 import ast
 import hashlib
