@@ -10,8 +10,6 @@ import tarfile
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -30,7 +28,7 @@ LABEL model.name={name} model.sha256={sha256}
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     subprocess.run([*COMPOSE, "build", "--quiet", "train", "api"], check=True)
     # The pipeline reaches the server by its container name, so no port is published.
     pipeline, server = (f"cifar10-{role}-{os.getpid()}" for role in ("pipeline", "server"))
@@ -60,10 +58,6 @@ def main() -> int:
     if process.returncode == 0:
         CONSOLE.print(f"the image {image} serves the model")
     return process.returncode
-
-
-def end(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def build_image(directory: str) -> str:

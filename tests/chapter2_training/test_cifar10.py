@@ -188,7 +188,7 @@ def test_a_failing_step_fails_its_run_and_the_parent_run(
     state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(SystemExit, match="fit failed with exit code 1; the results of earlier"):
+    with pytest.raises(SystemExit, match="fit failed with exit code 1; earlier results are kept"):
         run_pipeline(state, "--device=cuda")
     assert "use --device cpu" in capfd.readouterr().err
     runs = runs_of(state)

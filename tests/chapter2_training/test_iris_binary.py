@@ -64,10 +64,10 @@ def test_label_1_is_the_positive_iris(models: Path, positive: str) -> None:
     assert metadata["parameters"]["positive"] == positive
     session = onnxruntime.InferenceSession(models / positive / "model.onnx")
     iris = load_iris()
-    (answer,) = session.run(["probabilities"], {"X": iris.data.astype(np.float32)})
+    (predicted,) = session.run(["probabilities"], {"X": iris.data.astype(np.float32)})
     is_positive = iris.target == LABELS.index(positive)
-    assert answer[is_positive, 1].mean() > 0.8
-    assert answer[~is_positive, 1].mean() < 0.2
+    assert predicted[is_positive, 1].mean() > 0.8
+    assert predicted[~is_positive, 1].mean() < 0.2
     assert metadata["output"]["shape"] == [None, 2]
 
 

@@ -220,11 +220,11 @@ def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
     """Uses one server for several checks, because it takes seconds to start."""
     with mlflow_server(workplace, embedded) as server:
         # DNS rebinding: a foreign name that resolves to this machine must not reach the page.
-        answers = {
+        statuses = {
             host: httpx.get(f"{server.url}/", headers={"Host": host}).status_code
             for host in ("ui:5000", "localhost:5000", "127.0.0.1:5000", "ui.example.com:5000")
         }
-        assert list(answers.values()) == [200, 200, 200, 403]
+        assert list(statuses.values()) == [200, 200, 200, 403]
         # A Kubernetes probe sends the address of the pod as the host.
         probe = httpx.get(f"{server.url}/health", headers={"Host": "10.1.2.3:5000"})
         assert probe.status_code == 200

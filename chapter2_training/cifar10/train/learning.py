@@ -13,7 +13,6 @@ from torch import nn
 from .cifar import RECORD
 
 SCORE_ROWS = 500
-Advance = Callable[[], None]
 
 
 def make_deterministic(threads: int) -> None:
@@ -49,7 +48,7 @@ def epochs(
     test: tuple[np.ndarray, torch.Tensor],
     settings: dict[str, Any],
     checkpoint: Path,
-    advance: Advance,
+    advance: Callable[[], None],
 ) -> Iterator[dict[str, float]]:
     """Yields the loss and accuracy on training and test images for each epoch.
 

@@ -94,7 +94,11 @@ def epochs_of(name: str, parameters: Parameters, directory: Path) -> Iterator[Ep
         while code is None:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(POLL_SECONDS)
-            lines = lines_of(directory if code == 0 else partial_of(directory))
+            lines: list[str] = []
+            with suppress(FileNotFoundError):
+                written = (directory if code == 0 else partial_of(directory)) / EPOCHS
+                # The last line may be incomplete.
+                lines = written.read_text().split("\n")[:-1]
             for line in lines[told:]:
                 told += 1
                 yield Epoch(told, json.loads(line))
@@ -102,16 +106,7 @@ def epochs_of(name: str, parameters: Parameters, directory: Path) -> Iterator[Ep
         process.terminate()
         process.wait()
     if code:
-        raise StepError(
-            f"{name} failed with exit code {code}; the results of earlier steps are kept"
-        )
-
-
-def lines_of(directory: Path) -> list[str]:
-    """Returns the complete lines that a step has written about its epochs."""
-    with suppress(FileNotFoundError):
-        return (directory / EPOCHS).read_text().split("\n")[:-1]
-    return []
+        raise StepError(f"{name} failed with exit code {code}; earlier results are kept")
 
 
 def publish(parameters: Parameters) -> Iterator[Judged]:

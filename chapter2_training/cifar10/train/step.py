@@ -83,12 +83,13 @@ def directory_of(name: str, parameters: Parameters) -> Path:
         StepError: the result of an earlier step is missing.
     """
     step = STEPS[name]
+    started = sorted((PATTERN / step.starts).glob("*.py")) if step.starts else []
     inputs = {
         "after": {before: result_of(before, parameters)["sha256"] for before in step.after},
         "parameters": {key: getattr(parameters, key) for key in step.parameters},
         "code": {
             str(path.relative_to(PATTERN)): sha256(path.read_bytes())
-            for path in (*sources_of(PATTERN / f"train/{name}.py"), *started_by(step))
+            for path in (*sources_of(PATTERN / f"train/{name}.py"), *started)
         },
         "packages": {package: version(package) for package in step.packages},
     }
@@ -147,10 +148,6 @@ def sources_of(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def started_by(step: Step) -> list[Path]:
-    return sorted((PATTERN / step.starts).glob("*.py")) if step.starts else []
-
-
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Locks a file; the operating system releases the lock when this process ends or is killed.
@@ -207,7 +204,12 @@ def run(name: str, description: str | None, work: Work, *, resumes: bool = False
             found = work(parameters, inputs, partial)
             seconds = time.perf_counter() - began
             digest = content_digest(partial)
-            keep(partial, directory, {"sha256": digest, "seconds": seconds, "found": found})
+            result = {"sha256": digest, "seconds": seconds, "found": found}
+            (partial / RESULT).write_text(json.dumps(result, indent=2))
+            # A directory of that name is damaged, or `finished` would have found it.
+            shutil.rmtree(directory, ignore_errors=True)
+            partial.replace(directory)
+            (directory / CHECKPOINT).unlink(missing_ok=True)
             console.print(f"{name}: done in {seconds:.1f} s", shown(found), f"({directory.name})")
     except StepError as error:
         sys.exit(f"error: {name}: {error}")
@@ -215,14 +217,6 @@ def run(name: str, description: str | None, work: Work, *, resumes: bool = False
 
 def partial_of(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.partial")
-
-
-def keep(partial: Path, directory: Path, result: dict[str, Any]) -> None:
-    """Renames a complete directory, replacing a damaged one of that name."""
-    (partial / RESULT).write_text(json.dumps(result, indent=2))
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.replace(directory)
-    (directory / CHECKPOINT).unlink(missing_ok=True)
 
 
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:
