@@ -37,7 +37,7 @@ from chapter2_training.cifar10.train import __main__ as train_main
 from chapter2_training.cifar10.train import build, evaluate, fit, preprocess
 from chapter2_training.cifar10.train import step as train_step
 from chapter2_training.cifar10.train.cifar import RECORD, DataError, fetch, read_archive, records
-from chapter2_training.cifar10.train.gate import probability_of, refusal
+from chapter2_training.cifar10.train.gate import probability_of, rejection
 from chapter2_training.cifar10.train.learning import batches, epochs, make_deterministic, predict
 from chapter2_training.cifar10.train.nets import Standardise, make_net, weights_of
 from chapter2_training.cifar10.train.onnx_graph import export
@@ -399,7 +399,7 @@ def test_a_step_run_by_hand_names_its_directory_and_a_missing_earlier_step(
     assert f"({only(state, 'build').name})" in capfd.readouterr().out
     run_step("evaluate", state)
     assert f"not run again, nothing has changed ({evaluated.name})" in capfd.readouterr().out
-    with pytest.raises(SystemExit, match=r"is missing: first run python -m train\.preprocess"):
+    with pytest.raises(SystemExit, match=r"is missing: run python -m train\.preprocess"):
         run_step("fit", tmp_path / "elsewhere")
 
 
@@ -472,7 +472,7 @@ def test_the_gate_passes_a_model_at_the_threshold_less_than_once_in_a_thousand(
 ) -> None:
     def passes(k: int) -> bool:
         scores = {"correct": k, "images": images, "different_from_training": 0}
-        return refusal(scores, 10, margin) is None
+        return rejection(scores, 10, margin) is None
 
     lowest = bisect_left(range(images + 1), True, key=passes)
     for k in range(0, images + 1, images // 100):
@@ -486,8 +486,8 @@ def test_the_gate_passes_a_model_at_the_threshold_less_than_once_in_a_thousand(
 
 def test_a_model_that_predicts_differently_when_served_is_not_published() -> None:
     scores = {"correct": 90, "images": 100, "different_from_training": 2}
-    assert "disagree" in (refusal(scores, 10, 0.1) or "")
-    assert refusal(scores | {"different_from_training": 1}, 10, 0.1) is None
+    assert "disagree" in (rejection(scores, 10, 0.1) or "")
+    assert rejection(scores | {"different_from_training": 1}, 10, 0.1) is None
 
 
 # ---- Data ----------------------------------------------------------------------------------------
@@ -642,8 +642,8 @@ def test_the_onnx_graph_computes_what_the_network_does(name: str) -> None:
     rows = draw(16, np.random.default_rng(0))[0].reshape(16, -1)
     expected = torch.softmax(predict(net, rows), 1).numpy()
     session = onnxruntime.InferenceSession(export(name, weights_of(net)))
-    (answer,) = session.run(["probabilities"], {"X": rows.astype(np.float32)})
-    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-4)
+    (predicted,) = session.run(["probabilities"], {"X": rows.astype(np.float32)})
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-4)
     # The predictions must vary, or any graph would match.
     assert np.ptp(expected, axis=0).max() > 1e-3
     net[0] = Standardise(*IMAGENET)
@@ -878,12 +878,12 @@ def test_with_docker_the_model_is_scored_in_its_own_image(
         assert docker("run", "--rm", name, "python", "-c", found) == "None None\n"
         assert not left_running()
         # A rejected model still gets an image, and nothing keeps running.
-        refused = subprocess.run(
+        rejected = subprocess.run(
             [*trainer, "--epochs=0"], cwd=PATTERN, check=False, capture_output=True, text=True
         )
-        assert refused.returncode == 1
+        assert rejected.returncode == 1
         # The reason comes last, because stdout and stderr are merged.
-        assert refused.stdout.splitlines()[-1].startswith("error: not published: ")
+        assert rejected.stdout.splitlines()[-1].startswith("error: not published: ")
         assert not left_running()
         # After SIGTERM nothing keeps running either, and both runs have failed.
         with subprocess.Popen(

@@ -44,12 +44,12 @@ def fetch(url: str, md5: str, path: Path, progress: Progress) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         with (
-            httpx.stream("GET", url, timeout=SILENCE_SECONDS, follow_redirects=True) as answer,
+            httpx.stream("GET", url, timeout=SILENCE_SECONDS, follow_redirects=True) as response,
             partial.open("wb") as file,
         ):
-            answer.raise_for_status()
-            total = int(answer.headers.get("content-length", 0))
-            for chunk in answer.iter_raw():
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0))
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 progress(file.tell(), total)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:

@@ -10,7 +10,7 @@ RISK = 0.001
 MOST_DIFFERENT = 0.01
 
 
-def refusal(scores: dict[str, Any], classes: int, margin: float) -> str | None:
+def rejection(scores: dict[str, Any], classes: int, margin: float) -> str | None:
     """Returns the reason to reject a model, or None if it may be published.
 
     A one-sided binomial test: a model whose true accuracy is only chance plus `margin` passes with

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .artifact import write_artifact
-from .gate import refusal
+from .gate import rejection
 from .parameters import PATTERN, Parameters
 from .step import (
     EPOCHS,
@@ -89,7 +89,7 @@ def epochs_of(name: str, parameters: Parameters, directory: Path) -> Iterator[Ep
     """
     command = [sys.executable, "-m", f"train.{name}", *parameters.arguments()]
     process = subprocess.Popen(command, cwd=PATTERN)
-    code, told = None, 0
+    code, seen = None, 0
     try:
         while code is None:
             with suppress(subprocess.TimeoutExpired):
@@ -99,9 +99,9 @@ def epochs_of(name: str, parameters: Parameters, directory: Path) -> Iterator[Ep
                 written = (directory if code == 0 else partial_of(directory)) / EPOCHS
                 # The last line may be incomplete.
                 lines = written.read_text().split("\n")[:-1]
-            for line in lines[told:]:
-                told += 1
-                yield Epoch(told, json.loads(line))
+            for line in lines[seen:]:
+                seen += 1
+                yield Epoch(seen, json.loads(line))
     finally:
         process.terminate()
         process.wait()
@@ -119,7 +119,7 @@ def publish(parameters: Parameters) -> Iterator[Judged]:
     scores = json.loads((directory_of("evaluate", parameters) / "scores.json").read_bytes())
     metadata = json.loads((built / "metadata.json").read_bytes())
     kept = {name: scores[name] for name in ("accuracy", "p50_ms", "p99_ms")}
-    reason = refusal(scores, len(metadata["labels"]), parameters.margin)
+    reason = rejection(scores, len(metadata["labels"]), parameters.margin)
     yield Judged(kept, metadata["sha256"], reason)
     if reason:
         raise StepError(f"not published: {reason}")

@@ -104,9 +104,7 @@ def result_of(name: str, parameters: Parameters) -> dict[str, Any]:
     """
     result = finished(directory_of(name, parameters))
     if result is None:
-        raise StepError(
-            f"{name} is missing: first run python -m train.{name} with the same arguments"
-        )
+        raise StepError(f"{name} is missing: run python -m train.{name} with the same arguments")
     return result
 
 
