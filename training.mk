@@ -1,11 +1,11 @@
-# The verbs of a pattern that trains: `pattern.mk` includes this file.
+# More verbs for a pattern that trains; `pattern.mk` includes this file.
 
-# What a model is registered in: chapter2_training/model_db, or another server of its interface.
+# The model registry: chapter2_training/model_db, or another server with the same API.
 MODEL_DB_URL ?= http://localhost:8000
 UI := http://localhost:5000
 
 ifeq ($(RUN),docker)
-# A pattern may have a program of its own that runs the training in containers.
+# A pattern can define its own command that trains in containers.
 TRAIN_WITH_DOCKER ?= $(COMPOSE) run --rm --no-deps train python -m train --output /data/models
 TRAIN = set -o pipefail && \
   $(COMPOSE) build train && $(TRAIN_WITH_DOCKER) $(ARGS) && mkdir -p models && \
@@ -13,13 +13,13 @@ TRAIN = set -o pipefail && \
 UI_UP = $(COMPOSE) up --detach --build --wait --no-deps ui
 else
 export MLFLOW_DISABLE_TELEMETRY := true
-# The store that the services have, so that every run is on one page.
+# The store of the services, so that the page shows every run.
 export MLFLOW_TRACKING_URI ?= sqlite:///$(HERE)/.local/volumes/tracking/mlflow.db
 UI_UP = $(UP)
 endif
 
 .PHONY: ui
-ui: ## Open the page of the training runs
+ui: ## Open the page with the training runs
 	@$(UI_UP)
 	@echo "the training runs are at $(UI)"
 	@if [ "$$(uname)" = Darwin ]; then open $(UI); \

@@ -1,4 +1,4 @@
-"""Runs the pipeline in a container, and gives the model an image, in which it is scored."""
+"""Runs the pipeline in a container, and builds an image of the model, which is then scored."""
 
 import json
 import os
@@ -10,8 +10,6 @@ import tarfile
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -20,7 +18,7 @@ HERE = Path(__file__).parent
 COMPOSE = ["docker", "compose", "--project-directory", str(HERE)]
 SERVER_IMAGE = "ml-system-in-actions/cifar10-api:0.1.0"
 MODEL_IMAGE = "ml-system-in-actions/cifar10-model"
-# In which the pipeline ends its step, and records that its run has failed.
+# Time for the pipeline to end its step and record the failed run.
 STOP_SECONDS = 30
 TO_BE_SERVED = re.compile(r"build: (\S+) is to be served at ")
 DOCKERFILE = """FROM {server}
@@ -30,12 +28,12 @@ LABEL model.name={name} model.sha256={sha256}
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     subprocess.run([*COMPOSE, "build", "--quiet", "train", "api"], check=True)
-    # The pipeline finds the server by its name, so it needs no port of this machine.
+    # The pipeline reaches the server by its container name, so no port is published.
     pipeline, server = (f"cifar10-{role}-{os.getpid()}" for role in ("pipeline", "server"))
     options = ["--rm", "--no-deps", "-T", "--name", pipeline]
-    # Docker brings output and errors on two ways, on which one can overtake the other.
+    # Docker can reorder stdout and stderr, so merge them in the container.
     in_order = ["sh", "-c", 'exec "$@" 2>&1', "sh"]
     train = ["python", "-m", "train", "--output", "/data/models", f"--server=http://{server}:8000"]
     image = ""
@@ -53,21 +51,17 @@ def main() -> int:
                     docker("run", "--detach", "--read-only", "--cap-drop=ALL", *network, image)
             process.wait()
         finally:
-            # Whatever has happened, nothing is left running.
+            # Leave nothing running, whatever happened.
             stop = ["stop", f"--time={STOP_SECONDS}", pipeline]
             for ending in (stop, ["rm", "--force", pipeline, server]):
                 subprocess.run(["docker", *ending], capture_output=True, check=False)
     if process.returncode == 0:
-        CONSOLE.print(f"the image {image} serves it")
+        CONSOLE.print(f"the image {image} serves the model")
     return process.returncode
 
 
-def end(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
-
-
 def build_image(directory: str) -> str:
-    """Builds the server with the model of a directory of the volume inside; returns its name."""
+    """Builds an image of the server and a model from the volume; returns its name."""
     tar = ["tar", "-c", "-C", directory, "model.onnx", "metadata.json"]
     packed = subprocess.run(
         [*COMPOSE, "run", "--rm", "--no-deps", "-T", "train", *tar],
@@ -86,7 +80,7 @@ def build_image(directory: str) -> str:
 
 
 def network_name() -> str:
-    """Returns the name of the network in which the containers of this directory see each other."""
+    """Returns the name of the network of the Compose project."""
     found = subprocess.run(
         [*COMPOSE, "config", "--format", "json"], stdout=subprocess.PIPE, check=True
     )

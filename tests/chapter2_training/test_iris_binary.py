@@ -1,4 +1,4 @@
-"""iris_binary: a model for each iris, whose label 1 is that iris and nothing else."""
+"""iris_binary: one model per iris, whose label 1 is that iris."""
 
 import json
 import subprocess
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from sklearn.datasets import load_iris
@@ -26,7 +25,7 @@ PATTERN = ROOT / "chapter2_training/iris_binary"
 
 
 def train(output: Path, *options: str) -> None:
-    """Runs `python -m train` in this process: each of its own would import MLflow for seconds."""
+    """Runs `python -m train` in this process, because importing MLflow takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{output.parent}/tracking/mlflow.db")
         patch.setattr(sys, "argv", ["train", f"--output={output}", *options])
@@ -35,7 +34,7 @@ def train(output: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the model of each iris in a directory of its name."""
+    """Trains the model of each iris into a directory of that name."""
     directory = tmp_path_factory.mktemp("training")
     for positive in LABELS:
         train(directory / positive, "--positive", positive)
@@ -47,15 +46,8 @@ def metadata_of(directory: Path) -> dict[str, Any]:
     return metadata
 
 
-def test_the_bytes_hold_nothing_in_the_order_of_a_set(models: Path) -> None:
-    domains = [
-        opset.domain for opset in onnx.load(models / "virginica" / "model.onnx").opset_import
-    ]
-    assert domains == ["", "ai.onnx.ml"]
-
-
 @pytest.mark.parametrize("positive", LABELS)
-def test_onnx_answers_every_row_as_scikit_learn_does(models: Path, positive: str) -> None:
+def test_onnx_predicts_every_row_as_scikit_learn_does(models: Path, positive: str) -> None:
     split = load_one_against_rest(positive)
     rows = load_iris().data.astype(np.float32)
     expected = fit(split.x_train, split.y_train).predict_proba(rows)
@@ -72,10 +64,10 @@ def test_label_1_is_the_positive_iris(models: Path, positive: str) -> None:
     assert metadata["parameters"]["positive"] == positive
     session = onnxruntime.InferenceSession(models / positive / "model.onnx")
     iris = load_iris()
-    (answer,) = session.run(["probabilities"], {"X": iris.data.astype(np.float32)})
+    (predicted,) = session.run(["probabilities"], {"X": iris.data.astype(np.float32)})
     is_positive = iris.target == LABELS.index(positive)
-    assert answer[is_positive, 1].mean() > 0.8
-    assert answer[~is_positive, 1].mean() < 0.2
+    assert predicted[is_positive, 1].mean() > 0.8
+    assert predicted[~is_positive, 1].mean() < 0.2
     assert metadata["output"]["shape"] == [None, 2]
 
 
@@ -88,7 +80,7 @@ def test_the_three_models_hold_out_the_same_rows() -> None:
     assert together.tolist() == [1] * 45
 
 
-def test_the_scores_of_the_positive_iris_are_those_of_its_rows(models: Path) -> None:
+def test_precision_and_recall_of_the_positive_iris_match_the_confusion_matrix(models: Path) -> None:
     metadata = metadata_of(models / "virginica")
     (_, false_positives), (false_negatives, true_positives) = metadata["confusion_matrix"]
     metrics = metadata["metrics"]
@@ -100,7 +92,7 @@ def test_the_scores_of_the_positive_iris_are_those_of_its_rows(models: Path) -> 
 
 
 @pytest.mark.parametrize("options", [["--positive", "rose"], ["--positive", ""], ["--seed", "-1"]])
-def test_what_cannot_be_trained_is_refused_with_the_reason(
+def test_an_invalid_option_is_rejected_with_the_reason(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -1,4 +1,4 @@
-"""iris_sklearn_svc: the same bytes from the same seed, and a run that says where they came from."""
+"""iris_sklearn_svc: the same seed gives the same bytes, and a run records how they were made."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ MODEL_DB = ROOT / "chapter2_training/model_db"
 
 
 def train(output: Path, store: str, *options: str) -> None:
-    """Runs `python -m train` in this process: each of its own would import MLflow for seconds."""
+    """Runs `python -m train` in this process, because importing MLflow takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", store)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -52,7 +52,7 @@ def train(output: Path, store: str, *options: str) -> None:
 
 
 def files_of(models: Path) -> dict[str, bytes]:
-    """Returns the files of the last training, without the copies of registered models."""
+    """Returns the files of the latest model, without the copies of registered models."""
     return {path.name: path.read_bytes() for path in sorted(models.iterdir()) if path.is_file()}
 
 
@@ -74,7 +74,7 @@ def models(workplace: Path, embedded: str) -> Path:
 
 @contextmanager
 def mlflow_server(directory: Path, store: str) -> Iterator[Server]:
-    """Runs MLflow's server for the hosts that the service of Compose answers."""
+    """Runs MLflow's server with the allowed hosts of the Compose service."""
     port = free_port()
     command = load_compose(PATTERN).services["ui"].command
     hosts = command[command.index("--allowed-hosts") + 1]
@@ -93,7 +93,7 @@ def mlflow_server(directory: Path, store: str) -> Iterator[Server]:
         env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         ready_url=f"http://127.0.0.1:{port}/health",
         port=port,
-        # Its two processes import MLflow one after the other.
+        # Two processes import MLflow, one after the other.
         deadline_seconds=120,
     ) as server:
         yield server
@@ -123,7 +123,7 @@ def test_a_fresh_process_trains_the_same_bytes(
     subprocess.run(
         [sys.executable, "-m", "train", "--output", str(workplace / "again")],
         cwd=PATTERN,
-        # What depends on the order of a set differs from process to process.
+        # Anything that depends on the order of a set differs between hash seeds.
         env=os.environ | {"MLFLOW_TRACKING_URI": embedded, "PYTHONHASHSEED": "7"},
         check=True,
         capture_output=True,
@@ -133,7 +133,7 @@ def test_a_fresh_process_trains_the_same_bytes(
     assert files_of(workplace / "other")["model.onnx"] != files_of(models)["model.onnx"]
 
 
-def test_onnx_answers_every_row_as_scikit_learn_does(models: Path) -> None:
+def test_onnx_predicts_every_row_as_scikit_learn_does(models: Path) -> None:
     split = load()
     rows = load_iris().data.astype(np.float32)
     pipeline = fit(split.x_train, split.y_train)
@@ -151,14 +151,14 @@ def test_every_label_has_its_share_of_the_split() -> None:
 
 
 def test_precision_and_recall_are_means_over_the_labels() -> None:
-    # Three rows of label 0 and one each of the others; every row is taken for label 0.
+    # Three rows of label 0 and one of each other label; all are predicted as label 0.
     scores = evaluate(np.array([[0.8, 0.1, 0.1]] * 5), np.array([0, 0, 0, 1, 2]))
     assert scores["accuracy"] == 0.6
     assert scores["precision_macro"] == round(0.6 / 3, 4)
     assert scores["recall_macro"] == round(1 / 3, 4)
 
 
-def test_the_metadata_say_what_was_trained(models: Path) -> None:
+def test_the_metadata_describe_the_model(models: Path) -> None:
     metadata = json.loads((models / "metadata.json").read_bytes())
     split = load()
     predicted = fit(split.x_train, split.y_train).predict(split.x_test)
@@ -190,12 +190,12 @@ def test_the_run_is_in_the_embedded_store(models: Path, embedded: str, tmp_path:
     assert picture.startswith(b"\x89PNG")
 
 
-def test_a_model_that_cannot_be_written_is_a_failed_run_that_holds_it(
+def test_if_the_model_cannot_be_written_the_run_fails_but_holds_it(
     embedded: str, models: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a file").touch()
     for output in ("a file", "a file/models"):
-        reason = f"error: no model can be written into {tmp_path / output}: "
+        reason = f"error: cannot write the model to {tmp_path / output}: "
         with pytest.raises(SystemExit, match=reason):
             train(tmp_path / output, embedded, "--seed", "3")
         run = newest_run(embedded)
@@ -204,28 +204,28 @@ def test_a_model_that_cannot_be_written_is_a_failed_run_that_holds_it(
         assert hashlib.sha256(model).hexdigest() == run.data.tags["model.sha256"]
 
 
-def test_a_store_that_is_damaged_is_an_error_of_one_line(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("A database begins with other bytes than these.")
+def test_a_damaged_store_gives_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("This is not a SQLite database.")
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "models", f"sqlite:///{tmp_path}/mlflow.db")
     (line,) = str(ended.value).splitlines()
-    assert line.startswith(f"error: no run can be recorded at sqlite:///{tmp_path}/mlflow.db: ")
+    assert line.startswith(f"error: cannot record a run at sqlite:///{tmp_path}/mlflow.db: ")
     assert "file is not a database" in line
     assert not (tmp_path / "models").exists()
 
 
-def test_a_server_records_the_run_and_loses_no_model_when_it_dies(
+def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
     models: Path, workplace: Path, embedded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One server for all of it, which takes seconds to start."""
+    """Uses one server for several checks, because it takes seconds to start."""
     with mlflow_server(workplace, embedded) as server:
-        # A name of somebody else that leads to this machine is how a page of theirs would read it.
-        answers = {
+        # DNS rebinding: a foreign name that resolves to this machine must not reach the page.
+        statuses = {
             host: httpx.get(f"{server.url}/", headers={"Host": host}).status_code
             for host in ("ui:5000", "localhost:5000", "127.0.0.1:5000", "ui.example.com:5000")
         }
-        assert list(answers.values()) == [200, 200, 200, 403]
-        # A probe of Kubernetes has the address of the pod for a host.
+        assert list(statuses.values()) == [200, 200, 200, 403]
+        # A Kubernetes probe sends the address of the pod as the host.
         probe = httpx.get(f"{server.url}/health", headers={"Host": "10.1.2.3:5000"})
         assert probe.status_code == 200
 
@@ -235,7 +235,7 @@ def test_a_server_records_the_run_and_loses_no_model_when_it_dies(
         model = (tmp_path / "remote/model.onnx").read_bytes()
         assert artifact_of(server.url, run, "model.onnx", tmp_path) == model
 
-        # One training is still training when the server dies, and one has just written its model.
+        # When the server dies, one training is still running and one has just written its model.
         trains = partial(train_model.train, 6)
         training_began, killed = threading.Event(), threading.Event()
 
@@ -263,27 +263,27 @@ def test_a_server_records_the_run_and_loses_no_model_when_it_dies(
                 record("quick", tmp_path / "written", trains)
             with pytest.raises(SystemExit) as late:
                 slow.result()
-    lost = f"error: the run is not recorded to its end at {server.url}: "
+    lost = f"error: cannot finish recording the run at {server.url}: "
     for ended in (quick, late):
         assert str(ended.value).startswith(lost)
-    assert str(quick.value).endswith(f"; the model is written into {tmp_path / 'written'}")
-    assert str(late.value).endswith(f"; no model is written into {models}")
+    assert str(quick.value).endswith(f"; the model was written to {tmp_path / 'written'}")
+    assert str(late.value).endswith(f"; the model was not written to {models}")
     assert files_of(models) == before
-    # What was recorded is there, and nothing says that it has ended.
+    # The run holds what was recorded, and its status is still RUNNING.
     run = newest_run(embedded, "lost")
     assert (run.info.status, run.info.run_name) == ("RUNNING", "quick")
     sha256 = json.loads((tmp_path / "written/metadata.json").read_bytes())["sha256"]
     assert run.data.tags["model.sha256"] == sha256
 
 
-def test_without_its_server_nothing_is_trained_and_the_last_model_stays(models: Path) -> None:
+def test_without_the_server_nothing_is_trained_and_the_last_model_stays(models: Path) -> None:
     before = files_of(models)
     with pytest.raises(SystemExit, match="unset MLFLOW_TRACKING_URI"):
         train(models, f"http://127.0.0.1:{free_port()}", "--seed", "4")
     assert files_of(models) == before
 
 
-def test_a_first_run_makes_no_tables_while_another_one_does(
+def test_a_first_run_waits_while_another_one_creates_the_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, waits = tmp_path / "mlflow.db", threading.Event()
@@ -309,7 +309,7 @@ def test_two_first_runs_at_once_are_both_recorded(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/tracking/mlflow.db"
     trainings = []
     for name in ("one", "two"):
-        # MLflow's own lock is in the directory for temporary files, of which each pod has its own.
+        # MLflow's own lock is in the temporary directory, and each pod has its own.
         (tmp_path / name).mkdir()
         training = subprocess.Popen(
             [sys.executable, "-m", "train", "--output", str(tmp_path / name)],
@@ -325,7 +325,7 @@ def test_two_first_runs_at_once_are_both_recorded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "one", "1.5", ""])
-def test_a_seed_that_is_none_is_refused_with_the_reason(
+def test_an_invalid_seed_is_rejected_with_the_reason(
     seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -374,7 +374,7 @@ def champion_of(server: Server) -> httpx.Response:
     return httpx.get(f"{server.url}/v0.1/api/models/champion/iris_svc")
 
 
-def test_what_is_registered_and_promoted_is_the_champion(
+def test_a_registered_and_promoted_model_is_the_champion(
     registry: Server, models: Path, workplace: Path, embedded: str
 ) -> None:
     for _ in range(2):
@@ -398,7 +398,7 @@ def test_what_is_registered_and_promoted_is_the_champion(
     assert champion_of(registry).json()["artifact_sha256"] == challenger["sha256"]
 
 
-def test_another_clone_that_registers_the_same_model_says_where_it_is_now(
+def test_registering_the_same_model_from_another_clone_updates_its_address(
     registry: Server, models: Path, tmp_path: Path
 ) -> None:
     register(registry.url, models)
@@ -409,14 +409,14 @@ def test_another_clone_that_registers_the_same_model_says_where_it_is_now(
     assert where == (tmp_path / "clone" / version / "model.onnx").as_uri()
 
 
-def test_the_registry_names_the_address_that_is_given(
+def test_the_registry_stores_the_given_address(
     registry: Server, models: Path, workplace: Path, embedded: str
 ) -> None:
     uri = f"s3://models/{version_of(models)}/model.onnx"
     register(registry.url, models, "--artifact-uri", uri)
     assert address_of(registry, version_of(models)) == uri
-    # This version is registered by the SHA-256 of its model, which the metadata do not have.
-    with pytest.raises(SystemExit, match="another SHA-256"):
+    # This version is registered with the digest of the model, not of the metadata.
+    with pytest.raises(SystemExit, match="a different SHA-256"):
         register(registry.url, models, "--artifact-uri", "s3://models/metadata.json")
     assert address_of(registry, version_of(models)) == uri
 
@@ -429,15 +429,15 @@ def test_the_registry_names_the_address_that_is_given(
 
 
 @pytest.mark.parametrize("uri", ["", "s3://models", "s3://models/x.onnx", "model.onnx/"])
-def test_an_address_that_is_no_file_of_a_model_is_refused(
+def test_an_address_must_end_in_a_file_of_a_model(
     uri: str, registry: Server, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         register(registry.url, models, f"--artifact-uri={uri}")
-    assert "--artifact-uri ends in /model.onnx or /metadata.json" in capsys.readouterr().err
+    assert "--artifact-uri must end in /model.onnx or /metadata.json" in capsys.readouterr().err
 
 
-def test_a_model_that_its_metadata_do_not_describe_is_not_registered(
+def test_a_model_that_does_not_match_its_metadata_is_not_registered(
     registry: Server, models: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("1.*"))
@@ -449,7 +449,9 @@ def test_a_model_that_its_metadata_do_not_describe_is_not_registered(
     assert not list((tmp_path / "models").glob("1.*"))
 
 
-def test_what_cannot_be_registered_says_why(registry: Server, models: Path, tmp_path: Path) -> None:
+def test_a_failed_registration_gives_the_reason(
+    registry: Server, models: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit, match=r"^error: no model_db at"):
         register(f"http://127.0.0.1:{free_port()}", models)
     with pytest.raises(SystemExit, match="run make train"):
@@ -461,13 +463,13 @@ def test_what_cannot_be_registered_says_why(registry: Server, models: Path, tmp_
             register(registry.url, tmp_path)
     with pytest.raises(SystemExit, match=r"^error: no model_db at http://x:80a, .*$"):
         register("http://x:80a", models)
-    with pytest.raises(SystemExit, match=" answers 404"):
+    with pytest.raises(SystemExit, match=" returned 404"):
         register(f"{registry.url}/elsewhere", models)
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(1800)
-def test_a_container_trains_the_bytes_that_a_process_trains(models: Path) -> None:
+def test_a_container_trains_the_same_bytes_as_a_process(models: Path) -> None:
     compose = ["docker", "compose", "--project-directory", str(PATTERN)]
     subprocess.run([*compose, "build", "--quiet", "train"], check=True, capture_output=True)
     image = str(load_compose(PATTERN).services["train"].image)

@@ -1,4 +1,4 @@
-"""Four steps train, build and score a server of images, and only what has changed runs again."""
+"""Trains, builds and scores an image server in four steps, and reruns only what has changed."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,7 +48,7 @@ def model_of(request: Request) -> Model:
 @app.post("/predict", responses=REFUSALS)
 async def predict(request: Request, body: PredictRequest) -> Probabilities:
     """Predicts the probabilities of every row."""
-    # A network takes milliseconds, in which the event loop would answer nobody else.
+    # A network takes milliseconds, which would block the event loop.
     probabilities = await run_in_threadpool(model_of(request).predict, body.data)
     return Probabilities(prediction=probabilities.tolist())
 

@@ -14,10 +14,10 @@ class Settings(BaseSettings):
 
     model_directory: Path = Path(__file__).parents[1] / "models"
     max_rows: int = Field(default=100, gt=0)
-    # Each request at once may hold a body of the size below.
+    # Each concurrent request can hold a body of the size below.
     max_requests_at_once: int = Field(default=32, gt=0)
-    # One keeps a core busy; each more takes the memory of all that a network computes on the way.
+    # One keeps a core busy; each further one needs memory for all activations of the network.
     max_predictions_at_once: int = Field(default=1, gt=0)
-    # So many images, each number with its comma in 13 bytes at most.
+    # Fits `max_rows` images with 13 bytes per number, comma included.
     max_body_bytes: int = Field(default=4_194_304, gt=0)
     client_deadline_seconds: float = Field(default=5.0, gt=0)

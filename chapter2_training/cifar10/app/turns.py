@@ -1,4 +1,4 @@
-"""Bounds the memory of predictions: few bodies at once are parsed and predicted."""
+"""Bounds memory by parsing and predicting only a few request bodies at a time."""
 
 import asyncio
 
@@ -8,10 +8,10 @@ from .settings import Settings
 
 
 class Turns:
-    """ASGI middleware in which requests that predict wait for their turn.
+    """ASGI middleware that makes predict requests wait for their turn.
 
-    It stands before the routes because FastAPI parses a body before it calls the handler, and the
-    numbers of a body take many times its bytes.
+    It is middleware because FastAPI parses the body before it calls the handler, and the parsed
+    numbers take many times the size of the body.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -19,7 +19,7 @@ class Turns:
         self.turns = asyncio.Semaphore(settings.max_predictions_at_once)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, a POST when it is its turn."""
+        """Passes a request on; a POST waits for its turn first."""
         if scope["type"] == "http" and scope["method"] == "POST":
             async with self.turns:
                 await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Measures the claim: only what has changed runs again, and what is at chance is not published."""
+"""Measures the claim: only changed steps run again, and no model at chance level is published."""
 
 import json
 import os
@@ -27,18 +27,18 @@ from ..train.parameters import PATTERN
 from ..train.step import EPOCHS
 
 CLAIM = (
-    "A step runs only when its inputs have changed, and no model that is not better than chance "
-    "is published."
+    "A step runs only when its inputs have changed, and a model that is no better than chance is "
+    "not published."
 )
-# Which steps run does not depend on how much they have to do.
+# Which steps run does not depend on the amount of data.
 SMALL = ("--images=100", "--epochs=6")
-# ImageNet's statistics, as values from 0 to 255.
+# ImageNet's statistics on the scale of 0 to 255.
 IMAGENET = {"0.mean": [123.675, 116.28, 103.53], "0.deviation": [58.395, 57.12, 57.375]}
 SPEED_ROUNDS = 9
 
 
 class Pipeline:
-    """A pipeline with a directory of its own for all that it makes."""
+    """A pipeline with its own directory for all results."""
 
     def __init__(self, state: Path, options: Sequence[str], *, tracked: bool = False) -> None:
         self.state = state
@@ -51,7 +51,7 @@ class Pipeline:
         self.environment = os.environ | store
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Starts it; arguments that come later count."""
+        """Starts the pipeline; these arguments override the options."""
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=self.directory,
@@ -63,45 +63,45 @@ class Pipeline:
         )
 
     def run(self, *arguments: str) -> tuple[int, int, str]:
-        """Runs it to its end; returns its exit code, the number of steps run, and its output."""
+        """Runs the pipeline; returns its exit code, the number of steps run, and its output."""
         with self.start(*arguments) as process:
-            said, _ = process.communicate()
-        return process.returncode, len(re.findall(r"^\w+: done in", said, re.MULTILINE)), said
+            output, _ = process.communicate()
+        return process.returncode, len(re.findall(r"^\w+: done in", output, re.MULTILINE)), output
 
     def steps(self, *arguments: str) -> int:
-        """Returns how many steps are run; that it fails is an error."""
-        code, steps, said = self.run(*arguments)
+        """Runs the pipeline, which must succeed, and returns the number of steps run."""
+        code, steps, output = self.run(*arguments)
         if code:
-            raise SystemExit(f"error: the pipeline ended with exit code {code}:\n{said}")
+            raise SystemExit(f"error: the pipeline ended with exit code {code}:\n{output}")
         return steps
 
     def kill_in_fit(self, *arguments: str) -> None:
-        """Starts it, and kills it with all its processes after the first epoch of `fit`."""
+        """Starts the pipeline and kills all its processes after the first epoch of `fit`."""
         with self.start(*arguments) as process:
             for line in process.stdout or ():
                 if "fit: epoch 1 of" in line:
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def made(self, step: str) -> Path:
-        """Returns what a step made last."""
+    def result(self, step: str) -> Path:
+        """Returns the newest result of a step."""
         found = (path for path in (self.state / "data").glob(f"{step}-*") if path.is_dir())
         return max(found, key=lambda path: path.stat().st_mtime)
 
     def published(self) -> str:
-        """Returns the digest of the model that a server would load."""
+        """Returns the digest of the published model."""
         content = (self.state / "models/metadata.json").read_bytes()
         digest: str = json.loads(content)["sha256"]
         return digest
 
 
 def count_after_a_kill(pipeline: Pipeline) -> tuple[int, int]:
-    """Returns how many steps run after a kill in the first `fit`, and then with nothing changed."""
+    """Counts the steps run after a kill in the first `fit`, and then with nothing changed."""
     pipeline.kill_in_fit()
     return pipeline.steps(), pipeline.steps()
 
 
 def count_without_an_epoch(pipeline: Pipeline) -> tuple[int, int, int]:
-    """Trains no epoch; returns how many steps run, and if a gate and no gate publish the model."""
+    """Trains no epoch; counts the steps, and the models published with and without the gate."""
     before = pipeline.published()
     _, steps, _ = pipeline.run("--epochs=0")
     published = int(pipeline.published() != before)
@@ -110,25 +110,25 @@ def count_without_an_epoch(pipeline: Pipeline) -> tuple[int, int, int]:
 
 
 def unlike_training(pipeline: Pipeline, model: bytes) -> int:
-    """Returns of how many test images a model says something else than the network it is from."""
-    rows = np.fromfile(pipeline.made("preprocess") / "test.bin", np.uint8).reshape(-1, RECORD)
+    """Counts the test images for which the model and the trained network disagree."""
+    rows = np.fromfile(pipeline.result("preprocess") / "test.bin", np.uint8).reshape(-1, RECORD)
     session = onnxruntime.InferenceSession(model)
-    (answer,) = session.run(["probabilities"], {"X": rows[:, 1:].astype(np.float32)})
-    return int((answer.argmax(1) != np.load(pipeline.made("fit") / "predicted.npy")).sum())
+    (predicted,) = session.run(["probabilities"], {"X": rows[:, 1:].astype(np.float32)})
+    return int((predicted.argmax(1) != np.load(pipeline.result("fit") / "predicted.npy")).sum())
 
 
 def with_statistics_of_imagenet(pipeline: Pipeline, net: str) -> bytes:
-    """Returns the trained network behind another normalisation than it was trained with."""
+    """Exports the trained network with ImageNet's normalisation instead of its own."""
     others = {
         name: np.array(values, np.float32).reshape(1, 3, 1, 1) for name, values in IMAGENET.items()
     }
-    with np.load(pipeline.made("fit") / "weights.npz") as weights:
+    with np.load(pipeline.result("fit") / "weights.npz") as weights:
         return export(net, {**weights, **others})
 
 
 def measure_times(directory: Path, output: Path) -> dict[str, float]:
-    """Times the whole training with its defaults, draws its curves, and times two networks."""
-    # These import PyTorch and Matplotlib for seconds, which a quick measurement does without.
+    """Times the training with its defaults, draws its curves, and times two networks."""
+    # Importing PyTorch and Matplotlib takes seconds, and a quick run does not need them.
     from .curves import draw_curves
     from .speed import images_per_second
 
@@ -138,9 +138,9 @@ def measure_times(directory: Path, output: Path) -> dict[str, float]:
     trained = perf_counter()
     whole.steps()
     unchanged_seconds = perf_counter() - trained
-    history = [json.loads(line) for line in (whole.made("fit") / EPOCHS).open()]
+    history = [json.loads(line) for line in (whole.result("fit") / EPOCHS).open()]
     draw_curves(history, "simple").savefig(output / "plot.png")
-    scores: dict[str, Any] = json.loads((whole.made("evaluate") / "scores.json").read_bytes())
+    scores: dict[str, Any] = json.loads((whole.result("evaluate") / "scores.json").read_bytes())
     speeds = interleave(
         {net: partial(images_per_second, net) for net in ("simple", "vgg11")}, SPEED_ROUNDS
     )
@@ -165,7 +165,7 @@ def main() -> int:
             killed = threads.submit(count_after_a_kill, Pipeline(directory / "killed", SMALL))
             small = Pipeline(directory / "small", SMALL)
             first = small.steps()
-            model = (small.made("build") / "model.onnx").read_bytes()
+            model = (small.result("build") / "model.onnx").read_bytes()
             unlike = unlike_training(small, model)
             unlike_imagenet = unlike_training(small, with_statistics_of_imagenet(small, "simple"))
             changed, published, published_without_gate = count_without_an_epoch(small)
@@ -196,7 +196,7 @@ def main() -> int:
         pattern=PATTERN.name,
         claim=CLAIM,
         counts=counts,
-        # A pipeline that keeps nothing of its steps is always at its first run.
+        # For a pipeline without caching, every run is like the first one.
         control={
             "steps_unchanged": first,
             "steps_after_a_parameter_of_fit": first,

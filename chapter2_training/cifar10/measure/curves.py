@@ -1,11 +1,11 @@
-"""Draws how loss and accuracy went, epoch by epoch."""
+"""Draws loss and accuracy per epoch."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 
 def draw_curves(history: list[dict[str, float]], net: str) -> Figure:
-    """Draws both for the images that were trained on and for those that were not."""
+    """Draws both curves for the training and the test images."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     numbers = range(1, len(history) + 1)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):

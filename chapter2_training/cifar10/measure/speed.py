@@ -1,4 +1,4 @@
-"""Times how fast a network learns."""
+"""Times the training of a network."""
 
 from time import perf_counter
 
@@ -12,7 +12,7 @@ IMAGES = 64
 
 
 def images_per_second(net: str) -> float:
-    """Returns how many images a network of this kind learns from in a second."""
+    """Returns the number of images per second in one training step."""
     make_deterministic(1)
     learner = make_net(net, [128.0] * 3, [64.0] * 3).train()
     optimizer = torch.optim.Adam(learner.parameters())

@@ -1,4 +1,4 @@
-"""Runs the pipeline as `python -m train` does, but for MLflow, which is no part of the claim."""
+"""Runs the pipeline like `python -m train`, but without MLflow, which the claim does not need."""
 
 import sys
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Four steps train, build and score a server of images, and only what has changed runs again."""
+"""Trains, builds and scores an image server in four steps, and reruns only what has changed."""
 
 import json
 import sys
@@ -32,9 +32,9 @@ def main() -> None:
 
 
 def record(parameters: Parameters, events: Iterator[Event]) -> None:
-    """Adds what happens to the run of the pipeline; each step that is run has a run inside of it.
+    """Logs the events to the run of the pipeline, and each executed step as a nested run.
 
-    The steps themselves do without MLflow, whose import takes seconds.
+    The steps themselves do not import MLflow, because that takes seconds.
     """
     parent = mlflow.active_run()
     experiment = parent.info.experiment_id if parent else None
@@ -66,7 +66,7 @@ def values_of(parameters: Parameters, names: Iterable[str]) -> dict[str, Any]:
 
 
 def record_step(step: str, directory: Path) -> None:
-    """Adds to the run of a step what it found, how long it took, and some of its files."""
+    """Logs the findings, the duration and the artifacts of a step to its run."""
     result = json.loads((directory / RESULT).read_bytes())
     found: Found = result["found"]
     metrics = numbers(found)
@@ -74,7 +74,7 @@ def record_step(step: str, directory: Path) -> None:
     mlflow.log_params({name: found[name] for name in found.keys() - metrics.keys()})
     mlflow.set_tag("outputs_sha256", result["sha256"])
     for path in (directory / file for file in STEPS[step].artifacts):
-        # A server that somebody else runs keeps its own log.
+        # There is no server.log if the server was started elsewhere.
         if path.exists():
             mlflow.log_artifact(str(path))
 

@@ -1,4 +1,4 @@
-"""Writes the trained network as what a server serves: model.onnx and metadata.json."""
+"""Writes the trained network in the form that a server loads: model.onnx and metadata.json."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ VERSION = "1"
 
 
 def build(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
-    """Writes the model with its metadata, and returns its size and the digests."""
+    """Writes the model and its metadata, and returns its size and the digests."""
     data, fitted = inputs["preprocess"], inputs["fit"]
     statistics = json.loads((data / "statistics.json").read_bytes())
     epochs = (fitted / EPOCHS).read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Starts the server that was built and scores it over HTTP, image by image."""
+"""Starts the built server and scores it over HTTP, image by image."""
 
 import csv
 import json
@@ -20,23 +20,23 @@ from .parameters import PATTERN, Parameters
 from .step import Found, Inputs, StepError, bar, run
 
 READY_SECONDS = 120
-ANSWER_SECONDS = 30
+RESPONSE_SECONDS = 30
 LAST_LOG_BYTES = 2_000
 
 
 def evaluate(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
-    """Writes scores.json and per_image.csv: what the server says of each image, and how fast.
+    """Writes scores.json and per_image.csv: prediction and latency of every test image.
 
     Raises:
-        StepError: the server does not start, serves another model, or does not answer.
+        StepError: the server does not start, serves another model, or does not respond.
     """
     data, built = inputs["preprocess"], inputs["build"]
     metadata = json.loads((built / "metadata.json").read_bytes())
     rows = np.fromfile(data / "test.bin", np.uint8).reshape(-1, RECORD)
     with server(parameters.server, built, output / "server.log") as url:
-        answers = list(ask(url, rows[:, 1:], metadata["sha256"]))
-    probabilities = np.array([probabilities for probabilities, _ in answers])
-    milliseconds = np.array([milliseconds for _, milliseconds in answers])
+        responses = list(predict_each(url, rows[:, 1:], metadata["sha256"]))
+    probabilities = np.array([probabilities for probabilities, _ in responses])
+    milliseconds = np.array([milliseconds for _, milliseconds in responses])
     trained = np.load(inputs["fit"] / "predicted.npy")
     scores = score(rows[:, 0], probabilities, trained, metadata["labels"])
     speed = {
@@ -61,10 +61,10 @@ def evaluate(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
 
 @contextmanager
 def server(url: str, model: Path, log: Path) -> Iterator[str]:
-    """Yields the URL of a server that is ready: one of its own process if none is given.
+    """Yields the URL of a ready server, which is started here if no URL is given.
 
     Raises:
-        StepError: it ends, or is not ready in time.
+        StepError: the server exits, or is not ready in time.
     """
     if url:
         wait_until_ready(url, None, log)
@@ -93,58 +93,57 @@ def server(url: str, model: Path, log: Path) -> Iterator[str]:
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes] | None, log: Path) -> None:
-    """Returns as soon as the server says that it is ready."""
+    """Returns as soon as the server is ready."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         if process and process.poll() is not None:
-            # The cut may be inside a character.
+            # The cut can split a character.
             last = log.read_bytes()[-LAST_LOG_BYTES:].decode(errors="replace")
-            raise StepError(f"the server ended: {last}")
+            raise StepError(f"the server exited: {last}")
         try:
-            answer = httpx.get(f"{url}/ready", timeout=2)
-            if answer.status_code == 200:
+            response = httpx.get(f"{url}/ready", timeout=2)
+            if response.status_code == 200:
                 return
-            reason = f"it answers {answer.status_code}"
+            reason = f"it returned {response.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = repr(error)
         if time.monotonic() > deadline:
-            raise StepError(f"no server at {url} after {READY_SECONDS} s: {reason}")
+            raise StepError(f"no server is ready at {url} after {READY_SECONDS} s: {reason}")
         time.sleep(0.05)
 
 
-def ask(url: str, images: np.ndarray, sha256: str) -> Iterator[tuple[list[float], float]]:
-    """Yields for each image the probabilities that the server answers and the milliseconds."""
-    with httpx.Client(base_url=url, timeout=ANSWER_SECONDS) as client, bar() as progress:
+def predict_each(url: str, images: np.ndarray, sha256: str) -> Iterator[tuple[list[float], float]]:
+    """Yields the predicted probabilities and the latency in milliseconds for each image."""
+    with httpx.Client(base_url=url, timeout=RESPONSE_SECONDS) as client, bar() as progress:
         served = exchange(client, "GET", "/metadata")["sha256"]
         if served != sha256:
-            raise StepError(f"{url} serves the model {served[:12]}, not the one built")
-        for image in progress.track(images, description="evaluate: asking the server"):
+            raise StepError(f"{url} serves the model {served[:12]}, not the one that was built")
+        for image in progress.track(images, description="evaluate: calling the server"):
             body = json.dumps({"data": [image.tolist()]})
             began = time.perf_counter()
-            answer = exchange(client, "POST", "/predict", body)
-            milliseconds = (time.perf_counter() - began) * 1000
-            yield answer["prediction"][0], milliseconds
+            predicted = exchange(client, "POST", "/predict", body)["prediction"][0]
+            yield predicted, (time.perf_counter() - began) * 1000
 
 
 def exchange(
     client: httpx.Client, method: str, path: str, body: str | None = None
 ) -> dict[str, Any]:
-    """Sends a request and returns the answer."""
+    """Sends a request and returns the JSON of the response."""
     try:
         response = client.request(method, path, content=body)
         response.raise_for_status()
-        answer: dict[str, Any] = response.json()
+        content: dict[str, Any] = response.json()
     except (httpx.HTTPError, ValueError) as error:
-        raise StepError(f"{method} {path} is not answered: {error!r}") from error
-    return answer
+        raise StepError(f"{method} {path} failed: {error!r}") from error
+    return content
 
 
 def score(
     true: np.ndarray, probabilities: np.ndarray, trained: np.ndarray, names: list[str]
 ) -> dict[str, Any]:
-    """Counts right answers, also class by class, and those that training had given otherwise.
+    """Counts correct predictions, overall and per class, and those that differ from training.
 
-    `true` and `trained` hold a label an image, `probabilities` a row [10].
+    `true` and `trained` hold one label per image, `probabilities` one row [10] per image.
     """
     predicted = probabilities.argmax(1)
     matrix = np.zeros((CLASSES, CLASSES), int)
@@ -169,7 +168,7 @@ def score(
 
 
 def share(part: int, whole: int) -> float | None:
-    """Returns a share, None of nothing."""
+    """Returns the rounded share, or None if `whole` is 0."""
     return round(float(part / whole), 4) if whole else None
 
 

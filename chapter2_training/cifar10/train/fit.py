@@ -1,4 +1,4 @@
-"""Trains the network on the images, and goes on from its last whole epoch after an interruption."""
+"""Trains the network, and resumes after the last complete epoch if it was interrupted."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ from .step import CHECKPOINT, EPOCHS, Found, Inputs, StepError, bar, console, ru
 
 
 def fit(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
-    """Writes weights.npz, the labels that it predicts for the test images, and a line an epoch.
+    """Writes the weights, the predicted labels of the test images, and one line per epoch.
 
     Raises:
-        StepError: there is no GPU, and one was asked for.
+        StepError: a GPU was requested, but there is none.
     """
     data = inputs["preprocess"]
     device = device_of(parameters.device)
@@ -28,7 +28,7 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
 
     checkpoint = output / CHECKPOINT
     if checkpoint.is_file():
-        console.print(f"fit: goes on from {checkpoint}")
+        console.print(f"fit: resumes from {checkpoint}")
     settings = {
         name: getattr(parameters, name)
         for name in ("epochs", "batch_size", "learning_rate", "seed")
@@ -52,7 +52,7 @@ def fit(parameters: Parameters, inputs: Inputs, output: Path) -> Found:
 
 
 def device_of(name: str) -> torch.device:
-    """Returns the device of a name; `auto` is a GPU where there is one.
+    """Returns the device of a name; `auto` is a GPU if there is one.
 
     Raises:
         StepError: there is no such device.
@@ -60,7 +60,7 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise StepError("there is no GPU that this build of PyTorch can use: use --device cpu")
+        raise StepError("this build of PyTorch finds no GPU: use --device cpu")
     return torch.device(name)
 
 

@@ -1,38 +1,38 @@
-"""Decides whether a model is good enough to be published."""
+"""Decides whether a model is good enough to publish."""
 
 import math
 from typing import Any
 
-# The chance that a model which is not good enough passes.
+# The probability that a model passes although it is not good enough.
 RISK = 0.001
-# The share of the images of which server and training may say something different: a sum in
-# another order decides some that are a tie, and no more.
+# The largest share of images for which server and training may disagree: summing in another order
+# can change near ties only.
 MOST_DIFFERENT = 0.01
 
 
-def refusal(scores: dict[str, Any], classes: int, margin: float) -> str | None:
-    """Says why a model is not published; None if it is.
+def rejection(scores: dict[str, Any], classes: int, margin: float) -> str | None:
+    """Returns the reason to reject a model, or None if it may be published.
 
-    A model is published if one whose true accuracy is chance plus `margin` would get as many of
-    its test images right with a probability of `RISK` at most (a one-sided binomial test).
+    A one-sided binomial test: a model whose true accuracy is only chance plus `margin` passes with
+    a probability of at most `RISK`.
     """
     correct, images = scores["correct"], scores["images"]
     threshold = 1 / classes + margin
     if probability_of(correct, images, threshold) > RISK:
         return (
-            f"{correct} of {images} right is not surely more than {threshold:.3f}, which is chance "
-            f"({1 / classes:.3f}) and a margin of {margin}"
+            f"{correct} of {images} correct is not significantly above {threshold:.3f}, "
+            f"which is chance ({1 / classes:.3f}) plus a margin of {margin}"
         )
     if scores["different_from_training"] > MOST_DIFFERENT * images:
         return (
-            f"the server says something else than the trained network of "
+            f"the server and the trained network disagree on "
             f"{scores['different_from_training']} of {images} images"
         )
     return None
 
 
 def probability_of(successes: int, trials: int, chance: float) -> float:
-    """Returns how likely so many successes or more are, each with this chance."""
+    """Returns the probability of at least this many successes (binomial distribution)."""
     if chance <= 0 or successes == 0:
         return float(successes == 0)
     logarithms = (

@@ -1,4 +1,4 @@
-"""Describes each network as a list of layers: PyTorch trains it, and ONNX serves it."""
+"""Describes each network as a list of layers, for PyTorch to train and ONNX to serve."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -15,9 +15,9 @@ Kind = Literal[
     "dropout",
     "linear",
 ]
-# What a batch normalisation adds to the variance.
+# Added to the variance by batch normalisation.
 EPSILON = 1e-5
-# The number of channels of each convolution; "pool" halves both sides of the picture.
+# The output channels of each convolution; "pool" halves both sides of the image.
 VGG: dict[str, Sequence[int | str]] = {
     "vgg11": (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
     "vgg16": (
@@ -25,12 +25,12 @@ VGG: dict[str, Sequence[int | str]] = {
         *(512, 512, 512, "pool", 512, 512, 512, "pool"),
     ),
 }
-# It begins with a quarter of the pixels, so that a laptop trains it in seconds.
+# Pooling first leaves a quarter of the pixels, so a laptop trains it in seconds.
 SIMPLE: Sequence[int | str] = ("pool", 16, "pool", 32, "pool", 64)
 
 
 class Layer(NamedTuple):
-    """One layer: what it does, and the channels or numbers that go in and come out."""
+    """One layer: its kind, and the number of input and output channels or features."""
 
     kind: Kind
     inputs: int = 0
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 def layers_of(net: str) -> list[Layer]:
-    """Returns the layers from rows [rows, 3072] of 0 to 255 to logits [rows, 10]."""
+    """Returns the layers from pixels [rows, 3072], 0 to 255, to logits [rows, 10]."""
     if net == "simple":
         plan, head = SIMPLE, [Layer("linear", 64 * 4 * 4, CLASSES)]
     else:
@@ -54,7 +54,7 @@ def layers_of(net: str) -> list[Layer]:
 
 
 def convolutions(plan: Sequence[int | str]) -> list[Layer]:
-    """Returns a 3 x 3 convolution, a batch normalisation and a ReLU for each number."""
+    """Turns each number into a 3 x 3 convolution, a batch normalisation and a ReLU."""
     layers: list[Layer] = []
     channels = 3
     for width in plan:

@@ -1,4 +1,4 @@
-"""Fits a network epoch by epoch, so that it can go on where it was interrupted."""
+"""Trains a network epoch by epoch, with checkpoints to resume from."""
 
 import math
 import os
@@ -13,32 +13,31 @@ from torch import nn
 from .cifar import RECORD
 
 SCORE_ROWS = 500
-Advance = Callable[[], None]
 
 
 def make_deterministic(threads: int) -> None:
-    """Leaves nothing to chance but what is seeded; what cannot be so raises a RuntimeError."""
-    # cuBLAS reads it when it is first used.
+    """Makes PyTorch deterministic; an operation that cannot be raises a RuntimeError."""
+    # cuBLAS reads this on first use.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.set_num_threads(threads)
-    # As torch.use_deterministic_algorithms does, which imports PyTorch's compiler for it.
+    # Equals torch.use_deterministic_algorithms(True), but does not import PyTorch's compiler.
     torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
 
 
 def load(path: Path) -> tuple[np.ndarray, torch.Tensor]:
-    """Returns the images uint8 [rows, 3072], left on the disk, and the labels int64 [rows]."""
+    """Returns the images uint8 [rows, 3072], memory-mapped, and the labels int64 [rows]."""
     rows = np.memmap(path, np.uint8, "r").reshape(-1, RECORD)
     return rows[:, 1:], torch.from_numpy(rows[:, 0].astype(np.int64))
 
 
 def batch(images: np.ndarray, chosen: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Returns some of the images as float32 [rows, 3072], still from 0 to 255."""
+    """Returns the chosen images as float32 [rows, 3072], still from 0 to 255."""
     return torch.from_numpy(images[chosen]).to(device).float()
 
 
 def batches(rows: int, size: int) -> list[slice]:
-    """Cuts rows into batches; one row alone, of which there is no variance, joins the last."""
+    """Splits rows into batches; a single last row joins the batch before, as it has no variance."""
     starts = list(range(0, max(rows - 1, 1), size))
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows], strict=True)]
 
@@ -49,13 +48,13 @@ def epochs(
     test: tuple[np.ndarray, torch.Tensor],
     settings: dict[str, Any],
     checkpoint: Path,
-    advance: Advance,
+    advance: Callable[[], None],
 ) -> Iterator[dict[str, float]]:
-    """Yields for each epoch the loss and the accuracy on what is trained on and what is not.
+    """Yields the loss and accuracy on training and test images for each epoch.
 
-    Those of training are of each image when its turn came, so the network was still learning.
-    The state is written to `checkpoint` after each epoch. If it is there already, its epochs are
-    yielded again without being run, and the result is that of a run that was never interrupted.
+    The training scores are collected while the network is learning. The state is written to
+    `checkpoint` after each epoch. An existing checkpoint is resumed: its epochs are yielded from
+    the history, and the final result equals that of an uninterrupted run.
     """
     images, labels = train
     device = next(net.parameters()).device
@@ -65,14 +64,14 @@ def epochs(
         net.load_state_dict(state["net"])
     history: list[dict[str, float]] = state.get("history", [])
     yield from history
-    # With its first optimizer PyTorch imports its compiler, which takes a second.
+    # Creating an optimizer makes PyTorch import its compiler, which takes a second.
     if len(history) == settings["epochs"]:
         return
     optimizer = torch.optim.Adam(net.parameters(), lr=settings["learning_rate"])
     if state:
         optimizer.load_state_dict(state["optimizer"])
     for epoch in range(len(history), settings["epochs"]):
-        # Every epoch begins with a seed of its own, so a checkpoint needs no generator's state.
+        # Each epoch has its own seed, so a checkpoint needs no generator state.
         seed = [settings["seed"], epoch]
         order = np.random.default_rng(seed).permutation(len(images))
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
@@ -82,7 +81,7 @@ def epochs(
         net.train()
         loss_sum, right = 0.0, 0
         for part in batches(len(images), settings["batch_size"]):
-            # In the order of the file, which the disk reads best.
+            # Sorted, to read the file sequentially.
             chosen = np.sort(order[part])
             optimizer.zero_grad()
             logits = net(batch(images, chosen, device))
@@ -108,7 +107,7 @@ def epochs(
 
 
 def predict(net: nn.Sequential, images: np.ndarray) -> torch.Tensor:
-    """Returns the logits [rows, 10]; the network is left as it predicts, not as it learns."""
+    """Returns the logits [rows, 10]; leaves the network in evaluation mode."""
     net.eval()
     device = next(net.parameters()).device
     with torch.inference_mode():
@@ -120,7 +119,7 @@ def predict(net: nn.Sequential, images: np.ndarray) -> torch.Tensor:
 
 
 def score(net: nn.Sequential, images: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
-    """Returns the mean loss of an image, and the share of them whose label is right."""
+    """Returns the mean loss and the accuracy."""
     logits = predict(net, images)
     return {
         "loss": float(nn.functional.cross_entropy(logits, labels)),

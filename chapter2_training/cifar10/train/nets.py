@@ -1,4 +1,4 @@
-"""Builds the networks: each takes rows as the files hold them, so nobody else normalises."""
+"""Builds the networks; each normalises the raw pixels of the files itself."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .layers import EPSILON, Layer, layers_of
 
 
 class Standardise(nn.Module):
-    """Turns rows [rows, 3072] of values from 0 to 255 into pictures [rows, 3, 32, 32] around 0."""
+    """Turns pixels [rows, 3072], 0 to 255, into standardised images [rows, 3, 32, 32]."""
 
     def __init__(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
         super().__init__()
@@ -18,24 +18,23 @@ class Standardise(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation).reshape(1, 3, 1, 1))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Subtracts the mean of each colour and divides by its deviation."""
+        """Subtracts the mean of each colour and divides by its standard deviation."""
         pictures = rows.reshape(-1, 3, 32, 32)
         return (pictures - self.get_buffer("mean")) / self.get_buffer("deviation")
 
 
 def make_net(name: str, mean: Sequence[float], deviation: Sequence[float]) -> nn.Sequential:
-    """Returns an untrained network: float32 [rows, 3072] of 0 to 255 in, logits [rows, 10] out."""
+    """Returns an untrained network: float32 [rows, 3072], 0 to 255, in, logits [rows, 10] out."""
     standardise = Standardise(mean, deviation)
     return nn.Sequential(*(module_of(layer, standardise) for layer in layers_of(name)))
 
 
 def module_of(layer: Layer, standardise: Standardise) -> nn.Module:
-    """Returns the module of a layer, untrained."""
     match layer.kind:
         case "standardise":
             return standardise
         case "convolution":
-            # The normalisation that follows has a bias of its own.
+            # The normalisation that follows has its own bias.
             return nn.Conv2d(layer.inputs, layer.outputs, 3, padding=1, bias=False)
         case "normalisation":
             return nn.BatchNorm2d(layer.outputs, eps=EPSILON)
@@ -52,10 +51,10 @@ def module_of(layer: Layer, standardise: Standardise) -> nn.Module:
 
 
 def weights_of(net: nn.Sequential) -> dict[str, np.ndarray]:
-    """Returns what the network computes with, by the number of the layer and its own name."""
+    """Returns the weights and statistics by layer number and name."""
     return {
         name: tensor.detach().cpu().numpy()
         for name, tensor in net.state_dict().items()
-        # Only training counts the batches.
+        # The batch counter is used in training only.
         if not name.endswith("num_batches_tracked")
     }

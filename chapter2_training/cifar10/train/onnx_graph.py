@@ -1,4 +1,4 @@
-"""Writes a network as ONNX, with its normalisation before it and its soft-max behind it."""
+"""Writes a network as ONNX, including normalisation and softmax."""
 
 from collections.abc import Mapping
 
@@ -15,10 +15,10 @@ INPUT, OUTPUT = "X", "probabilities"
 
 
 def export(net: str, weights: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a graph: float32 [rows, 3072] of 0 to 255 in, float32 [rows, 10] probabilities out.
+    """Returns a graph: float32 [rows, 3072], 0 to 255, in, float32 [rows, 10] probabilities out.
 
-    PyTorch's own exporter needs packages of its own and PyTorch itself; these networks are a chain
-    of few kinds of layers, each of which is a node or two.
+    PyTorch's exporter needs PyTorch and more packages. These networks are a chain of a few kinds of
+    layers, and each takes one or two nodes.
     """
     nodes: list[NodeProto] = [make_node("Reshape", [INPUT, "picture"], ["pixels"])]
     last = "pixels"
@@ -42,7 +42,7 @@ def export(net: str, weights: Mapping[str, np.ndarray]) -> bytes:
 
 
 def nodes_of(layer: Layer, inputs: list[str], output: str) -> list[NodeProto]:
-    """Returns the nodes of a layer; its weights follow its input, in the order PyTorch has them."""
+    """Returns the nodes of a layer; `inputs` are its input, then its weights in PyTorch's order."""
     match layer.kind:
         case "standardise":
             pixels, mean, deviation = inputs
@@ -63,5 +63,5 @@ def nodes_of(layer: Layer, inputs: list[str], output: str) -> list[NodeProto]:
         case "linear":
             return [make_node("Gemm", inputs, [output], transB=1)]
         case "dropout":
-            # It does something in training only.
+            # Active in training only.
             return []

@@ -1,4 +1,4 @@
-"""Runs the steps whose inputs have changed, tells what happens, and publishes what is good."""
+"""Runs the steps whose inputs have changed, and publishes the model if it passes the gate."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .artifact import write_artifact
-from .gate import refusal
+from .gate import rejection
 from .parameters import PATTERN, Parameters
 from .step import (
     EPOCHS,
@@ -27,20 +27,20 @@ POLL_SECONDS = 0.5
 
 
 class Began(NamedTuple):
-    """A step is run."""
+    """A step has started."""
 
     step: str
 
 
 class Epoch(NamedTuple):
-    """The step that is run has learnt from every image once more."""
+    """The running step has finished an epoch."""
 
     number: int
     scores: dict[str, float]
 
 
 class Made(NamedTuple):
-    """A step has been run, or what it makes was there already."""
+    """A step has finished, or its result already existed (`run` is False)."""
 
     step: str
     run: bool
@@ -48,7 +48,7 @@ class Made(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The gate has decided; without a reason against it the model is published."""
+    """The gate has decided; the model is published unless there is a reason not to."""
 
     scores: dict[str, float]
     model_sha256: str
@@ -59,9 +59,9 @@ Event = Began | Epoch | Made | Judged
 
 
 def pipeline(parameters: Parameters) -> Generator[Event, None, None]:
-    """Runs each step whose inputs have changed in a process of its own, then publishes the model.
+    """Runs each step whose inputs have changed in its own process, then publishes the model.
 
-    Close it where it is not read to its end: only that ends the process of a step.
+    If you stop reading early, close the generator: that ends the process of the running step.
 
     Raises:
         StepError: a step has failed, or the model is not good enough.
@@ -76,53 +76,50 @@ def pipeline(parameters: Parameters) -> Generator[Event, None, None]:
             say_done(name, directory)
         yield Made(name, run, directory)
         if name == "build" and parameters.server:
-            # Whoever asked for it reads this line, and starts the server.
+            # train_with_docker.py waits for this line and then starts the server.
             console.print(f"build: {directory} is to be served at {parameters.server}")
     yield from publish(parameters)
 
 
 def epochs_of(name: str, parameters: Parameters, directory: Path) -> Iterator[Epoch]:
-    """Runs a step to its end, and yields its epochs as they pass.
+    """Runs a step and yields its epochs as they finish.
 
     Raises:
         StepError: the step has failed.
     """
     command = [sys.executable, "-m", f"train.{name}", *parameters.arguments()]
     process = subprocess.Popen(command, cwd=PATTERN)
-    code, told = None, 0
+    code, seen = None, 0
     try:
         while code is None:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(POLL_SECONDS)
-            lines = lines_of(directory if code == 0 else partial_of(directory))
-            for line in lines[told:]:
-                told += 1
-                yield Epoch(told, json.loads(line))
+            lines: list[str] = []
+            with suppress(FileNotFoundError):
+                written = (directory if code == 0 else partial_of(directory)) / EPOCHS
+                # The last line may be incomplete.
+                lines = written.read_text().split("\n")[:-1]
+            for line in lines[seen:]:
+                seen += 1
+                yield Epoch(seen, json.loads(line))
     finally:
         process.terminate()
         process.wait()
     if code:
-        raise StepError(f"{name} failed with exit code {code}; the steps before it are kept")
-
-
-def lines_of(directory: Path) -> list[str]:
-    """Returns the whole lines that a step has written about its epochs."""
-    with suppress(FileNotFoundError):
-        return (directory / EPOCHS).read_text().split("\n")[:-1]
-    return []
+        raise StepError(f"{name} failed with exit code {code}; earlier results are kept")
 
 
 def publish(parameters: Parameters) -> Iterator[Judged]:
-    """Puts the model where a server looks for it, if the gate lets it pass.
+    """Publishes the model where a server loads it, if it passes the gate.
 
     Raises:
-        StepError: it does not; what was published before stays.
+        StepError: it does not pass; the model published before stays.
     """
     built = directory_of("build", parameters)
     scores = json.loads((directory_of("evaluate", parameters) / "scores.json").read_bytes())
     metadata = json.loads((built / "metadata.json").read_bytes())
     kept = {name: scores[name] for name in ("accuracy", "p50_ms", "p99_ms")}
-    reason = refusal(scores, len(metadata["labels"]), parameters.margin)
+    reason = rejection(scores, len(metadata["labels"]), parameters.margin)
     yield Judged(kept, metadata["sha256"], reason)
     if reason:
         raise StepError(f"not published: {reason}")

@@ -1,4 +1,4 @@
-"""Fetches or draws the images, lays them out for training and measures their colours."""
+"""Downloads or draws the images, converts them for training and measures their colours."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from .parameters import Parameters
 from .shapes import write_archive
 from .step import Found, Inputs, StepError, bar, run
 
-# The archive's own name, so that it can be placed there by hand.
+# The original file name, so you can put a download there yourself.
 ARCHIVE = "cifar-10-binary.tar.gz"
 
 
@@ -29,7 +29,7 @@ def preprocess(parameters: Parameters, _: Inputs, output: Path) -> Found:
     """Writes train.bin and test.bin, in the format of CIFAR-10's files, and statistics.json.
 
     Raises:
-        StepError: the data are not there, or are not what they should be.
+        StepError: the data are missing or invalid.
     """
     try:
         if parameters.data == "synthetic":
@@ -58,7 +58,7 @@ def preprocess(parameters: Parameters, _: Inputs, output: Path) -> Found:
 
 
 def unpack(archive: Path, output: Path, most: int) -> list[str]:
-    """Writes the first images of each file to train.bin or test.bin; returns the labels' names."""
+    """Writes the first images of each file to train.bin or test.bin; returns the class names."""
     found: list[str] = []
     for name, content in read_archive(archive):
         if name == LABELS_FILE:
@@ -66,7 +66,7 @@ def unpack(archive: Path, output: Path, most: int) -> list[str]:
         else:
             records(content, name)
             (output / name).write_bytes(content[: most * RECORD])
-    # An archive may hold its files in any order.
+    # The files can be in any order in the archive.
     with (output / "train.bin").open("wb") as train:
         for part in (output / name for name in TRAIN_FILES):
             train.write(part.read_bytes())
@@ -78,7 +78,7 @@ def unpack(archive: Path, output: Path, most: int) -> list[str]:
 def colours(path: Path) -> dict[str, list[float]]:
     """Returns the mean and the standard deviation of each colour, as values from 0 to 255."""
     rows = np.memmap(path, np.uint8, "r").reshape(-1, RECORD)
-    # Sums of whole numbers are the same in any order.
+    # Integer sums do not depend on the order.
     sums, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
     for start in range(0, len(rows), 1_000):
         values = rows[start : start + 1_000, 1:].reshape(-1, 3, PIXELS // 3).astype(np.int64)
@@ -87,7 +87,7 @@ def colours(path: Path) -> dict[str, list[float]]:
     mean = sums / (len(rows) * (PIXELS // 3))
     deviation = np.sqrt(squares / (len(rows) * (PIXELS // 3)) - mean**2)
     if not deviation.all():
-        raise DataError(f"a colour of {path.name} has one value only: {mean.tolist()}")
+        raise DataError(f"a colour in {path.name} has a single value only: {mean.tolist()}")
     return {"mean": mean.tolist(), "deviation": deviation.tolist()}
 
 

@@ -1,4 +1,4 @@
-"""Draws ten classes of shapes, and writes them as CIFAR-10's archive holds its photographs."""
+"""Draws ten classes of shapes and writes them in the format of CIFAR-10's archive."""
 
 import gzip
 import io
@@ -11,7 +11,8 @@ import numpy as np
 from .cifar import CLASSES, FOLDER, LABELS_FILE, TEST_FILE, TRAIN_FILES
 
 Grid = np.ndarray
-# Whether each point [images, 32, 32] is in the shape: x and y in units of its radius, turned.
+# Whether each pixel [images, 32, 32] is inside the shape; x and y are relative to its radius and
+# rotated.
 SHAPES: dict[str, Callable[[Grid, Grid], Grid]] = {
     "disc": lambda x, y: x**2 + y**2 < 0.8,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.8) < 0.2,
@@ -29,9 +30,9 @@ SHAPES: dict[str, Callable[[Grid, Grid], Grid]] = {
 
 
 def draw(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images uint8 [count, 3, 32, 32] and labels uint8 [count], as many of each class.
+    """Returns images uint8 [count, 3, 32, 32] and labels uint8 [count], balanced over the classes.
 
-    Place, size, angle (within 20 degrees), both colours and the noise are by chance.
+    Position, size, angle (up to 20 degrees), both colours and the noise are random.
     """
     labels = random.permutation(np.arange(count) % CLASSES).astype(np.uint8)
     centre = random.uniform(-5, 5, (count, 2, 1, 1)) + 15.5
@@ -46,14 +47,14 @@ def draw(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarra
         chosen = labels == label
         inside[chosen] = shape(x[chosen], y[chosen])
     ground = random.uniform(0, 255, (count, 3, 1, 1))
-    # At least 60 away from the ground in each of the three, and again between 0 and 255.
+    # Each colour channel differs from the background by at least 60, modulo 256.
     ink = (ground + random.uniform(60, 196, (count, 3, 1, 1))) % 256
     images = np.where(inside[:, None], ink, ground) + random.normal(0, 18, (count, 3, 32, 32))
     return np.clip(images.round(), 0, 255).astype(np.uint8), labels
 
 
 def write_archive(path: Path, images: int, seed: int) -> None:
-    """Writes an archive of six files with so many images each; the same seed gives the same."""
+    """Writes six files of `images` images each; the same seed gives the same bytes."""
     with (
         path.open("wb") as file,
         gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,

@@ -1,4 +1,4 @@
-"""Runs a step once for the same inputs, and keeps what it made under their digest."""
+"""Runs a step once per set of inputs, and keeps its result under their digest."""
 
 import ast
 import hashlib
@@ -23,28 +23,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from .parameters import PATTERN, Parameters, parse
 
 RESULT = "result.json"
-# What a step goes on from. It is no part of what the step makes, and stays until that is whole.
+# A step resumes from it. It is not part of the result and is deleted once that is complete.
 CHECKPOINT = "checkpoint.pt"
-# A line for each epoch, as soon as it is over: the pipeline records it while the step goes on.
+# One line per finished epoch, which the pipeline records while the step continues.
 EPOCHS = "epochs.jsonl"
 LINE_SECONDS = 5
 console = Console(soft_wrap=True, highlight=False)
 
 
 class StepError(Exception):
-    """A step cannot be run, or has not made what it should."""
+    """A step cannot be run, or has failed."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step depends on besides its own code, with all that this imports."""
+    """What a step depends on besides its code and the modules that this imports."""
 
     after: tuple[str, ...]
     parameters: tuple[str, ...]
     packages: tuple[str, ...]
-    # The files that are kept with its run.
+    # The files to log with its run.
     artifacts: tuple[str, ...] = ()
-    # Code that it does not import but starts.
+    # A package that it starts but does not import.
     starts: str = ""
 
 
@@ -71,24 +71,25 @@ STEPS = {
     ),
 }
 Inputs = Mapping[str, Path]
-# In the run of the step, numbers are metrics and texts are parameters.
+# Numbers are logged as metrics, strings as parameters.
 Found = dict[str, float | str]
 Work = Callable[[Parameters, Inputs, Path], Found]
 
 
 def directory_of(name: str, parameters: Parameters) -> Path:
-    """Names the directory of what a step makes of these inputs, whether it is there or not.
+    """Returns the directory for the result of a step with these inputs; it need not exist.
 
     Raises:
-        StepError: what an earlier step makes of them is not there.
+        StepError: the result of an earlier step is missing.
     """
     step = STEPS[name]
+    started = sorted((PATTERN / step.starts).glob("*.py")) if step.starts else []
     inputs = {
         "after": {before: result_of(before, parameters)["sha256"] for before in step.after},
         "parameters": {key: getattr(parameters, key) for key in step.parameters},
         "code": {
             str(path.relative_to(PATTERN)): sha256(path.read_bytes())
-            for path in (*sources_of(PATTERN / f"train/{name}.py"), *started_by(step))
+            for path in (*sources_of(PATTERN / f"train/{name}.py"), *started)
         },
         "packages": {package: version(package) for package in step.packages},
     }
@@ -96,19 +97,19 @@ def directory_of(name: str, parameters: Parameters) -> Path:
 
 
 def result_of(name: str, parameters: Parameters) -> dict[str, Any]:
-    """Returns what a step has said of what it made.
+    """Returns the result file of a step.
 
     Raises:
-        StepError: it has not been run with these inputs.
+        StepError: the step has not been run with these inputs.
     """
     result = finished(directory_of(name, parameters))
     if result is None:
-        raise StepError(f"{name} comes before: run python -m train.{name} with the same arguments")
+        raise StepError(f"{name} is missing: run python -m train.{name} with the same arguments")
     return result
 
 
 def finished(directory: Path) -> dict[str, Any] | None:
-    """Returns what was said of a directory, None unless all is there as it was made."""
+    """Returns the result file of a directory, or None if anything is missing or has changed."""
     try:
         result: dict[str, Any] = json.loads((directory / RESULT).read_bytes())
         return result if result["sha256"] == content_digest(directory) else None
@@ -117,7 +118,7 @@ def finished(directory: Path) -> dict[str, Any] | None:
 
 
 def content_digest(directory: Path) -> str:
-    """Returns the digest of the names and contents of the files that a step has made."""
+    """Returns the digest of the names and contents of all files that a step wrote."""
     files = sorted(path for path in directory.iterdir() if path.name not in (RESULT, CHECKPOINT))
     return sha256(json.dumps([(path.name, file_digest(path)) for path in files]).encode())
 
@@ -132,7 +133,7 @@ def sha256(content: bytes) -> str:
 
 
 def sources_of(path: Path) -> list[Path]:
-    """Returns a module of this package with all that it imports from the package, sorted."""
+    """Returns a module and all modules that it imports from this package, sorted."""
     found: set[Path] = set()
     waiting = [path]
     while waiting:
@@ -145,23 +146,19 @@ def sources_of(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def started_by(step: Step) -> list[Path]:
-    return sorted((PATTERN / step.starts).glob("*.py")) if step.starts else []
-
-
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Keeps others out; the operating system opens it when this process ends, however it does.
+    """Locks a file; the operating system releases the lock when this process ends or is killed.
 
     Raises:
-        StepError: another process holds it.
+        StepError: another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path)
     try:
         held.acquire(timeout=0)
     except Timeout:
-        raise StepError(f"another process is at it, wait for its end: {path}") from None
+        raise StepError(f"another process holds {path}, wait until it ends") from None
     try:
         yield
     finally:
@@ -169,24 +166,24 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def end_in_order() -> None:
-    """Makes SIGTERM and Ctrl-C end what was started here as well, and the run a failed one."""
+    """Makes SIGTERM and Ctrl-C also end child processes and fail the run."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
 
 
 def end(number: int, _: FrameType | None) -> NoReturn:
-    # A terminal sends Ctrl-C to a step as well, and then the pipeline sends it SIGTERM: the second
-    # signal does not interrupt what the first one has begun.
+    # Ctrl-C in a terminal also reaches the step, and then the pipeline sends it SIGTERM: ignore the
+    # second signal, so it does not interrupt the cleanup.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def run(name: str, description: str | None, work: Work, *, resumes: bool = False) -> None:
-    """Is the program of a step: `work` fills a directory, which gets its name when it is whole.
+    """Runs the program of a step: `work` fills a partial directory, which is renamed when complete.
 
-    A step that resumes finds what it left there when it was ended half-way; any other begins with
-    an empty directory. What `work` returns is kept beside what it made, for the pipeline to record.
+    If `resumes` is set, the step finds the files of an interrupted run there; otherwise it starts
+    with an empty directory. The return value of `work` is stored for the pipeline to record.
     """
     parameters = parse(f"train.{name}", description)
     end_in_order()
@@ -205,23 +202,19 @@ def run(name: str, description: str | None, work: Work, *, resumes: bool = False
             found = work(parameters, inputs, partial)
             seconds = time.perf_counter() - began
             digest = content_digest(partial)
-            keep(partial, directory, {"sha256": digest, "seconds": seconds, "found": found})
+            result = {"sha256": digest, "seconds": seconds, "found": found}
+            (partial / RESULT).write_text(json.dumps(result, indent=2))
+            # A directory of that name is damaged, or `finished` would have found it.
+            shutil.rmtree(directory, ignore_errors=True)
+            partial.replace(directory)
+            (directory / CHECKPOINT).unlink(missing_ok=True)
             console.print(f"{name}: done in {seconds:.1f} s", shown(found), f"({directory.name})")
     except StepError as error:
         sys.exit(f"error: {name}: {error}")
 
 
 def partial_of(directory: Path) -> Path:
-    """Names the directory that a step fills."""
     return directory.with_name(f"{directory.name}.partial")
-
-
-def keep(partial: Path, directory: Path, result: dict[str, Any]) -> None:
-    """Gives a whole directory its name; what is there under that name was found to be damaged."""
-    (partial / RESULT).write_text(json.dumps(result, indent=2))
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.replace(directory)
-    (directory / CHECKPOINT).unlink(missing_ok=True)
 
 
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:
@@ -238,7 +231,7 @@ def say_done(name: str, directory: Path) -> None:
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """Yields a progress bar that is gone when all is done; without a terminal it is a few lines."""
+    """Yields a progress bar; without a terminal, it prints a line every few seconds instead."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     lines = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=lines) as progress:
@@ -252,7 +245,7 @@ def bar() -> Iterator[Progress]:
 
 
 def print_lines(progress: Progress, ended: threading.Event) -> None:
-    """Says every few seconds how far it is, by bytes where nobody knows how many there will be."""
+    """Prints the progress every few seconds: in percent, or in bytes if the total is unknown."""
     while not ended.wait(LINE_SECONDS):
         for task in progress.tasks:
             far = f"{task.percentage:.0f} %" if task.total else f"{task.completed / 1e6:.0f} MB"

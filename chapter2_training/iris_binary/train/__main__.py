@@ -17,11 +17,11 @@ def main() -> None:
         "--positive", choices=LABELS, default="virginica", help="the iris whose label is 1"
     )
     parser.add_argument(
-        "--seed", type=int, default=SEED, help="another one splits the rows in another way"
+        "--seed", type=int, default=SEED, help="splits the rows and seeds the training"
     )
     arguments = parser.parse_args()
     if not 0 <= arguments.seed < 2**32:
-        parser.error("--seed is a whole number from 0 to 4294967295")
+        parser.error("--seed must be from 0 to 4294967295")
     run_name = f"{arguments.positive} seed {arguments.seed}"
     trains = partial(train, arguments.positive, arguments.seed)
     train_recorded(EXPERIMENT, run_name, arguments.output, trains, draw_confusion_matrix)

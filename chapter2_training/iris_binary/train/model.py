@@ -17,9 +17,9 @@ VERSION = "1"
 
 
 def load_one_against_rest(positive: str, seed: int = SEED) -> Split:
-    """Returns the split with labels of 1 for the positive iris and 0 for the other two.
+    """Returns the split with label 1 for the positive iris and 0 for the other two.
 
-    It is the split of three labels, so that the classifiers of one seed have the same test rows.
+    The three classifiers of a seed therefore have the same test rows.
     """
     split = load(seed)
     index = LABELS.index(positive)
@@ -29,7 +29,7 @@ def load_one_against_rest(positive: str, seed: int = SEED) -> Split:
 
 
 def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> Pipeline:
-    """Fits a scaler, a support vector classifier and its calibration."""
+    """Fits a scaler and a calibrated support vector classifier."""
     classifier = CalibratedClassifierCV(SVC(random_state=seed), ensemble=False)
     return make_pipeline(StandardScaler(), classifier).fit(x, y)
 
@@ -37,14 +37,14 @@ def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> Pipeline:
 def export(pipeline: Pipeline) -> bytes:
     """Writes the pipeline as ONNX: float32 [rows, 4] in, float32 [rows, 2] probabilities out."""
     with warnings.catch_warnings():
-        # The converter reads an attribute of SVC that scikit-learn 1.9 deprecates.
+        # skl2onnx reads an attribute of SVC that scikit-learn 1.9 deprecates.
         warnings.filterwarnings("ignore", "Attribute `prob", FutureWarning)
-        # Without zipmap the probabilities are one array, and not a dictionary a row.
+        # With zipmap, probabilities would be a dictionary per row instead of one array.
         return convert(pipeline, len(FEATURES), "iris_binary", {"zipmap": False})
 
 
 def train(positive: str, seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
-    """Returns the trained model as ONNX, and what there is to know about it.
+    """Returns the model as ONNX, and its metadata.
 
     Index 1 of a prediction is the probability of the positive iris.
     """
@@ -53,7 +53,7 @@ def train(positive: str, seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
     probabilities = pipeline.predict_proba(split.x_test)
     described = describe(split, probabilities, ["other", positive])
     truth, predicted = split.y_test, probabilities.argmax(axis=1)
-    # A model that never says yes has no precision; 0 says so.
+    # A model that never predicts the positive iris gets a precision of 0.
     described["metrics"] |= {
         "precision_positive": round(precision_score(truth, predicted, zero_division=0), 4),
         "recall_positive": round(recall_score(truth, predicted), 4),

@@ -17,25 +17,25 @@ VERSION = "1"
 SEED = 0
 FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
-# At most this share of the rows lies beyond the border, and at least this share beyond or on it
+# At most this share of the rows is outside the border, and at least this share is outside or on it
 # (Schölkopf et al. 2001, "Estimating the Support of a High-Dimensional Distribution", proposition
-# 3). A row on the border scores 0 within the solver's tolerance, so it may fall to either side.
+# 3). A row on the border scores 0 within the solver's tolerance, so it may fall on either side.
 NU = 0.1
-# Beyond these, the share of 150 rows that is found has little to do with the one asked for: the
-# solver finds all of them outliers at 1e-9, and no border at 1.
+# Outside this range the share found has little to do with `nu`: at 1e-9 the solver makes all 150
+# rows outliers, and at 1 it finds no border.
 LOWEST_NU, HIGHEST_NU = 0.01, 0.99
-# The score of a row on the border; what scores less is an outlier.
+# The score of a row on the border; rows with lower scores are outliers.
 THRESHOLD = 0.0
 NOISE_ROWS = 1_000
 
 
 def load() -> np.ndarray:
-    """Returns all flowers as float32 [150, 4]; without labels there is nothing to hold out."""
+    """Returns all flowers as float32 [150, 4]; without labels, no rows are held out for testing."""
     return np.asarray(load_iris().data, np.float32)
 
 
 def draw_noise(x: np.ndarray, seed: int = SEED) -> np.ndarray:
-    """Draws rows that are no flowers: evenly from a box twice as wide as the flowers' own."""
+    """Draws uniform rows from a box twice as wide as the range of the flowers."""
     low, high = x.min(axis=0), x.max(axis=0)
     margin = (high - low) / 2
     random = np.random.default_rng(seed)
@@ -43,15 +43,12 @@ def draw_noise(x: np.ndarray, seed: int = SEED) -> np.ndarray:
 
 
 def fit(x: np.ndarray, nu: float = NU) -> Pipeline:
-    """Fits a scaler and the machine; nothing in it is random."""
+    """Fits a scaler and the one-class machine; neither is random."""
     return make_pipeline(StandardScaler(), OneClassSVM(nu=nu, gamma="auto")).fit(x)
 
 
 def outlier_share(scores: np.ndarray) -> float:
-    """Returns the share of scores below the threshold.
-
-    The mean of scikit-learn's own answers, which are -1 and 1, is another number.
-    """
+    """Returns the share of scores below the threshold."""
     return float((scores < THRESHOLD).mean())
 
 
@@ -61,17 +58,16 @@ def export(pipeline: Pipeline) -> bytes:
 
 
 def score(model: bytes, *parts: np.ndarray) -> list[np.ndarray]:
-    """Returns the scores [rows] that a server gets, for each of some parts [rows, 4].
+    """Returns the float32 scores [rows] of the exported model for each part [rows, 4].
 
-    They are float32. A row on the border that scikit-learn scores just below 0, in float64, may
-    score 0 here.
+    A row on the border that scikit-learn scores just below 0 in float64 may score 0 here.
     """
     session = onnxruntime.InferenceSession(model)
     return [session.run(["scores"], {"X": rows})[0][:, 0] for rows in parts]
 
 
 def train(nu: float = NU) -> tuple[bytes, dict[str, Any]]:
-    """Returns the trained model as ONNX, and what there is to know about it."""
+    """Returns the model as ONNX, and its metadata."""
     x = load()
     model = export(fit(x, nu))
     scores, scores_of_noise = score(model, x, draw_noise(x))
@@ -88,7 +84,7 @@ def train(nu: float = NU) -> tuple[bytes, dict[str, Any]]:
             "classifier": "OneClassSVM",
             "kernel": "rbf",
             "nu": nu,
-            # Nothing is drawn in the training; the rows of noise are.
+            # Seeds the noise rows only; the training itself is not random.
             "seed": SEED,
         },
         "metrics": {

@@ -1,4 +1,4 @@
-"""Draws what a run of training found."""
+"""Draws the plot that a training run records."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 def draw_scores(metadata: dict[str, Any]) -> Figure:
-    """Draws how many rows have which score, and the threshold below which a row is an outlier."""
+    """Draws a histogram of the scores with the outlier threshold."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     histogram = metadata["score_histogram"]

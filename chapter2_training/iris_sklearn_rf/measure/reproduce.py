@@ -1,8 +1,7 @@
 # Copied from chapter2_training/iris_sklearn_svc/measure/reproduce.py
-"""Trains in fresh processes what this process has trained, and compares what comes out."""
+"""Repeats a training in fresh processes and compares the models."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -11,48 +10,42 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parents[1]
+# Recording the run would import MLflow, which takes longer than the training.
+UNTRACKED = """
+import hashlib, sys
+from train.model import train
+print(hashlib.sha256(train(*sys.argv[1:])[0]).hexdigest())
+"""
 
 
-class Reproduced(NamedTuple):
-    """The digests of the models of this process and of fresh ones, and a training's seconds."""
+def reproduce(model: bytes, *arguments: str, processes: int) -> set[str]:
+    """Returns the digests of `model` and of what fresh processes train with the same arguments."""
+    command = [sys.executable, "-c", UNTRACKED, *arguments]
+    fresh = (subprocess.check_output(command, cwd=HERE, text=True) for _ in range(processes))
+    return digests_of([model]) | {digest.strip() for digest in fresh}
 
-    digests: set[str]
-    seconds: float
 
-
-def reproduce(model: bytes, *options: str, processes: int) -> Reproduced:
-    """Trains in fresh processes with the options that `model` was trained with in this one."""
-    digests, seconds = digests_of([model]), []
+def train_seconds(processes: int = 5) -> float:
+    """Returns the median time of `python -m train`, which also records its run."""
+    seconds = []
     for _ in range(processes):
-        begin = perf_counter()
-        digests.add(train_afresh(*options))
-        seconds.append(perf_counter() - begin)
-    return Reproduced(digests, median(seconds))
-
-
-def train_afresh(*options: str) -> str:
-    """Runs `python -m train` in a process of its own, and returns the digest of its model.
-
-    The run is recorded in a store that is thrown away.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        models = Path(name, "models")
-        subprocess.run(
-            [sys.executable, "-m", "train", "--output", str(models), *options],
-            cwd=HERE,
-            env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db"},
-            check=True,
-            capture_output=True,
-        )
-        digest: str = json.loads((models / "metadata.json").read_bytes())["sha256"]
-    return digest
+        with tempfile.TemporaryDirectory() as name:
+            begin = perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "train", "--output", f"{name}/models"],
+                cwd=HERE,
+                env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db"},
+                check=True,
+                capture_output=True,
+            )
+            seconds.append(perf_counter() - begin)
+    return median(seconds)
 
 
 def digests_of(models: Iterable[bytes]) -> set[str]:
@@ -62,14 +55,14 @@ def digests_of(models: Iterable[bytes]) -> set[str]:
 def rows_equal(
     model: bytes | Path, rows: NDArray[np.float32], expected: NDArray[np.float64]
 ) -> int:
-    """Returns for how many rows [rows, features] a model answers what is expected, within 1e-5."""
+    """Counts the rows whose prediction equals the expected one within 1e-5."""
     session = onnxruntime.InferenceSession(model)
-    (answer,) = session.run([session.get_outputs()[-1].name], {"X": rows})
-    return int(np.isclose(answer, expected, rtol=0, atol=1e-5).all(axis=1).sum())
+    (predicted,) = session.run([session.get_outputs()[-1].name], {"X": rows})
+    return int(np.isclose(predicted, expected, rtol=0, atol=1e-5).all(axis=1).sum())
 
 
 def over_seeds(score: Callable[[int], dict[str, float]], seeds: int = 20) -> dict[str, float]:
-    """Returns the median of each score over some seeds, and the lowest accuracy."""
+    """Returns the median of each score over several seeds, and the lowest accuracy."""
     scores = [score(seed) for seed in range(seeds)]
     medians = {f"{name}_median": median(each[name] for each in scores) for name in scores[0]}
     return medians | {"accuracy_lowest": min(each["accuracy"] for each in scores)}

@@ -1,4 +1,4 @@
-"""Fits a random forest to iris, scores it on rows that it has not seen, and exports it as ONNX."""
+"""Fits a random forest to iris, scores it on test rows, and exports it as ONNX."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ TREES = 100
 
 
 def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED) -> RandomForestClassifier:
-    """Fits the trees; they compare features with numbers, so no feature has to be scaled."""
+    """Fits the trees, which need no scaled features."""
     return RandomForestClassifier(n_estimators=TREES, random_state=seed).fit(x, y)
 
 
 def export(forest: RandomForestClassifier) -> bytes:
     """Writes the forest as ONNX: float32 [rows, 4] in, float32 [rows, 3] probabilities out."""
-    # Without zipmap the probabilities are one array, and not a dictionary a row.
+    # With zipmap, probabilities would be a dictionary per row instead of one array.
     return convert(forest, forest.n_features_in_, NAME, {"zipmap": False})
 
 
 def train(seed: int = SEED) -> tuple[bytes, dict[str, Any]]:
-    """Returns the trained model as ONNX, and what there is to know about it."""
+    """Returns the model as ONNX, and its metadata."""
     split = load(seed)
     forest = fit(split.x_train, split.y_train, seed)
     return export(forest), {

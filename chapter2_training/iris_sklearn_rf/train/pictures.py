@@ -1,5 +1,5 @@
 # Copied from chapter2_training/iris_sklearn_svc/train/pictures.py
-"""Draws what a run of training found."""
+"""Draws the plot that a training run records."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 
 def draw_confusion_matrix(metadata: dict[str, Any]) -> Figure:
-    """Draws how often a row of each true label was predicted as each label."""
+    """Draws the confusion matrix of the test rows."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
     matrix = np.array(metadata["confusion_matrix"])
     display = ConfusionMatrixDisplay(matrix, display_labels=metadata["labels"])
     display.plot(ax=axes, cmap="Blues", colorbar=False)
-    axes.set_title(f"{metadata['name']}: {matrix.sum()} rows that were not trained on")
+    axes.set_title(f"{metadata['name']}: {matrix.sum()} test rows")
     return figure

@@ -12,11 +12,11 @@ from .recorded import train_recorded
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument(
-        "--seed", type=int, default=SEED, help="another one splits the rows in another way"
+        "--seed", type=int, default=SEED, help="splits the rows and seeds the training"
     )
     arguments = parser.parse_args()
     if not 0 <= arguments.seed < 2**32:
-        parser.error("--seed is a whole number from 0 to 4294967295")
+        parser.error("--seed must be from 0 to 4294967295")
     run_name = f"seed {arguments.seed}"
     trains = partial(train, arguments.seed)
     train_recorded(NAME, run_name, arguments.output, trains, draw_confusion_matrix)

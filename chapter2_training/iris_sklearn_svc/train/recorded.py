@@ -1,4 +1,4 @@
-"""Trains inside a run of MLflow, and says what came of it."""
+"""Trains inside an MLflow run, then writes the model."""
 
 import sys
 from collections.abc import Callable
@@ -18,9 +18,10 @@ Draw = Callable[[dict[str, Any]], Figure]
 
 
 def train_recorded(experiment: str, run_name: str, output: Path, train: Train, draw: Draw) -> None:
-    """Records what `train` returns with what `draw` makes of it, and writes it into `output`.
+    """Records the model that `train` returns and its plot, then writes the model into `output`.
 
-    It is written last: a model that is there has its run, and one without a run replaces nothing.
+    The model is written last, so every model in `output` has a run, and a training that cannot be
+    recorded replaces nothing.
     """
     written: dict[str, Any] = {}
     try:
@@ -32,16 +33,16 @@ def train_recorded(experiment: str, run_name: str, output: Path, train: Train, d
                 record(described, Path(directory, described["file"]), {picture: draw(described)})
             written = write_model(output, model, metadata)
     except TrackingError as error:
-        state = "the model is written" if written else "no model is written"
-        sys.exit(f"error: {error}; {state} into {output}")
+        state = "was written" if written else "was not written"
+        sys.exit(f"error: {error}; the model {state} to {output}")
     Console(soft_wrap=True, highlight=False).print(summary(written, output))
 
 
 def record(metadata: dict[str, Any], model: Path, pictures: dict[str, Figure]) -> None:
-    """Adds to the run what `metadata` says of the model, the model's file, and pictures by name.
+    """Logs the metadata, the model file and the pictures (by file name) to the active run.
 
     Raises:
-        TrackingError: the server has gone, or the store cannot be written.
+        TrackingError: the server is unreachable, or the store cannot be written.
     """
     data = {"training_data_sha256": metadata["training_data_sha256"]}
     tags = {f"model.{name}": metadata[name] for name in ("name", "version", "sha256")}
@@ -56,8 +57,8 @@ def record(metadata: dict[str, Any], model: Path, pictures: dict[str, Figure]) -
 
 
 def write_model(output: Path, model: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Writes the model and its metadata, or ends the program where that cannot be."""
+    """Writes the model and its metadata, or exits with the reason."""
     try:
         return write_artifact(output, model, metadata)
     except OSError as error:
-        sys.exit(f"error: no model can be written into {output}: {error.strerror}")
+        sys.exit(f"error: cannot write the model to {output}: {error.strerror}")

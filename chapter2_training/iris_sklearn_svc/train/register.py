@@ -1,4 +1,4 @@
-"""Registers the trained model in model_db, with its metrics, its digest and where its file is."""
+"""Registers the trained model in model_db with its metrics, digest and file address."""
 
 import argparse
 import hashlib
@@ -18,29 +18,29 @@ MODEL, METADATA = "model.onnx", "metadata.json"
 
 
 class RegisterError(Exception):
-    """The model is not registered."""
+    """The model cannot be registered."""
 
 
 class Kept(NamedTuple):
-    """A copy of a model and its metadata in a directory of its own, which no training writes."""
+    """A copy of a model and its metadata in its own directory, which training never overwrites."""
 
     directory: Path
     version: str
     metadata: dict[str, Any]
-    # By the name of the file.
+    # Digest by file name.
     sha256: dict[str, str]
 
 
 def keep(models: Path) -> Kept:
-    """Copies the model of the last training: the next one replaces it, and not the copy.
+    """Copies the latest model, so that the next training does not overwrite it.
 
     Raises:
-        RegisterError: there is no model, or another one than its metadata describe.
+        RegisterError: there is no model, or it does not match its metadata.
     """
     try:
         model, described = ((models / name).read_bytes() for name in (MODEL, METADATA))
         metadata: dict[str, Any] = json.loads(described)
-        # Two trainings of one version are two models, and the digest tells them apart.
+        # Two trainings of one version can give different models; the digest tells them apart.
         version = f"{metadata['version']}.{metadata['sha256'][:12]}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RegisterError(f"no trained model in {models}, run make train: {error!r}") from error
@@ -50,30 +50,30 @@ def keep(models: Path) -> Kept:
     }
     if sha256[MODEL] != metadata["sha256"]:
         raise RegisterError(
-            f"{models / MODEL} is not the model that {METADATA} beside it describes, run make "
-            f"train: its SHA-256 is {sha256[MODEL]}, not {metadata['sha256']}"
+            f"{models / MODEL} does not match {METADATA}, run make train: "
+            f"its SHA-256 is {sha256[MODEL]}, not {metadata['sha256']}"
         )
     directory = (models / version).absolute()
     try:
         directory.mkdir(exist_ok=True)
-        # The model comes first: metadata that is there always describes a model that is there.
+        # The model comes first, so the metadata never describes a missing file.
         write_whole(directory / MODEL, model)
         write_whole(directory / METADATA, described)
     except OSError as error:
-        raise RegisterError(f"no copy can be kept in {directory}: {error.strerror}") from error
+        raise RegisterError(f"cannot copy the model to {directory}: {error.strerror}") from error
     return Kept(directory, version, metadata, sha256)
 
 
 def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[str, Any]:
-    """Adds a model to the registry unless it is there, and returns its experiment.
+    """Adds the model to the registry and returns its experiment.
 
-    A model that is there has the address `uri` from then on.
+    If the model is already registered, its address becomes `uri`.
 
     Raises:
-        RegisterError: the registry does not take it.
+        RegisterError: the registry rejects it.
     """
     metadata = kept.metadata
-    # Who loads by the address of the metadata checks them, and they hold the digest of the model.
+    # A server checks the file that it downloads; metadata in turn contain the digest of the model.
     sha256 = kept.sha256[uri.rpartition("/")[2]]
     project_row = post(client, "projects", {"project_name": project})
     model_row = post(
@@ -81,7 +81,7 @@ def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[s
         "models",
         {"project_id": project_row["project_id"], "model_name": metadata["name"]},
     )
-    answer = client.post(
+    response = client.post(
         "experiments",
         json={
             "model_id": model_row["model_id"],
@@ -93,27 +93,27 @@ def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[s
             "artifact_sha256": sha256,
         },
     )
-    if answer.status_code != 409:
-        return accepted(answer)
+    if response.status_code != 409:
+        return accepted(response)
     found = accepted(client.get(f"experiments/model-version-id/{kept.version}"))["rows"]
     known = next(row for row in found if row["model_id"] == model_row["model_id"])
     if known["artifact_sha256"] != sha256:
         raise RegisterError(
-            f"version {kept.version} is registered with another SHA-256 than {uri} has: "
-            f"{known['artifact_sha256']}, not {sha256}"
+            f"version {kept.version} is already registered with a different SHA-256: "
+            f"{known['artifact_sha256']}, not the {sha256} of {uri}"
         )
     path = f"experiments/artifact-file-paths/{known['experiment_id']}"
     return post(client, path, {"artifact_file_paths": {"onnx": uri}})
 
 
 def promote(client: httpx.Client, experiment: dict[str, Any], model: str, project: str) -> None:
-    """Makes an experiment the champion of its model.
+    """Makes the experiment the champion of its model.
 
     Raises:
-        RegisterError: somebody else has promoted another one meanwhile.
+        RegisterError: another one was promoted in the meantime.
     """
-    answer = client.get(f"models/champion/{model}", params={"project_name": project})
-    champion = None if answer.status_code == 404 else accepted(answer)["experiment_id"]
+    response = client.get(f"models/champion/{model}", params={"project_name": project})
+    champion = None if response.status_code == 404 else accepted(response)["experiment_id"]
     if champion != experiment["experiment_id"]:
         path = f"experiments/promote/{experiment['experiment_id']}"
         post(client, path, {"expected_champion": champion})
@@ -123,11 +123,13 @@ def post(client: httpx.Client, path: str, content: dict[str, Any]) -> dict[str, 
     return accepted(client.post(path, json=content))
 
 
-def accepted(answer: httpx.Response) -> dict[str, Any]:
-    """Returns what the registry answers, unless it refuses."""
-    if answer.is_error:
-        raise RegisterError(f"{answer.url} answers {answer.status_code}: {answer.text[:500]}")
-    content: dict[str, Any] = answer.json()
+def accepted(response: httpx.Response) -> dict[str, Any]:
+    """Returns the body of a successful response."""
+    if response.is_error:
+        raise RegisterError(
+            f"{response.url} returned {response.status_code}: {response.text[:500]}"
+        )
+    content: dict[str, Any] = response.json()
     return content
 
 
@@ -136,21 +138,21 @@ def main() -> None:
     parser.add_argument(
         "--url",
         default=os.environ.get("MODEL_DB_URL", "http://localhost:8000"),
-        help="where model_db is; MODEL_DB_URL, or this machine",
+        help="the URL of model_db (default: MODEL_DB_URL, or this machine)",
     )
     parser.add_argument("--models", type=Path, default=Path(__file__).parents[1] / "models")
     parser.add_argument("--project", default=PROJECT)
     parser.add_argument(
         "--artifact-uri",
         metavar="URI",
-        help="where others can read the file, such as a store; without it the file:// address of "
-        "the copy that is kept in a directory of --models",
+        help="the address where others can read the file, such as an object store (default: the "
+        "file:// address of the copy in a directory of --models)",
     )
     parser.add_argument("--promote", action="store_true", help="make it the champion of its model")
     arguments = parser.parse_args()
     uri = arguments.artifact_uri
     if uri is not None and uri.rpartition("/")[2] not in {MODEL, METADATA}:
-        parser.error(f"--artifact-uri ends in /{MODEL} or /{METADATA}")
+        parser.error(f"--artifact-uri must end in /{MODEL} or /{METADATA}")
     try:
         kept = keep(arguments.models)
         uri = uri or (kept.directory / MODEL).as_uri()
@@ -158,7 +160,7 @@ def main() -> None:
             experiment = register(client, kept, uri, arguments.project)
             if arguments.promote:
                 promote(client, experiment, kept.metadata["name"], arguments.project)
-    # An address that is none is no HTTPError.
+    # A malformed URL raises InvalidURL, which is not an HTTPError.
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         sys.exit(f"error: no model_db at {arguments.url}, run make up in model_db: {error}")
     except RegisterError as error:
