@@ -58,7 +58,7 @@ NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
     "a form": ("data=5.1&data=3.5", "Invalid JSON"),
     "XML": ("<data/>", "Invalid JSON"),
     "10,000 levels of lists": ("[" * 10_000 + "]" * 10_000, "recursion limit"),
-    "10,000 levels of objects": ('{"data":' * 10_000 + "1" + "}" * 10_000, "recursion limit"),
+    "4,000 levels of objects": ('{"data":' * 4_000 + "1" + "}" * 4_000, "recursion limit"),
     "10,000 brackets": ("[" * 10_000, "recursion limit"),
     "bytes that are no text": (b"\xff\xfe", "Invalid JSON"),
     "zero bytes": (b"\x00" * 100, "Invalid JSON"),
@@ -78,11 +78,11 @@ NO_OBJECT: Mapping[str, tuple[str, str]] = {
 }
 UNKNOWN_FIELDS: Mapping[str, tuple[str, str]] = {
     "an unknown field": ('{"xyzzy": 1}', "Extra inputs"),
-    "15,000 unknown fields": (
-        "{" + ",".join(f'"field{number}": 1' for number in range(15_000)) + "}",
-        "Extra inputs",
+    "2,000 unknown fields": (
+        "{" + ",".join(f'"field{number}": 1' for number in range(2_000)) + "}",
+        "unknown fields",
     ),
-    "a field name of 200 kB": (f'{{"{"x" * 200_000}": 1}}', "Extra inputs"),
+    "a field name of 20 kB": (f'{{"{"x" * 20_000}": 1}}', "Extra inputs"),
 }
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from .model import Model
+from .model import Model, NoAnswerError
 from .route import JsonRoute, refuse_invalid
 from .schema import FEATURES, REFUSALS, UNAVAILABLE, Labels, PredictRequest, Probabilities
 from .settings import Settings
@@ -30,7 +31,7 @@ app = FastAPI(
     description=__doc__,
     version="0.1.0",
     lifespan=lifespan,
-    # Nothing here is traced, and FastAPI looks for a tracer at every request unless told so.
+    # Without this, FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
@@ -39,8 +40,14 @@ app.add_middleware(Turns, settings=settings)
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
 
+@app.exception_handler(NoAnswerError)
+async def refuse_unanswerable(_: Request, error: Exception) -> JSONResponse:
+    """Rejects rows for which the model computes NaN or infinity."""
+    return JSONResponse({"detail": str(error)}, 422)
+
+
 def model_of(request: Request) -> Model:
-    """Returns the model that the lifespan has loaded."""
+    """Returns the model that the lifespan loaded."""
     model: Model = request.app.state.model
     return model
 
@@ -76,28 +83,28 @@ def predict_test_label(request: Request) -> Labels:
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """The process lives."""
+    """Reports that the process is alive."""
     return {"status": "ok"}
 
 
 @app.get("/ready", responses=UNAVAILABLE)
 def ready(request: Request) -> dict[str, str]:
-    """The model predicts; before it is loaded nobody can connect."""
+    """Reports that the model predicts; the port is closed until it is loaded."""
     model_of(request).predict(model_of(request).sample)
     return {"status": "ready"}
 
 
 @app.get("/metadata", responses=UNAVAILABLE)
 async def metadata(request: Request) -> dict[str, Any]:
-    """What the model is, where it came from and how good it is."""
+    """Describes the model: version, origin, input, output and metrics."""
     return model_of(request).metadata
 
 
 @app.get("/label", responses=UNAVAILABLE)
 async def label(request: Request) -> dict[int, str]:
-    """The labels by their index in a prediction."""
+    """Returns the label of each index of a prediction."""
     return dict(enumerate(model_of(request).labels))
 
 
-# Routes are tried in turn, and FastAPI has put those of the documentation first.
+# Routes are tried in order, and FastAPI puts those of the documentation first.
 app.router.routes.sort(key=lambda route: not isinstance(route, APIRoute))

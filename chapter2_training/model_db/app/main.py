@@ -94,7 +94,7 @@ def is_without_tables(error: Exception) -> bool:
 @app.get("/health")
 @app.get("/v0.1/health")
 async def health() -> dict[str, str]:
-    """The process lives."""
+    """Reports that the process is alive."""
     return {"status": "ok"}
 
 

@@ -166,7 +166,7 @@ class Refusal(BaseModel):
 
 
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {
-    503: {"model": Refusal, "description": "Not now: try again"},
+    503: {"model": Refusal, "description": "Overloaded or not ready: try again later"},
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": Refusal, "description": "Nothing has this id or name"},
@@ -175,11 +175,11 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
     409: {"model": Refusal, "description": "It contradicts the stored state"},
 }
 INVALID: dict[int | str, dict[str, Any]] = {
-    422: {"model": Refusal, "description": "Not a valid request"},
+    422: {"model": Refusal, "description": "The request is invalid"},
     **UNAVAILABLE,
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    408: {"model": Refusal, "description": "The body was not complete at its deadline"},
+    408: {"model": Refusal, "description": "The body did not arrive in time"},
     413: {"model": Refusal, "description": "The body is too large"},
     **INVALID,
 }

@@ -1,4 +1,4 @@
-"""What can be set from outside; an environment variable is the upper-cased name."""
+"""Settings; the environment variable of each is its name in upper case."""
 
 from pathlib import Path
 

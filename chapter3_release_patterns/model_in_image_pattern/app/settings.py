@@ -1,5 +1,5 @@
 # Copied from chapter4_serving_patterns/web_single_pattern/app/settings.py with "models"->"models/1.0.0"
-"""What can be set from outside; an environment variable is the upper-cased name."""
+"""Settings; the environment variable of each is its name in upper case."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """The defaults run on a laptop."""
 
-    # Without this, pydantic claims every name that starts with "model_" for itself.
+    # Pydantic reserves names that begin with "model_" unless told otherwise.
     model_config = SettingsConfigDict(protected_namespaces=())
 
     model_directory: Path = Path(__file__).parents[1] / "models/1.0.0"
     max_rows: int = Field(default=1_000, gt=0)
     max_requests_at_once: int = Field(default=256, gt=0)
-    max_body_bytes: int = Field(default=262_144, gt=0)
+    max_body_bytes: int = Field(default=131_072, gt=0)
     client_deadline_seconds: float = Field(default=5.0, gt=0)

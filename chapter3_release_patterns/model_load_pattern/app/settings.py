@@ -1,4 +1,4 @@
-"""What can be set from outside; an environment variable is the upper-cased name."""
+"""Settings; the environment variable of each is its name in upper case."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).parents[1]
 class Settings(BaseSettings):
     """The defaults run on a laptop."""
 
-    # Without this, pydantic claims every name that starts with "model_" for itself.
+    # Pydantic reserves names that begin with "model_" unless told otherwise.
     model_config = SettingsConfigDict(protected_namespaces=())
 
     # The address of one of the model's two files, and its SHA-256. If both are empty, the champion
@@ -28,5 +28,5 @@ class Settings(BaseSettings):
 
     max_rows: int = Field(default=1_000, gt=0)
     max_requests_at_once: int = Field(default=256, gt=0)
-    max_body_bytes: int = Field(default=262_144, gt=0)
+    max_body_bytes: int = Field(default=131_072, gt=0)
     client_deadline_seconds: float = Field(default=5.0, gt=0)

@@ -31,7 +31,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.metadata = json.loads((settings.model_directory / "metadata.json").read_bytes())
     app.state.redis = Redis.from_url(
         settings.redis_url,
-        max_connections=settings.max_requests_at_once,
+        # `/ready` needs one, too, and the limit does not apply to it.
+        max_connections=settings.max_requests_at_once + 8,
         # A pooled connection may be stale, because Redis has restarted since.
         retry=Retry(NoBackoff(), 1),
     )
@@ -44,7 +45,7 @@ app = FastAPI(
     description=__doc__,
     version="0.1.0",
     lifespan=lifespan,
-    # Nothing here is traced, and FastAPI looks for a tracer at every request unless told so.
+    # Without this, FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
@@ -153,7 +154,7 @@ async def predict_test_label(request: Request, response: Response) -> Accepted:
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """The process lives."""
+    """Reports that the process is alive."""
     return {"status": "ok"}
 
 
@@ -167,15 +168,15 @@ async def ready(request: Request) -> dict[str, str]:
 
 @app.get("/metadata", responses=UNAVAILABLE)
 async def metadata(request: Request) -> dict[str, Any]:
-    """What the model is, where it came from and how good it is."""
+    """Describes the model: version, origin, input, output and metrics."""
     return metadata_of(request)
 
 
 @app.get("/label", responses=UNAVAILABLE)
 async def label(request: Request) -> dict[int, str]:
-    """The labels by their index in a prediction."""
+    """Returns the label of each index of a prediction."""
     return dict(enumerate(metadata_of(request)["labels"]))
 
 
-# Routes are tried in turn, and FastAPI has put those of the documentation first.
+# Routes are tried in order, and FastAPI puts those of the documentation first.
 app.router.routes.sort(key=lambda route: not isinstance(route, APIRoute))

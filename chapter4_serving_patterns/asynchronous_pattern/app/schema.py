@@ -1,9 +1,9 @@
-"""Defines what a request, an answer and a refusal look like, and which values a row may hold."""
+"""Defines the bodies of requests, responses and errors, and the valid values of a row."""
 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from .settings import Settings
 
@@ -12,23 +12,24 @@ FEATURES = 8 * 8
 HIGHEST = 16.0
 LOWEST = 0.0
 
-# Strict, because otherwise `true` and "1.5" are numbers.
+# Strict: otherwise Pydantic accepts `true` and "1.5" as numbers.
 Feature = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=LOWEST, le=HIGHEST)]
-Row = Annotated[list[Feature], Field(min_length=FEATURES, max_length=FEATURES)]
+# One invalid value is enough to reject a request, and collecting thousands would take too long.
+Row = Annotated[list[Feature], Field(min_length=FEATURES, max_length=FEATURES), FailFast()]
 
 
 def show_sample(schema: dict[str, Any]) -> None:
-    """Adds the sample of the metadata as an example, which the page at `/docs` shows."""
+    """Adds the sample from the metadata as the example that `/docs` shows."""
     metadata = json.loads((Settings().model_directory / "metadata.json").read_bytes())
     schema["example"] = {"data": metadata["sample"]}
 
 
 class PredictRequest(BaseModel):
-    """Rows of numbers; `/metadata` names the features in their order."""
+    """Rows of numbers, one per feature, in the order that `/metadata` gives."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=show_sample)
 
-    data: list[Row] = Field(min_length=1, max_length=Settings().max_rows)
+    data: Annotated[list[Row], FailFast()] = Field(min_length=1, max_length=Settings().max_rows)
 
 
 class Accepted(BaseModel):
@@ -56,18 +57,18 @@ class Counts(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why a request was not answered."""
+    """Why a request was rejected."""
 
     detail: str | list[dict[str, Any]]
 
 
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {
-    503: {"model": Refusal, "description": "Not now: try again"},
+    503: {"model": Refusal, "description": "Overloaded or not ready: try again later"},
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    408: {"model": Refusal, "description": "The body was not complete at its deadline"},
+    408: {"model": Refusal, "description": "The body did not arrive in time"},
     413: {"model": Refusal, "description": "The body is too large"},
-    422: {"model": Refusal, "description": "Not a valid request"},
+    422: {"model": Refusal, "description": "The request is invalid"},
     **UNAVAILABLE,
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {

@@ -98,17 +98,19 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.refuse_large_head(len(self.url) + sum(fields))
         elif len(cycle.body) > settings.max_body_bytes:
             self.refuse_large_body(cycle)
-        elif self.is_full() and cycle.scope["path"] not in EXEMPT:
+        elif cycle.scope["path"] not in EXEMPT and not self.take_place(cycle):
             self.refuse(503, "too many requests at once", cycle)
         else:
             self.answered = cycle
-            self.under_way.add(cycle)
             task = self.loop.create_task(cycle.run_asgi(app))
             self.tasks.add(task)
             task.add_done_callback(partial(self.end_task, cycle))
 
-    def is_full(self) -> bool:
-        return len(self.under_way) >= settings.max_requests_at_once
+    def take_place(self, cycle: RequestResponseCycle) -> bool:
+        if len(self.under_way) >= settings.max_requests_at_once:
+            return False
+        self.under_way.add(cycle)
+        return True
 
     def end_task(self, cycle: RequestResponseCycle, task: Task[None]) -> None:
         """Frees the place of a request whose client has gone before its response was sent."""
