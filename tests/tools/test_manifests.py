@@ -140,6 +140,30 @@ def mesh() -> dict[str, dict[str, Any]]:
     }
 
 
+def policy(name: str, app: str = "", **entries: Any) -> dict[str, Any]:
+    """A NetworkPolicy with these entries; without any, it denies all."""
+    selector = {"matchLabels": {"app": app}} if app else {}
+    types = [direction.capitalize() for direction in entries] or ["Ingress", "Egress"]
+    spec = {"podSelector": selector, "policyTypes": types, **entries}
+    return thing("networking.k8s.io/v1", "NetworkPolicy", name, spec=spec)
+
+
+def policies() -> list[dict[str, Any]]:
+    anywhere: dict[str, Any] = {"namespaceSelector": {}}
+    dns = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
+    redis = {"podSelector": {"matchLabels": {"app": "redis"}}}
+    api = {"podSelector": {"matchLabels": {"app": "api"}}}
+    to_redis = {"to": [redis], "ports": [{"port": "redis"}]}
+    to_dns = {"to": [dns], "ports": [{"protocol": "UDP", "port": 53}]}
+    return [
+        policy("default-deny"),
+        policy("api", "api", ingress=[{"from": [anywhere], "ports": [{"port": "http"}]}]),
+        policy("model", "model", ingress=[{"from": [api], "ports": [{"port": 8000}]}]),
+        policy("redis", "redis", ingress=[{"from": [api], "ports": [{"port": 6379}]}]),
+        policy("api-egress", "api", egress=[to_redis, to_dns]),
+    ]
+
+
 def good_manifests() -> dict[str, Any]:
     api = server(
         "api",
@@ -169,6 +193,7 @@ def good_manifests() -> dict[str, Any]:
         "redis_service.yml": service("redis", 6379, "redis"),
         "report.yml": report(),
         **mesh(),
+        "network_policy.yml": policies(),
     }
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -220,6 +245,7 @@ COMPOSE: dict[str, Any] = {
             "command": [*UVICORN.split(), "--port", "8000"],
             "ports": ["127.0.0.1:8000:8000"],
             "environment": {"REDIS_HOST": "redis"},
+            "depends_on": ["redis"],
             "tmpfs": ["/scratch"],
             "mem_limit": "256m",
         },
