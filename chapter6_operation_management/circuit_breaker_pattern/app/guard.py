@@ -221,7 +221,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not refusals:
             self.loop.call_later(1, log_refusals)
         refusals[f"{status} {detail}"] += 1
-        content = json.dumps({"detail": detail}).encode()
+        content = json.dumps({"detail": detail}, separators=(",", ":")).encode()
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
