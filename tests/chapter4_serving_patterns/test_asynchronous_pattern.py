@@ -9,21 +9,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from redis import ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 from chapter4_serving_patterns.asynchronous_pattern.app import jobs
+from chapter4_serving_patterns.asynchronous_pattern.app import worker as worker_module
+from chapter4_serving_patterns.asynchronous_pattern.app.jobs import Delivery, Outcome
 from chapter4_serving_patterns.asynchronous_pattern.app.model import Model
 from chapter4_serving_patterns.asynchronous_pattern.app.schema import FEATURES
 from chapter4_serving_patterns.asynchronous_pattern.app.settings import Settings
@@ -341,6 +345,78 @@ def test_a_job_for_which_the_model_returns_nan_fails(stack: Stack, row: list[flo
     worker.work()
     assert [state(api, job_id)["status"] for job_id in ids] == ["done", "failed", "done"]
     assert "NaN" in state(api, ids[1])["reason"]
+
+
+def allocate_too_much() -> None:
+    """Lets ONNX Runtime fail to allocate memory."""
+    shape = numpy_helper.from_array(np.array([2**46]), "shape")
+    zeros = helper.make_node("ConstantOfShape", ["shape"], ["zeros"])
+    output = helper.make_tensor_value_info("zeros", TensorProto.FLOAT, ["n"])
+    graph = helper.make_graph([zeros], "greedy", [], [output], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {})
+
+
+def break_down() -> None:
+    raise RuntimeError("the worker is broken")
+
+
+@pytest.mark.parametrize("fail", [lambda: np.empty(2**50), allocate_too_much, break_down])
+def test_jobs_survive_a_worker_that_cannot_predict(
+    stack: Stack, row: list[float], fail: Callable[[], object]
+) -> None:
+    class FailingModel(CountingModel):
+        def predict(self, rows: list[list[float]]) -> Any:
+            # Where memory is short, it is enough for the sample again.
+            if row in rows or fail is break_down:
+                fail()
+            return super().predict(rows)
+
+    api = stack.api()
+    row = [1.0, *row[1:]]
+    ids = [submit(api, [row]) for _ in range(8)]
+    worker, healthy = worker_in_this_process(stack)
+    worker.model = FailingModel(stack.models, FEATURES)
+    given_back = []
+    for _ in range(worker.settings.max_deliveries + 2):
+        worker.next_look_at_expired = 0
+        worker.work()
+        given_back.append(worker.give_back())
+    # After the first time, they are delivered one by one.
+    assert given_back == [8, 1, 1, 1, 1]
+    assert {held["times_delivered"] for held in stack.held()} == {0}
+    assert {state(api, job_id)["status"] for job_id in ids} == {"queued"}
+    worker.model, worker.next_look_at_expired = healthy, 0
+    for _ in ids:
+        worker.work()
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    assert stack.counts() == {"accepted": 8, "done": 8, "failed": 0, "pending": 0}
+
+
+def test_a_shortage_of_memory_outside_the_model_costs_no_delivery(
+    stack: Stack, row: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = stack.api()
+    job_id = submit(api, [row])
+    worker, _ = worker_in_this_process(stack)
+    monkeypatch.setattr(worker_module, "PAUSE_SECONDS", 0)
+    stopping = Event()
+    numbers: list[int] = []
+    outcomes_of = worker.outcomes_of
+
+    def short_of_memory(deliveries: list[Delivery]) -> list[Outcome]:
+        numbers.extend(delivery.number for delivery in deliveries)
+        if len(numbers) < 5:
+            raise MemoryError
+        stopping.set()
+        return outcomes_of(deliveries)
+
+    monkeypatch.setattr(worker, "outcomes_of", short_of_memory)
+    worker.run(stopping)
+    assert numbers == [1] * 5
+    assert state(api, job_id)["status"] == "done"
 
 
 UNREADABLE: list[dict[Any, Any]] = [

@@ -84,6 +84,22 @@ for i = 3, #ARGV do
 end
 """
 
+# What a worker holds returns to the queue, and the delivery is not counted. What has expired may
+# have been given back before.
+GIVE_BACK = """
+local group, consumer, lease_ms = unpack(ARGV)
+local given_back = 0
+for _, pending in ipairs(redis.call('XPENDING', KEYS[1], group, '-', '+', 10000, consumer)) do
+  local entry, _, idle_ms, deliveries = unpack(pending)
+  if idle_ms < tonumber(lease_ms) then
+    redis.call('XCLAIM', KEYS[1], group, consumer, 0, entry, 'IDLE', lease_ms,
+               'RETRYCOUNT', deliveries - 1, 'JUSTID')
+    given_back = given_back + 1
+  end
+end
+return given_back
+"""
+
 # Deleting a consumer also deletes its list of pending entries, so that must be empty.
 FORGET = """
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
@@ -215,6 +231,13 @@ def take_expired(
 def keep(redis: Redis, consumer: str, entries: list[bytes]) -> None:
     """Renews the leases of the entries that the worker still holds."""
     redis.eval(KEEP, 1, STREAM, GROUP, consumer, *entries)
+
+
+def give_back(redis: Redis, consumer: str, lease_seconds: float) -> int:
+    """Lets any worker take the jobs that this one holds; returns how many these were."""
+    lease_ms = round(lease_seconds * 1000)
+    given_back: Any = redis.eval(GIVE_BACK, 1, STREAM, GROUP, consumer, lease_ms)
+    return int(given_back)
 
 
 def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
