@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -228,6 +229,52 @@ def test_a_result_expires_and_its_idempotency_key_with_it(stack: Stack, row: lis
     wait_until(lambda: stack.counts()["done"] == 1, "the job to be done")
     wait_until(lambda: api.get(f"/job/{job_id}").status_code == 404, "the result to expire")
     wait_until(lambda: api.post("/predict", **body).json()["job_id"] != job_id, "the key to expire")
+
+
+def test_above_their_limit_the_oldest_results_are_deleted_with_their_keys(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+
+    def submit_with_key(number: int) -> str:
+        headers = {"Idempotency-Key": f"key {number}"}
+        answer = api.post("/predict/label", json={"data": [row]}, headers=headers)
+        job_id: str = answer.json()["job_id"]
+        return job_id
+
+    ids = [submit_with_key(number) for number in range(10)]
+    # The size of a result with the overhead that the limit counts.
+    size = len(jobs.compact({"job_id": ids[0], "status": "done", "prediction": ["1"]})) + 550
+    worker, _ = worker_in_this_process(stack, batch_jobs=4, max_result_bytes=3 * size)
+    # A key that has expired, and belongs to a newer job.
+    stack.redis.client.delete(f"idempotency:{sha256(b'key 1').hexdigest()}")
+    ids.append(submit_with_key(1))
+    for _ in range(3):
+        worker.work()
+    statuses = [api.get(f"/job/{job_id}").status_code for job_id in ids]
+    assert statuses == [404] * 8 + [200] * 3
+    assert stack.counts() == {"accepted": 11, "done": 11, "failed": 0, "pending": 0}
+    assert stack.redis.client.hget(jobs.COUNTS, "result_bytes") == b"%d" % (3 * size)
+    assert stack.redis.client.llen(jobs.FINISHED) == 3
+    # The newer job kept its key; the others' keys are free again.
+    assert submit_with_key(1) == ids[10]
+    assert submit_with_key(9) == ids[9]
+    assert submit_with_key(2) not in ids
+
+
+def test_a_redis_that_results_would_fill_keeps_accepting_jobs(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    stack.redis.client.config_set("maxmemory", "4mb")
+    worker, _ = worker_in_this_process(stack, max_result_bytes=1_000_000)
+    ids = []
+    for _ in range(100):
+        ids += [submit(api, [row] * 32) for _ in range(16)]
+        worker.work()
+    assert stack.counts() == {"accepted": 1600, "done": 1600, "failed": 0, "pending": 0}
+    assert state(api, ids[-1])["status"] == "done"
+    assert api.get(f"/job/{ids[0]}").status_code == 404
 
 
 # --- idempotency ----------------------------------------------------------------------------------

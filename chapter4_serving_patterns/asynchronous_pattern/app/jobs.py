@@ -9,6 +9,8 @@ from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 STREAM, GROUP, COUNTS, DEAD = "jobs", "workers", "jobs:counts", "jobs:dead"
+# The finished jobs in their order, each with the memory that it takes.
+FINISHED = "jobs:finished"
 DEAD_LETTERS_KEPT = 1_000
 
 # An entry stays in the stream until its job is finished, so at any time the accepted jobs are the
@@ -51,11 +53,16 @@ return counts
 # Only one worker can acknowledge an entry, so a job is finished once, even if a suspended worker
 # wakes up late. XACK is the first write because Redis allows it when memory is full; after a write,
 # Redis allows the others in the script too.
+#
+# Above the limit, the oldest results are deleted with their keys. Redis was measured to take 200
+# bytes for a result besides its content, and 350 for a key. What has expired still counts until it
+# is the oldest; its key may then belong to a newer job.
 FINISH = """
-local stream, counts, dead = unpack(KEYS)
-local group, ttl, kept = unpack(ARGV)
+local stream, counts, dead, results = unpack(KEYS)
+local group, ttl, kept, max_bytes = unpack(ARGV)
 local finished = 0
-for i = 4, #ARGV, 5 do
+local bytes = tonumber(redis.call('HGET', counts, 'result_bytes') or 0)
+for i = 5, #ARGV, 5 do
   local entry, record, key, status, content = unpack(ARGV, i, i + 4)
   local pending = redis.call('XPENDING', stream, group, entry, entry, 1)[1]
   if redis.call('XACK', stream, group, entry) == 1 then
@@ -67,10 +74,20 @@ for i = 4, #ARGV, 5 do
     redis.call('XDEL', stream, entry)
     if redis.call('SET', record, content, 'EX', ttl, 'XX') then
       redis.call('HINCRBY', counts, status, 1)
+      local size = #content + 200 + (key == '' and 0 or 350)
+      redis.call('RPUSH', results, size .. ' ' .. record .. ' ' .. key)
+      bytes = redis.call('HINCRBY', counts, 'result_bytes', size)
     end
     if key ~= '' then redis.call('EXPIRE', key, ttl) end
     finished = finished + 1
   end
+end
+while bytes > tonumber(max_bytes) do
+  local size, record, key = string.match(redis.call('LPOP', results), '(%d+) (%S+) (%S*)')
+  redis.call('DEL', record)
+  local owner = key ~= '' and redis.call('GET', key)
+  if owner and 'job:' .. string.match(owner, '%S+') == record then redis.call('DEL', key) end
+  bytes = redis.call('HINCRBY', counts, 'result_bytes', -size)
 end
 return finished
 """
@@ -240,7 +257,7 @@ def give_back(redis: Redis, consumer: str, lease_seconds: float) -> int:
     return int(given_back)
 
 
-def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
+def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int, max_result_bytes: int) -> int:
     """Stores outcomes and removes the jobs from the queue; returns how many were still open."""
     arguments = [
         argument
@@ -253,10 +270,9 @@ def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
             content,
         )
     ]
-    keys = (STREAM, COUNTS, DEAD)
-    finished: Any = redis.eval(
-        FINISH, len(keys), *keys, GROUP, ttl_seconds, DEAD_LETTERS_KEPT, *arguments
-    )
+    keys = (STREAM, COUNTS, DEAD, FINISHED)
+    limits = (ttl_seconds, DEAD_LETTERS_KEPT, max_result_bytes)
+    finished: Any = redis.eval(FINISH, len(keys), *keys, GROUP, *limits, *arguments)
     return int(finished)
 
 
