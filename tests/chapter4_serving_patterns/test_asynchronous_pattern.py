@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -737,6 +738,52 @@ def test_a_redis_without_memory_refuses_jobs_but_lets_workers_finish(
     stack.redis.client.config_set("maxmemory", "0")
     assert finished(api, submit(api, [row]))["status"] == "done"
     assert stack.counts() == {"accepted": 22, "done": 22, "failed": 0, "pending": 0}
+
+
+def fill_memory(redis: Queue) -> None:
+    redis.client.config_set("maxmemory", "1")
+
+
+def become_a_replica(redis: Queue) -> None:
+    redis.client.replicaof("127.0.0.1", "1")
+
+
+def fail_to_save(redis: Queue) -> None:
+    (Path(redis.client.config_get("dir")["dir"]) / "dump.rdb").mkdir()
+    redis.client.config_set("save", "3600 1")
+    redis.client.bgsave()
+    wait_until(
+        lambda: redis.client.info("persistence")["rdb_last_bgsave_status"] == "err",
+        "Redis to fail to save",
+    )
+
+
+@pytest.mark.parametrize(
+    ("refuse_writes", "reason"),
+    [
+        (fill_memory, "OutOfMemoryError"),
+        (become_a_replica, "ReadOnlyError"),
+        (fail_to_save, "MISCONF"),
+    ],
+)
+def test_the_api_is_not_ready_while_redis_refuses_writes_and_logs_the_reason(
+    stack: Stack, row: list[float], refuse_writes: Callable[[Queue], None], reason: str
+) -> None:
+    api = stack.api()
+    submit(api, [row])
+    assert api.get("/ready").status_code == 200
+    refuse_writes(stack.redis)
+    began = time.monotonic()
+    assert [api.get("/ready").status_code for _ in range(50)] == [503] * 50
+    assert api.get("/health").status_code == 200
+    (api_log,) = stack.directory.glob("*.log")
+
+    def counts_in_log() -> list[int]:
+        pattern = rf"refused: (\d+) x 503 the queue is not available: .*{reason}"
+        return [int(count) for count in re.findall(pattern, api_log.read_text())]
+
+    wait_until(lambda: sum(counts_in_log()) == 50, "the log to count every refusal")
+    assert len(counts_in_log()) <= time.monotonic() - began
 
 
 def test_accepted_is_the_sum_of_done_failed_and_pending_at_every_instant(

@@ -203,6 +203,12 @@ async def count(redis: AsyncRedis) -> dict[str, int]:
     return {name: int(value or 0) for name, value in zip(names, counts, strict=True)}
 
 
+async def check_writable(redis: AsyncRedis) -> None:
+    """Fails if Redis does not accept writes: it is full, cannot save, or is a read-only replica."""
+    # Once a job has been accepted this changes nothing, so Redis does not write to its disk.
+    await redis.hsetnx(COUNTS, "accepted", "0")
+
+
 def create_group(redis: Redis) -> None:
     """Creates the workers' consumer group, starting at the oldest job, unless it exists."""
     # When memory is full, Redis refuses to create even a group that exists, so look first.
