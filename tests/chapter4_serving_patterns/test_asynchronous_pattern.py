@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,7 @@ from tools.measure.results import Results
 from tools.measure.results import load as load_results
 from tools.measure.server import wait_until
 from tools.measure.servers import Process
+from tools.read import compose
 
 LEASE_SECONDS = 0.5
 FRAGILE = (f"{PACKAGE}.measure.baselines",)
@@ -702,6 +704,26 @@ def test_a_redis_killed_on_a_slow_disk_loses_jobs_only_without_appendfsync_alway
         redis.start()
         lost = [job_id for job_id in ids if not redis.client.exists(jobs.record_of(job_id))]
     assert bool(lost) == loses
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a running process")
+def test_a_redis_whose_disk_is_full_ends_and_comes_back_with_every_job(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(10)]
+    assert compose.load(measure.HERE).services["redis"].restart == "unless-stopped"
+    # Redis writes the beginning of the next job, and then there is no more space.
+    redis = stack.redis.process
+    largest = max(path.stat().st_size for path in (stack.directory / "redis").rglob("*.aof*"))
+    resource.prlimit(redis.pid, resource.RLIMIT_FSIZE, (largest + 100, resource.RLIM_INFINITY))
+    assert api.post("/predict", json={"data": [row]}).status_code == 503
+    assert redis.wait(10) != 0
+    stack.redis.start()
+    stack.workers(1)
+    stack.wait_until_finished()
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    assert stack.counts() == {"accepted": 10, "done": 10, "failed": 0, "pending": 0}
 
 
 def test_a_redis_that_hangs_leads_to_503_within_the_deadline(
