@@ -3,27 +3,34 @@
 import asyncio
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from redis import ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 from chapter4_serving_patterns.asynchronous_pattern.app import jobs
+from chapter4_serving_patterns.asynchronous_pattern.app import worker as worker_module
+from chapter4_serving_patterns.asynchronous_pattern.app.jobs import Delivery, Outcome
 from chapter4_serving_patterns.asynchronous_pattern.app.model import Model
 from chapter4_serving_patterns.asynchronous_pattern.app.schema import FEATURES
 from chapter4_serving_patterns.asynchronous_pattern.app.settings import Settings
@@ -43,6 +50,7 @@ from tools.measure.results import Results
 from tools.measure.results import load as load_results
 from tools.measure.server import wait_until
 from tools.measure.servers import Process
+from tools.read import compose
 
 LEASE_SECONDS = 0.5
 FRAGILE = (f"{PACKAGE}.measure.baselines",)
@@ -226,6 +234,52 @@ def test_a_result_expires_and_its_idempotency_key_with_it(stack: Stack, row: lis
     wait_until(lambda: api.post("/predict", **body).json()["job_id"] != job_id, "the key to expire")
 
 
+def test_above_their_limit_the_oldest_results_are_deleted_with_their_keys(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+
+    def submit_with_key(number: int) -> str:
+        headers = {"Idempotency-Key": f"key {number}"}
+        answer = api.post("/predict/label", json={"data": [row]}, headers=headers)
+        job_id: str = answer.json()["job_id"]
+        return job_id
+
+    ids = [submit_with_key(number) for number in range(10)]
+    # The size of a result with the overhead that the limit counts.
+    size = len(jobs.compact({"job_id": ids[0], "status": "done", "prediction": ["1"]})) + 550
+    worker, _ = worker_in_this_process(stack, batch_jobs=4, max_result_bytes=3 * size)
+    # A key that has expired, and belongs to a newer job.
+    stack.redis.client.delete(f"idempotency:{sha256(b'key 1').hexdigest()}")
+    ids.append(submit_with_key(1))
+    for _ in range(3):
+        worker.work()
+    statuses = [api.get(f"/job/{job_id}").status_code for job_id in ids]
+    assert statuses == [404] * 8 + [200] * 3
+    assert stack.counts() == {"accepted": 11, "done": 11, "failed": 0, "pending": 0}
+    assert stack.redis.client.hget(jobs.COUNTS, "result_bytes") == b"%d" % (3 * size)
+    assert stack.redis.client.llen(jobs.FINISHED) == 3
+    # The newer job kept its key; the others' keys are free again.
+    assert submit_with_key(1) == ids[10]
+    assert submit_with_key(9) == ids[9]
+    assert submit_with_key(2) not in ids
+
+
+def test_a_redis_that_results_would_fill_keeps_accepting_jobs(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    stack.redis.client.config_set("maxmemory", "4mb")
+    worker, _ = worker_in_this_process(stack, max_result_bytes=1_000_000)
+    ids = []
+    for _ in range(100):
+        ids += [submit(api, [row] * 32) for _ in range(16)]
+        worker.work()
+    assert stack.counts() == {"accepted": 1600, "done": 1600, "failed": 0, "pending": 0}
+    assert state(api, ids[-1])["status"] == "done"
+    assert api.get(f"/job/{ids[0]}").status_code == 404
+
+
 # --- idempotency ----------------------------------------------------------------------------------
 
 
@@ -341,6 +395,78 @@ def test_a_job_for_which_the_model_returns_nan_fails(stack: Stack, row: list[flo
     worker.work()
     assert [state(api, job_id)["status"] for job_id in ids] == ["done", "failed", "done"]
     assert "NaN" in state(api, ids[1])["reason"]
+
+
+def allocate_too_much() -> None:
+    """Lets ONNX Runtime fail to allocate memory."""
+    shape = numpy_helper.from_array(np.array([2**46]), "shape")
+    zeros = helper.make_node("ConstantOfShape", ["shape"], ["zeros"])
+    output = helper.make_tensor_value_info("zeros", TensorProto.FLOAT, ["n"])
+    graph = helper.make_graph([zeros], "greedy", [], [output], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {})
+
+
+def break_down() -> None:
+    raise RuntimeError("the worker is broken")
+
+
+@pytest.mark.parametrize("fail", [lambda: np.empty(2**50), allocate_too_much, break_down])
+def test_jobs_survive_a_worker_that_cannot_predict(
+    stack: Stack, row: list[float], fail: Callable[[], object]
+) -> None:
+    class FailingModel(CountingModel):
+        def predict(self, rows: list[list[float]]) -> Any:
+            # Where memory is short, it is enough for the sample again.
+            if row in rows or fail is break_down:
+                fail()
+            return super().predict(rows)
+
+    api = stack.api()
+    row = [1.0, *row[1:]]
+    ids = [submit(api, [row]) for _ in range(8)]
+    worker, healthy = worker_in_this_process(stack)
+    worker.model = FailingModel(stack.models, FEATURES)
+    given_back = []
+    for _ in range(worker.settings.max_deliveries + 2):
+        worker.next_look_at_expired = 0
+        worker.work()
+        given_back.append(worker.give_back())
+    # After the first time, they are delivered one by one.
+    assert given_back == [8, 1, 1, 1, 1]
+    assert {held["times_delivered"] for held in stack.held()} == {0}
+    assert {state(api, job_id)["status"] for job_id in ids} == {"queued"}
+    worker.model, worker.next_look_at_expired = healthy, 0
+    for _ in ids:
+        worker.work()
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    assert stack.counts() == {"accepted": 8, "done": 8, "failed": 0, "pending": 0}
+
+
+def test_a_shortage_of_memory_outside_the_model_costs_no_delivery(
+    stack: Stack, row: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = stack.api()
+    job_id = submit(api, [row])
+    worker, _ = worker_in_this_process(stack)
+    monkeypatch.setattr(worker_module, "PAUSE_SECONDS", 0)
+    stopping = Event()
+    numbers: list[int] = []
+    outcomes_of = worker.outcomes_of
+
+    def short_of_memory(deliveries: list[Delivery]) -> list[Outcome]:
+        numbers.extend(delivery.number for delivery in deliveries)
+        if len(numbers) < 5:
+            raise MemoryError
+        stopping.set()
+        return outcomes_of(deliveries)
+
+    monkeypatch.setattr(worker, "outcomes_of", short_of_memory)
+    worker.run(stopping)
+    assert numbers == [1] * 5
+    assert state(api, job_id)["status"] == "done"
 
 
 UNREADABLE: list[dict[Any, Any]] = [
@@ -580,6 +706,26 @@ def test_a_redis_killed_on_a_slow_disk_loses_jobs_only_without_appendfsync_alway
     assert bool(lost) == loses
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a running process")
+def test_a_redis_whose_disk_is_full_ends_and_comes_back_with_every_job(
+    stack: Stack, row: list[float]
+) -> None:
+    api = stack.api()
+    ids = [submit(api, [row]) for _ in range(10)]
+    assert compose.load(measure.HERE).services["redis"].restart == "unless-stopped"
+    # Redis writes the beginning of the next job, and then there is no more space.
+    redis = stack.redis.process
+    largest = max(path.stat().st_size for path in (stack.directory / "redis").rglob("*.aof*"))
+    resource.prlimit(redis.pid, resource.RLIMIT_FSIZE, (largest + 100, resource.RLIM_INFINITY))
+    assert api.post("/predict", json={"data": [row]}).status_code == 503
+    assert redis.wait(10) != 0
+    stack.redis.start()
+    stack.workers(1)
+    stack.wait_until_finished()
+    assert {state(api, job_id)["status"] for job_id in ids} == {"done"}
+    assert stack.counts() == {"accepted": 10, "done": 10, "failed": 0, "pending": 0}
+
+
 def test_a_redis_that_hangs_leads_to_503_within_the_deadline(
     stack: Stack, row: list[float]
 ) -> None:
@@ -614,6 +760,52 @@ def test_a_redis_without_memory_refuses_jobs_but_lets_workers_finish(
     stack.redis.client.config_set("maxmemory", "0")
     assert finished(api, submit(api, [row]))["status"] == "done"
     assert stack.counts() == {"accepted": 22, "done": 22, "failed": 0, "pending": 0}
+
+
+def fill_memory(redis: Queue) -> None:
+    redis.client.config_set("maxmemory", "1")
+
+
+def become_a_replica(redis: Queue) -> None:
+    redis.client.replicaof("127.0.0.1", "1")
+
+
+def fail_to_save(redis: Queue) -> None:
+    (Path(redis.client.config_get("dir")["dir"]) / "dump.rdb").mkdir()
+    redis.client.config_set("save", "3600 1")
+    redis.client.bgsave()
+    wait_until(
+        lambda: redis.client.info("persistence")["rdb_last_bgsave_status"] == "err",
+        "Redis to fail to save",
+    )
+
+
+@pytest.mark.parametrize(
+    ("refuse_writes", "reason"),
+    [
+        (fill_memory, "OutOfMemoryError"),
+        (become_a_replica, "ReadOnlyError"),
+        (fail_to_save, "MISCONF"),
+    ],
+)
+def test_the_api_is_not_ready_while_redis_refuses_writes_and_logs_the_reason(
+    stack: Stack, row: list[float], refuse_writes: Callable[[Queue], None], reason: str
+) -> None:
+    api = stack.api()
+    submit(api, [row])
+    assert api.get("/ready").status_code == 200
+    refuse_writes(stack.redis)
+    began = time.monotonic()
+    assert [api.get("/ready").status_code for _ in range(50)] == [503] * 50
+    assert api.get("/health").status_code == 200
+    (api_log,) = stack.directory.glob("*.log")
+
+    def counts_in_log() -> list[int]:
+        pattern = rf"refused: (\d+) x 503 the queue is not available: .*{reason}"
+        return [int(count) for count in re.findall(pattern, api_log.read_text())]
+
+    wait_until(lambda: sum(counts_in_log()) == 50, "the log to count every refusal")
+    assert len(counts_in_log()) <= time.monotonic() - began
 
 
 def test_accepted_is_the_sum_of_done_failed_and_pending_at_every_instant(

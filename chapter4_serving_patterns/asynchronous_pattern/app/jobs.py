@@ -9,6 +9,8 @@ from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 STREAM, GROUP, COUNTS, DEAD = "jobs", "workers", "jobs:counts", "jobs:dead"
+# The finished jobs in their order, each with the memory that it takes.
+FINISHED = "jobs:finished"
 DEAD_LETTERS_KEPT = 1_000
 
 # An entry stays in the stream until its job is finished, so at any time the accepted jobs are the
@@ -51,11 +53,16 @@ return counts
 # Only one worker can acknowledge an entry, so a job is finished once, even if a suspended worker
 # wakes up late. XACK is the first write because Redis allows it when memory is full; after a write,
 # Redis allows the others in the script too.
+#
+# Above the limit, the oldest results are deleted with their keys. Redis was measured to take 200
+# bytes for a result besides its content, and 350 for a key. What has expired still counts until it
+# is the oldest; its key may then belong to a newer job.
 FINISH = """
-local stream, counts, dead = unpack(KEYS)
-local group, ttl, kept = unpack(ARGV)
+local stream, counts, dead, results = unpack(KEYS)
+local group, ttl, kept, max_bytes = unpack(ARGV)
 local finished = 0
-for i = 4, #ARGV, 5 do
+local bytes = tonumber(redis.call('HGET', counts, 'result_bytes') or 0)
+for i = 5, #ARGV, 5 do
   local entry, record, key, status, content = unpack(ARGV, i, i + 4)
   local pending = redis.call('XPENDING', stream, group, entry, entry, 1)[1]
   if redis.call('XACK', stream, group, entry) == 1 then
@@ -67,10 +74,20 @@ for i = 4, #ARGV, 5 do
     redis.call('XDEL', stream, entry)
     if redis.call('SET', record, content, 'EX', ttl, 'XX') then
       redis.call('HINCRBY', counts, status, 1)
+      local size = #content + 200 + (key == '' and 0 or 350)
+      redis.call('RPUSH', results, size .. ' ' .. record .. ' ' .. key)
+      bytes = redis.call('HINCRBY', counts, 'result_bytes', size)
     end
     if key ~= '' then redis.call('EXPIRE', key, ttl) end
     finished = finished + 1
   end
+end
+while bytes > tonumber(max_bytes) do
+  local size, record, key = string.match(redis.call('LPOP', results), '(%d+) (%S+) (%S*)')
+  redis.call('DEL', record)
+  local owner = key ~= '' and redis.call('GET', key)
+  if owner and 'job:' .. string.match(owner, '%S+') == record then redis.call('DEL', key) end
+  bytes = redis.call('HINCRBY', counts, 'result_bytes', -size)
 end
 return finished
 """
@@ -82,6 +99,22 @@ for i = 3, #ARGV do
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
   end
 end
+"""
+
+# What a worker holds returns to the queue, and the delivery is not counted. What has expired may
+# have been given back before.
+GIVE_BACK = """
+local group, consumer, lease_ms = unpack(ARGV)
+local given_back = 0
+for _, pending in ipairs(redis.call('XPENDING', KEYS[1], group, '-', '+', 10000, consumer)) do
+  local entry, _, idle_ms, deliveries = unpack(pending)
+  if idle_ms < tonumber(lease_ms) then
+    redis.call('XCLAIM', KEYS[1], group, consumer, 0, entry, 'IDLE', lease_ms,
+               'RETRYCOUNT', deliveries - 1, 'JUSTID')
+    given_back = given_back + 1
+  end
+end
+return given_back
 """
 
 # Deleting a consumer also deletes its list of pending entries, so that must be empty.
@@ -170,6 +203,12 @@ async def count(redis: AsyncRedis) -> dict[str, int]:
     return {name: int(value or 0) for name, value in zip(names, counts, strict=True)}
 
 
+async def check_writable(redis: AsyncRedis) -> None:
+    """Fails if Redis does not accept writes: it is full, cannot save, or is a read-only replica."""
+    # Once a job has been accepted this changes nothing, so Redis does not write to its disk.
+    await redis.hsetnx(COUNTS, "accepted", "0")
+
+
 def create_group(redis: Redis) -> None:
     """Creates the workers' consumer group, starting at the oldest job, unless it exists."""
     # When memory is full, Redis refuses to create even a group that exists, so look first.
@@ -217,7 +256,14 @@ def keep(redis: Redis, consumer: str, entries: list[bytes]) -> None:
     redis.eval(KEEP, 1, STREAM, GROUP, consumer, *entries)
 
 
-def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
+def give_back(redis: Redis, consumer: str, lease_seconds: float) -> int:
+    """Lets any worker take the jobs that this one holds; returns how many these were."""
+    lease_ms = round(lease_seconds * 1000)
+    given_back: Any = redis.eval(GIVE_BACK, 1, STREAM, GROUP, consumer, lease_ms)
+    return int(given_back)
+
+
+def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int, max_result_bytes: int) -> int:
     """Stores outcomes and removes the jobs from the queue; returns how many were still open."""
     arguments = [
         argument
@@ -230,10 +276,9 @@ def finish(redis: Redis, outcomes: list[Outcome], ttl_seconds: int) -> int:
             content,
         )
     ]
-    keys = (STREAM, COUNTS, DEAD)
-    finished: Any = redis.eval(
-        FINISH, len(keys), *keys, GROUP, ttl_seconds, DEAD_LETTERS_KEPT, *arguments
-    )
+    keys = (STREAM, COUNTS, DEAD, FINISHED)
+    limits = (ttl_seconds, DEAD_LETTERS_KEPT, max_result_bytes)
+    finished: Any = redis.eval(FINISH, len(keys), *keys, GROUP, *limits, *arguments)
     return int(finished)
 
 

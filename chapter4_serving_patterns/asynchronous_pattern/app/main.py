@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from . import jobs
+from .guard import log_refusals, refusals
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, UNKNOWN, Accepted, Counts, Job, PredictRequest
 from .settings import Settings
@@ -52,17 +53,26 @@ app.router.route_class = JsonRoute
 app.exception_handler(RequestValidationError)(refuse_invalid)
 
 
+def refuse(detail: str, reason: str) -> JSONResponse:
+    """Asks the caller to try again later; the log counts the reasons of a second in one line."""
+    if not refusals:
+        asyncio.get_running_loop().call_later(1, log_refusals)
+    refusals[f"503 {reason}"] += 1
+    return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
+
+
 @app.exception_handler(TimeoutError)
 @app.exception_handler(RedisError)
 async def refuse_without_redis(_: Request, error: Exception) -> JSONResponse:
-    """Asks the caller to try again later: Redis is down, too slow or out of memory."""
-    return JSONResponse({"detail": "the queue is not available"}, 503, {"retry-after": "1"})
+    """Redis is down, too slow or does not accept writes."""
+    detail = "the queue is not available"
+    return refuse(detail, f"{detail}: {type(error).__name__}: {error}".rstrip(": "))
 
 
 @app.exception_handler(jobs.QueueFullError)
 async def refuse_above_bound(_: Request, error: Exception) -> JSONResponse:
-    """Asks the caller to try again later: an unbounded queue would only hide the overload."""
-    return JSONResponse({"detail": "the queue is full"}, 503, {"retry-after": "1"})
+    """An unbounded queue would only hide the overload."""
+    return refuse("the queue is full", "the queue is full")
 
 
 def redis_of(request: Request) -> Redis:
@@ -160,9 +170,9 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", responses=UNAVAILABLE)
 async def ready(request: Request) -> dict[str, str]:
-    """Redis responds, so jobs can be accepted; the API does not need a running worker."""
+    """Redis accepts writes, so jobs can be accepted; the API does not need a running worker."""
     async with within_deadline():
-        await redis_of(request).ping()
+        await jobs.check_writable(redis_of(request))
     return {"status": "ready"}
 
 

@@ -22,8 +22,10 @@ class Settings(BaseSettings):
     # If Redis takes longer than this, the API responds with 503.
     redis_deadline_seconds: float = Field(default=1.0, gt=0)
     max_pending_jobs: int = Field(default=10_000, gt=0)
-    # A finished job and its Idempotency-Key are deleted after this time.
+    # A finished job and its Idempotency-Key are deleted after this time, or earlier if finished
+    # jobs take more than this memory in Redis: half of it, so that the other half holds new jobs.
     result_ttl_seconds: int = Field(default=3_600, gt=0)
+    max_result_bytes: int = Field(default=134_217_728, gt=0)
 
     # The maximum number of jobs in one call of the model.
     batch_jobs: int = Field(default=32, gt=0)

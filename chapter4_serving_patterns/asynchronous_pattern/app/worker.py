@@ -61,7 +61,7 @@ class Worker:
         # In a thread, because a call of the model may take longer than the lease.
         Thread(target=self.keep_leases, daemon=True).start()
         log.info("%s has started", self.name)
-        has_group = False
+        has_group = has_leftovers = False
         while not stopping.is_set():
             if self.settings.alive_file:
                 self.settings.alive_file.touch()
@@ -69,17 +69,25 @@ class Worker:
                 if not has_group:
                     self.join()
                     has_group = True
+                if has_leftovers and self.give_back():
+                    stopping.wait(PAUSE_SECONDS)
+                has_leftovers = True
                 self.work()
+                has_leftovers = bool(self.held)
             except RedisError as error:
                 # If Redis has lost its data, the group is lost too.
                 has_group = has_group and "NOGROUP" not in str(error)
                 log.warning("Redis error, retrying in %.1f s: %s", PAUSE_SECONDS, error)
+                stopping.wait(PAUSE_SECONDS)
+            except MemoryError as error:
+                log.warning("short of memory, retrying in %.1f s: %r", PAUSE_SECONDS, error)
                 stopping.wait(PAUSE_SECONDS)
         if self.settings.alive_file:
             # A probe of the next worker must not find the file of this one.
             self.settings.alive_file.unlink(missing_ok=True)
         log.info("%s has finished its last batch, and stops", self.name)
         with suppress(RedisError):
+            self.give_back()
             jobs.forget_consumers(self.redis, self.name, 10 * self.settings.lease_seconds)
 
     def join(self) -> None:
@@ -88,21 +96,32 @@ class Worker:
         jobs.forget_consumers(self.redis, self.name, 10 * self.settings.lease_seconds)
 
     def work(self) -> None:
-        """Takes jobs, predicts them in one call and finishes them in one transaction."""
+        """Takes jobs, predicts them in one call and finishes them in one transaction.
+
+        Jobs without an outcome stay in `held`: their worker failed, not they.
+        """
         deliveries = self.take()
         if not deliveries:
             return
         self.held = [delivery.entry for delivery in deliveries]
-        try:
-            outcomes = self.outcomes_of(deliveries)
-            finished = jobs.finish(self.redis, outcomes, self.settings.result_ttl_seconds)
-        finally:
-            self.held = []
+        outcomes = self.outcomes_of(deliveries)
+        limits = self.settings.result_ttl_seconds, self.settings.max_result_bytes
+        finished = jobs.finish(self.redis, outcomes, *limits)
+        done = {outcome.delivery.entry for outcome in outcomes}
+        self.held = [entry for entry in self.held if entry not in done]
         for outcome in outcomes:
             if outcome.status == "failed":
                 log.warning("%s", outcome.content)
         if finished < len(outcomes):
             log.warning("%d jobs were already finished by others", len(outcomes) - finished)
+
+    def give_back(self) -> int:
+        """Returns unfinished jobs to the queue, as if they had not been delivered."""
+        self.held = []
+        given_back = jobs.give_back(self.redis, self.name, self.settings.lease_seconds)
+        if given_back:
+            log.warning("%d jobs were given back to the queue", given_back)
+        return given_back
 
     def take(self) -> list[Delivery]:
         """Takes one expired job if there is one, otherwise new jobs.
@@ -130,13 +149,18 @@ class Worker:
                 continue
             try:
                 readable.append(Job(delivery, rows_of(delivery)))
+            except MemoryError:
+                raise
             except Exception as error:
                 # An entry can be malformed in many ways, and none of them may end the worker.
                 outcomes.append(failed(delivery, f"the job cannot be read: {error}"))
         return outcomes + self.predict(readable)
 
     def predict(self, batch: list[Job]) -> list[Outcome]:
-        """Predicts all jobs in one call of the model; if that fails, one job at a time."""
+        """Predicts all jobs in one call of the model; if that fails, one job at a time.
+
+        A job has no outcome if the model failed for another reason than the job itself.
+        """
         if not batch:
             return []
         try:
@@ -145,6 +169,9 @@ class Worker:
             # ONNX Runtime raises a different class for each way in which a model can fail.
             if len(batch) > 1:
                 return [outcome for job in batch for outcome in self.predict([job])]
+            if not self.is_cause(batch[0], error):
+                log.warning("the model failed, but not because of the job: %r", error)
+                return []
             log.exception("the model failed")
             return [failed(batch[0].delivery, f"the model failed: {type(error).__name__}")]
         ends = np.cumsum([len(job.rows) for job in batch])[:-1]
@@ -153,11 +180,23 @@ class Worker:
             for job, part in zip(batch, np.split(probabilities, ends), strict=True)
         ]
 
+    def is_cause(self, job: Job, error: Exception) -> bool:
+        """Tells whether the job made the model fail: then a sample of the same size does not."""
+        # NumPy raises MemoryError. ONNX Runtime has no class for it, only its text.
+        if isinstance(error, MemoryError) or "alloc" in str(error):
+            return False
+        try:
+            self.model.predict(self.model.sample[:1] * len(job.rows))
+        except Exception:
+            return False
+        return True
+
     def answer(self, delivery: Delivery, probabilities: np.ndarray) -> Outcome:
         """Returns the outcome of a job: its probabilities, or its labels if it asked for these."""
         if not np.isfinite(probabilities).all():
             return failed(delivery, "the model returned NaN or infinity")
-        prediction: list[Any] = probabilities.tolist()
+        # Results take a third of the memory with six decimals.
+        prediction: list[Any] = probabilities.astype(float).round(6).tolist()
         if delivery.text("kind") == "label":
             prediction = [self.model.labels[index] for index in probabilities.argmax(axis=1)]
         return outcome_of(delivery, "done", prediction=prediction)
