@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import re
 import shutil
@@ -188,11 +189,18 @@ def test_an_unwritable_output_is_reported_in_one_line(
     assert "\n" not in str(ended.value.code)
 
 
-def test_the_release_of_the_manifests_is_the_model_that_training_gives(trained: Path) -> None:
+def test_the_release_of_the_manifests_is_the_metadata_that_training_gives(trained: Path) -> None:
     lines = (PATTERN / "manifests/release.env").read_text().splitlines()
     released = dict(line.split("=") for line in lines if not line.startswith("#"))
-    assert released["MODEL_URI"] == "http://store:8001/iris_svc/1/model.onnx"
-    assert released["MODEL_SHA256"] == sha256(trained / "iris_svc/1/model.onnx")
+    assert released["MODEL_URI"] == "http://store:8001/iris_svc/1/metadata.json"
+    assert released["MODEL_SHA256"] == sha256(trained / "iris_svc/1/metadata.json")
+
+
+def test_a_champion_of_the_store_fixes_the_labels_too(trained: Path) -> None:
+    for name in MODELS:
+        champion = json.loads((trained / name / "champion.json").read_bytes())
+        assert champion["artifact_file_paths"] == {"onnx": "1/metadata.json"}
+        assert champion["artifact_sha256"] == sha256(trained / name / "1/metadata.json")
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -421,6 +429,52 @@ def test_an_invalid_champion_is_refused_with_a_reason(
     environment = {"CHAMPION_URL": f"{url}/{name}", "MODEL_DIRECTORY": str(tmp_path)}
     assert reason in refusal(environment)
     assert files_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://{host}/1/model.onnx",
+        "http://169.254.169.254/1/model.onnx",
+        "file:///etc/model.onnx",
+        "https://user@{host}/1/model.onnx",
+        "https://{host}.evil.example/1/model.onnx",
+        "https://{host}\\@evil.example/1/model.onnx",
+        "?://{host}/1/model.onnx",
+    ],
+)
+def test_a_champion_over_https_cannot_lead_to_another_host_or_scheme(
+    store: Path, authority: Path, tmp_path: Path, address: str
+) -> None:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        paths = {"onnx": address.format(host=handler.headers["host"])}
+        champion = {"artifact_file_paths": paths, "artifact_sha256": "0" * 64}
+        sending(json.dumps(champion).encode())(handler)
+
+    with store_with(store, {"champion.json": answer}, authority) as url:
+        environment = {"CHAMPION_URL": f"{url}/champion.json", "MODEL_DIRECTORY": str(tmp_path)}
+        refused = run_load(environment | {"SSL_CERT_FILE": str(authority)})
+    assert refused.returncode == 1
+    assert "not one of CHAMPION_STORES" in refused.stderr
+    assert files_in(tmp_path) == {}
+
+
+def test_a_champion_may_be_in_a_store_that_is_allowed(
+    refusal: Refusal, store: Path, url: str, tmp_path: Path
+) -> None:
+    champion = {
+        "artifact_file_paths": {"onnx": f"file://{store}/iris_svc/1/metadata.json"},
+        "artifact_sha256": sha256(store / "iris_svc/1/metadata.json"),
+    }
+    name = f"{uuid4().hex}.json"
+    (store / name).write_text(json.dumps(champion))
+    environment = {"CHAMPION_URL": f"{url}/{name}", "MODEL_DIRECTORY": str(tmp_path)}
+    assert f"{url}/{name} names a model in file://, not one of" in refusal(environment)
+    loaded = run_load(
+        environment | {"CHAMPION_STORES": '["https://models.example.com", "file://"]'}
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert files_in(tmp_path) == artifact(store, "iris_svc")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -80,7 +81,8 @@ def release_of(settings: Settings, deadline: float) -> Release:
     """Returns the configured release or, if there is none, the champion of the registry.
 
     Raises:
-        LoadError: the address or the SHA-256 is missing or invalid.
+        LoadError: the address or the SHA-256 is missing or invalid, or the registry names a model
+            in a store that is not allowed.
     """
     if settings.model_uri or settings.model_sha256:
         source, release = "MODEL_URI", Release(settings.model_uri, settings.model_sha256.lower())
@@ -92,7 +94,10 @@ def release_of(settings: Settings, deadline: float) -> Release:
             # A relative path is relative to the champion's URL.
             uri = uri if "://" in uri else f"{source.rpartition('/')[0]}/{uri}"
             release = Release(uri, champion["artifact_sha256"])
-        except (AttributeError, KeyError, TypeError) as error:
+            allowed = {store_of(source), *map(store_of, settings.champion_stores)}
+            if (store := store_of(uri)) not in allowed:
+                raise LoadError(f"{source} names a model in {store}, not one of CHAMPION_STORES")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LoadError(f"{source} names no model: {error!r}") from error
     if release.uri.rpartition("/")[2] not in {MODEL, METADATA}:
         raise LoadError(f"{source}: {release.uri or 'nothing'} is neither {MODEL} nor {METADATA}")
@@ -101,6 +106,12 @@ def release_of(settings: Settings, deadline: float) -> Release:
             f"{source}: the SHA-256 is {release.sha256 or 'missing'}, not 64 hex digits"
         )
     return release
+
+
+def store_of(uri: str) -> str:
+    """Returns the scheme and the host or bucket of an address, such as `s3://models`."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, Any]:
