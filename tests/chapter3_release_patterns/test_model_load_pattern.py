@@ -511,6 +511,20 @@ def test_a_model_above_the_size_limit_is_refused(
     assert files_in(tmp_path) == {}
 
 
+@pytest.mark.parametrize("name", ["metadata.json", "model.onnx"])
+def test_a_fifo_is_refused(store: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(store / "iris_svc", tmp_path / "sto re" / "iris_svc")
+    (copy / "1" / name).unlink()
+    os.mkfifo(copy / "1" / name)
+    environment = release(store, (tmp_path / "sto re").as_uri(), "iris_svc")
+    directory = {"MODEL_DIRECTORY": str(tmp_path / "model")}
+    # Its reader would wait until the test ends: nobody writes.
+    refused = run_load(environment | directory, deadline_seconds=20)
+    assert refused.returncode == 1
+    assert f"iris_svc/1/{name} is not a regular file" in refused.stderr
+    assert files_in(tmp_path / "model") == {}
+
+
 # --- a faulty store -------------------------------------------------------------------------------
 
 
@@ -614,6 +628,20 @@ def test_a_killed_load_changes_nothing_and_does_not_block_the_next(
     assert {name: left[name] for name in before} == before
     assert run_load(release(store, url, "iris_svc") | directory).returncode == 0
     assert files_in(tmp_path) == artifact(store, "iris_svc")
+
+
+def test_a_partial_file_follows_no_symlink(store: Path, url: str, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"keep")
+    for name in ("model.onnx", "metadata.json"):
+        (directory / f"{name}.partial").symlink_to(elsewhere)
+    loaded = run_load(release(store, url, "iris_svc") | {"MODEL_DIRECTORY": str(directory)})
+    assert loaded.returncode == 0, loaded.stderr
+    assert elsewhere.read_bytes() == b"keep"
+    assert not any(path.is_symlink() for path in directory.iterdir())
+    assert files_in(directory) == artifact(store, "iris_svc")
 
 
 def test_a_second_load_into_a_directory_is_refused(store: Path, url: str, tmp_path: Path) -> None:

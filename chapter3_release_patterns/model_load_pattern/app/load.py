@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -135,13 +135,17 @@ def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, An
     directory = settings.model_directory
     partial = {name: directory / f"{name}.partial" for name in (MODEL, METADATA)}
     try:
+        # What a killed load has left, or a link that leads elsewhere.
+        for path in partial.values():
+            path.unlink(missing_ok=True)
         digest = hashlib.sha256()
-        with partial[MODEL].open("wb") as file:
+        with partial[MODEL].open("xb") as file:
             for chunk in chunks(source, settings.max_model_bytes, deadline):
                 digest.update(chunk)
                 file.write(chunk)
         check_digest(source, digest.hexdigest(), metadata["sha256"])
-        partial[METADATA].write_bytes(content)
+        with partial[METADATA].open("xb") as file:
+            file.write(content)
         # Both files are written before either is replaced. The model is replaced first, so that
         # metadata never describes a model that is not there yet.
         for name, path in partial.items():
@@ -174,6 +178,11 @@ def read(uri: str, deadline: float) -> bytes:
     return b"".join(chunks(uri, MAX_JSON_BYTES, deadline))
 
 
+def is_special(path: Path) -> bool:
+    """Tells whether a path leads to a FIFO, a device or anything else that is not a file."""
+    return path.exists() and not path.is_file()
+
+
 def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     """Yields a file at a file://, http(s)://, s3:// or gs:// address in chunks.
 
@@ -190,6 +199,9 @@ def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     # Attempts start in the first half of the remaining time, and each may take the other half.
     half = timedelta(seconds=max(deadline - time.monotonic(), 0.0) / 2)
     try:
+        # Opening a FIFO waits for a writer, and no deadline would end that.
+        if uri.lower().startswith("file:") and is_special(Path(unquote(urlsplit(uri).path))):
+            raise LoadError(f"{uri} is not a regular file")
         store = from_url(
             folder,
             # A configured SHA-256 makes plain http safe. A digest from the registry is only as
