@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from chapter3_release_patterns.model_load_pattern.app.load import LoadError, load
 from chapter3_release_patterns.model_load_pattern.app.settings import Settings
@@ -102,7 +103,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], str]:
     def reason(environment: dict[str, str]) -> str:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises((LoadError, ValidationError)) as refused:
+        with pytest.raises((LoadError, SettingsError, ValidationError)) as refused:
             load(Settings())
         return str(refused.value)
 
@@ -389,6 +390,7 @@ def test_https_does_not_follow_a_redirect_to_http(
         ({"MODEL_URI": "http://a.invalid/model.onnx", "MODEL_SHA256": "0" * 64}, "cannot read"),
         ({"MODEL_URI": "http://[x/model.onnx", "MODEL_SHA256": "0" * 64}, "invalid"),
         ({"LOAD_DEADLINE_SECONDS": "inf"}, "less than or equal to 86400"),
+        ({"CHAMPION_STORES": "file://"}, 'value for field "champion_stores"'),
         ({"LOAD_DEADLINE_SECONDS": "soon"}, "a valid number"),
         ({"CHAMPION_URL": "http://a.invalid/champion?project_name=b"}, "has a query"),
     ],
@@ -509,6 +511,48 @@ def test_a_model_above_the_size_limit_is_refused(
         environment | {"MAX_MODEL_BYTES": str(limit)}
     )
     assert files_in(tmp_path) == {}
+
+
+def test_what_is_logged_has_no_control_characters(store: Path, tmp_path: Path) -> None:
+    name = "iris\n2026-11-26 ERROR forged \x1b[2J\u202e"
+    copy = tmp_path / "iris_svc/1"
+    model = artifact(store, "iris_svc")["model.onnx"]
+    write_artifact(copy, model, {"name": name, "version": "1"})
+    environment = {
+        "MODEL_URI": f"file://{copy}/model.onnx",
+        "MODEL_SHA256": sha256(copy / "model.onnx"),
+        "MODEL_DIRECTORY": str(tmp_path / "model"),
+    }
+    loaded = run_load(environment)
+    assert loaded.returncode == 0, loaded.stderr
+    assert r"iris\n2026-11-26 ERROR forged \x1b[2J\u202e version 1, SHA-256" in loaded.stderr
+    refused = run_load(environment | {"MODEL_URI": f"file:///{name}/model.onnx"})
+    assert refused.returncode == 1
+    for run in (loaded, refused):
+        assert run.stderr.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:hush@127.0.0.1:{port}/1/model.onnx",
+        "http://user:hush@127.0.0.1:{port}/1/other",
+        "https://user:hu/sh@127.0.0.1:{port}/1/model.onnx",
+        "http://user:hu@sh@127.0.0.1:{port}/1/model.onnx",
+        "http://127.0.0.1:{port}/1/model.onnx?signature=hush/model.onnx",
+        "s3://models/1/model.onnx?X-Amz-Signature=hush",
+    ],
+)
+def test_a_refusal_shows_no_password(tmp_path: Path, uri: str) -> None:
+    environment = {
+        "MODEL_URI": uri.format(port=free_port()),
+        "MODEL_SHA256": "0" * 64,
+        "MODEL_DIRECTORY": str(tmp_path),
+    }
+    refused = run_load(environment)
+    assert refused.returncode == 1
+    assert "***" in refused.stderr
+    assert not re.search("hu|sh@", refused.stderr.partition("error: ")[2])
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "model.onnx"])

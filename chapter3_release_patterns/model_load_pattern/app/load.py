@@ -19,6 +19,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from .settings import Settings
 
@@ -58,8 +59,15 @@ def load(settings: Settings) -> dict[str, Any]:
         raise LoadError(f"cannot write into {directory}: {error.strerror}") from error
     seconds = time.monotonic() - began
     name, version, digest = (metadata[key] for key in ("name", "version", "sha256"))
-    log.info("%s version %s, SHA-256 %s, in %.3f seconds", name, version, digest, seconds)
+    log.info("%s", shown(f"{name} version {version}, SHA-256 {digest}, in {seconds:.3f} seconds"))
     return metadata
+
+
+def shown(text: str) -> str:
+    """Escapes what is not printable, and hides the passwords and queries of addresses."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    # A password may contain what should have been escaped, so everything before the last @ goes.
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(?<=://)\S*@", "***@", text))
 
 
 @contextmanager
@@ -224,5 +232,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         load(Settings())
-    except (LoadError, ValidationError) as error:
+    except LoadError as error:
+        sys.exit(f"error: {shown(str(error))}")
+    except (SettingsError, ValidationError) as error:
         sys.exit(f"error: {error}")
