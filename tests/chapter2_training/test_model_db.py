@@ -655,6 +655,22 @@ def test_a_password_may_contain_any_character(postgres: Postgres, migrated: dict
     engine.dispose()
 
 
+def test_a_password_that_is_not_escaped_is_not_logged_as_a_host() -> None:
+    address = "postgresql://model_db:se@cret@127.0.0.1/model_db"
+    with pytest.raises(ValueError, match="escape the password") as refused:
+        connect(settings_of({"DATABASE_URL": address}))
+    assert "cret" not in str(refused.value)
+
+
+def test_the_reason_of_a_failure_is_logged_without_control_characters() -> None:
+    database = {"DATABASE_URL": "postgresql://model_db@a\x1b[2J\u202e.invalid/model_db"}
+    with run_api(database, ready="/health") as server:
+        assert refusal_of(server, "/ready") == "the database is unreachable"
+        log = server.log.read_text()
+    assert r"a\x1b[2J\u202e.invalid" in log
+    assert all(line.isprintable() for line in log.splitlines())
+
+
 def test_sigterm_finishes_every_write_that_was_accepted(
     postgres: Postgres, migrated: dict[str, str]
 ) -> None:
