@@ -27,6 +27,8 @@ pytestmark = pytest.mark.pattern(
 
 TRAINERS = ROOT / "chapter2_training"
 MODEL_LOAD = ROOT / "chapter3_release_patterns/model_load_pattern"
+# The trainers register the files of this machine.
+LOCAL = {"CHAMPION_STORES": '["file://"]'}
 ROWS = {"data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]}
 
 
@@ -73,7 +75,7 @@ def test_the_champion_of_the_registry_is_served(
     trained = json.loads((models / "metadata.json").read_bytes())
 
     champion = f"{registry.url}/v0.1/api/models/champion/{trained['name']}"
-    run("app.load", MODEL_LOAD, CHAMPION_URL=champion, MODEL_DIRECTORY=str(served))
+    run("app.load", MODEL_LOAD, CHAMPION_URL=champion, MODEL_DIRECTORY=str(served), **LOCAL)
     with serving(served) as server:
         assert httpx.get(f"{server.url}/metadata").json() == trained
         response = httpx.post(f"{server.url}/predict/label", json=ROWS).json()
@@ -100,7 +102,7 @@ def champion(registry: Server, tmp_path_factory: pytest.TempPathFactory) -> Cham
 def test_a_champion_can_be_loaded_after_another_training(
     champion: Champion, tmp_path: Path
 ) -> None:
-    run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
+    run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path), **LOCAL)
     with serving(tmp_path) as server:
         assert httpx.get(f"{server.url}/metadata").json() == champion.metadata
 
@@ -111,7 +113,13 @@ def test_a_champion_whose_file_has_changed_is_not_loaded(
     content = champion.file.read_bytes()
     champion.file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        run("app.load", MODEL_LOAD, CHAMPION_URL=champion.url, MODEL_DIRECTORY=str(tmp_path))
+        run(
+            "app.load",
+            MODEL_LOAD,
+            CHAMPION_URL=champion.url,
+            MODEL_DIRECTORY=str(tmp_path),
+            **LOCAL,
+        )
     champion.file.write_bytes(content)
     assert b"the SHA-256 is" in failed.value.stderr
     with pytest.raises(ServerError), serving(tmp_path):

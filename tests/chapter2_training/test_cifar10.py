@@ -763,16 +763,16 @@ def client(trained: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_hundred_images_in_one_request_give_the_same_labels_as_one_by_one(
+def test_images_in_one_request_give_the_same_labels_as_one_by_one(
     client: httpx.Client, trained: Path
 ) -> None:
     rows = np.fromfile(only(trained, "preprocess") / "test.bin", np.uint8).reshape(-1, RECORD)
-    images = rows[:100, 1:].tolist()
+    images = rows[:16, 1:].tolist()
     labels = client.post("/predict/label", json={"data": images}).json()["prediction"]
     with (only(trained, "evaluate") / "per_image.csv").open() as file:
-        assert labels == [row["predicted"] for row in csv.DictReader(file)][:100]
+        assert labels == [row["predicted"] for row in csv.DictReader(file)][:16]
     # Numbers with many digits still fit into the body limit.
-    widest = [[254.123456789 for _ in range(RECORD - 1)]] * 80
+    widest = [[254.123456789 for _ in range(RECORD - 1)]] * 15
     assert client.post("/predict/label", json={"data": widest}).status_code == 200
 
 

@@ -467,6 +467,65 @@ def test_the_page_escapes_everything_that_is_registered(api: httpx.Client, url: 
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
+# --- pages of other sites -------------------------------------------------------------------------
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 415),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "text/plain;application/json"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        (JSON, 201),
+        ({"content-type": "Application/JSON; charset=utf-8"}, 201),
+        (JSON | {"origin": "http://evil.example"}, 403),
+        (JSON | {"origin": "http://localhost:3000", "host": "localhost:8000"}, 403),
+        (JSON | {"origin": "null"}, 403),
+        (JSON | {"origin": "http://localhost:8000", "host": "localhost:8000"}, 201),
+        # A name of the page that now resolves to this machine.
+        (JSON | {"origin": "http://evil.example", "host": "evil.example"}, 400),
+        (JSON | {"host": "evil.example:8000"}, 400),
+        (JSON | {"host": "localhost.evil.example"}, 400),
+        (JSON | {"host": "evil.example@localhost"}, 400),
+        (JSON | {"host": ""}, 400),
+        (JSON | {"host": "LOCALHOST:8000"}, 201),
+        (JSON | {"host": "[::1]:8000"}, 201),
+        # What Kubernetes sends: the address of the pod, or the name of the Service.
+        (JSON | {"host": "10.0.0.7:8000"}, 201),
+        (JSON | {"host": "api:8000"}, 201),
+        (JSON | {"host": "api.model-db.svc.cluster.local:8000"}, 201),
+    ],
+)
+def test_the_page_of_another_site_cannot_write(
+    api: httpx.Client, headers: dict[str, str], status: int
+) -> None:
+    name = uuid4().hex
+    content = json.dumps({"project_name": name})
+    assert api.post("/projects", content=content, headers=headers).status_code == status
+    assert api.get(f"/projects/name/{name}").is_success is (status == 201)
+
+
+@pytest.mark.parametrize("path", ["/", f"{API}/projects/all"])
+def test_the_page_of_another_site_cannot_read_through_a_name_of_its_own(
+    url: str, path: str
+) -> None:
+    assert httpx.get(f"{url}{path}", headers={"host": "evil.example"}).status_code == 400
+    assert httpx.get(f"{url}{path}", headers={"host": "localhost:8000"}).status_code == 200
+
+
+def test_a_setting_names_the_trusted_hosts(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite"}
+    with run_api(database, TRUSTED_HOSTS='["registry.example.com"]') as server:
+        statuses = [
+            httpx.get(server.url, headers={"host": host}).status_code
+            for host in ("registry.example.com", "localhost")
+        ]
+    assert statuses == [200, 400]
+
+
 # --- database failures ----------------------------------------------------------------------------
 
 
@@ -594,6 +653,22 @@ def test_a_password_may_contain_any_character(postgres: Postgres, migrated: dict
     with engine.connect() as connection:
         assert connection.execute(text("SELECT current_user")).scalar() == "reader"
     engine.dispose()
+
+
+def test_a_password_that_is_not_escaped_is_not_logged_as_a_host() -> None:
+    address = "postgresql://model_db:se@cret@127.0.0.1/model_db"
+    with pytest.raises(ValueError, match="escape the password") as refused:
+        connect(settings_of({"DATABASE_URL": address}))
+    assert "cret" not in str(refused.value)
+
+
+def test_the_reason_of_a_failure_is_logged_without_control_characters() -> None:
+    database = {"DATABASE_URL": "postgresql://model_db@a\x1b[2J\u202e.invalid/model_db"}
+    with run_api(database, ready="/health") as server:
+        assert refusal_of(server, "/ready") == "the database is unreachable"
+        log = server.log.read_text()
+    assert r"a\x1b[2J\u202e.invalid" in log
+    assert all(line.isprintable() for line in log.splitlines())
 
 
 def test_sigterm_finishes_every_write_that_was_accepted(

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from chapter3_release_patterns.model_load_pattern.app.load import LoadError, load
 from chapter3_release_patterns.model_load_pattern.app.settings import Settings
@@ -101,7 +103,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], str]:
     def reason(environment: dict[str, str]) -> str:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises((LoadError, ValidationError)) as refused:
+        with pytest.raises((LoadError, SettingsError, ValidationError)) as refused:
             load(Settings())
         return str(refused.value)
 
@@ -188,11 +190,18 @@ def test_an_unwritable_output_is_reported_in_one_line(
     assert "\n" not in str(ended.value.code)
 
 
-def test_the_release_of_the_manifests_is_the_model_that_training_gives(trained: Path) -> None:
+def test_the_release_of_the_manifests_is_the_metadata_that_training_gives(trained: Path) -> None:
     lines = (PATTERN / "manifests/release.env").read_text().splitlines()
     released = dict(line.split("=") for line in lines if not line.startswith("#"))
-    assert released["MODEL_URI"] == "http://store:8001/iris_svc/1/model.onnx"
-    assert released["MODEL_SHA256"] == sha256(trained / "iris_svc/1/model.onnx")
+    assert released["MODEL_URI"] == "http://store:8001/iris_svc/1/metadata.json"
+    assert released["MODEL_SHA256"] == sha256(trained / "iris_svc/1/metadata.json")
+
+
+def test_a_champion_of_the_store_fixes_the_labels_too(trained: Path) -> None:
+    for name in MODELS:
+        champion = json.loads((trained / name / "champion.json").read_bytes())
+        assert champion["artifact_file_paths"] == {"onnx": "1/metadata.json"}
+        assert champion["artifact_sha256"] == sha256(trained / name / "1/metadata.json")
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -381,6 +390,7 @@ def test_https_does_not_follow_a_redirect_to_http(
         ({"MODEL_URI": "http://a.invalid/model.onnx", "MODEL_SHA256": "0" * 64}, "cannot read"),
         ({"MODEL_URI": "http://[x/model.onnx", "MODEL_SHA256": "0" * 64}, "invalid"),
         ({"LOAD_DEADLINE_SECONDS": "inf"}, "less than or equal to 86400"),
+        ({"CHAMPION_STORES": "file://"}, 'value for field "champion_stores"'),
         ({"LOAD_DEADLINE_SECONDS": "soon"}, "a valid number"),
         ({"CHAMPION_URL": "http://a.invalid/champion?project_name=b"}, "has a query"),
     ],
@@ -424,6 +434,52 @@ def test_an_invalid_champion_is_refused_with_a_reason(
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "http://{host}/1/model.onnx",
+        "http://169.254.169.254/1/model.onnx",
+        "file:///etc/model.onnx",
+        "https://user@{host}/1/model.onnx",
+        "https://{host}.evil.example/1/model.onnx",
+        "https://{host}\\@evil.example/1/model.onnx",
+        "?://{host}/1/model.onnx",
+    ],
+)
+def test_a_champion_over_https_cannot_lead_to_another_host_or_scheme(
+    store: Path, authority: Path, tmp_path: Path, address: str
+) -> None:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        paths = {"onnx": address.format(host=handler.headers["host"])}
+        champion = {"artifact_file_paths": paths, "artifact_sha256": "0" * 64}
+        sending(json.dumps(champion).encode())(handler)
+
+    with store_with(store, {"champion.json": answer}, authority) as url:
+        environment = {"CHAMPION_URL": f"{url}/champion.json", "MODEL_DIRECTORY": str(tmp_path)}
+        refused = run_load(environment | {"SSL_CERT_FILE": str(authority)})
+    assert refused.returncode == 1
+    assert "not one of CHAMPION_STORES" in refused.stderr
+    assert files_in(tmp_path) == {}
+
+
+def test_a_champion_may_be_in_a_store_that_is_allowed(
+    refusal: Refusal, store: Path, url: str, tmp_path: Path
+) -> None:
+    champion = {
+        "artifact_file_paths": {"onnx": f"file://{store}/iris_svc/1/metadata.json"},
+        "artifact_sha256": sha256(store / "iris_svc/1/metadata.json"),
+    }
+    name = f"{uuid4().hex}.json"
+    (store / name).write_text(json.dumps(champion))
+    environment = {"CHAMPION_URL": f"{url}/{name}", "MODEL_DIRECTORY": str(tmp_path)}
+    assert f"{url}/{name} names a model in file://, not one of" in refusal(environment)
+    loaded = run_load(
+        environment | {"CHAMPION_STORES": '["https://models.example.com", "file://"]'}
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert files_in(tmp_path) == artifact(store, "iris_svc")
+
+
+@pytest.mark.parametrize(
     ("metadata", "reason"),
     [
         (b"", "is not JSON"),
@@ -455,6 +511,62 @@ def test_a_model_above_the_size_limit_is_refused(
         environment | {"MAX_MODEL_BYTES": str(limit)}
     )
     assert files_in(tmp_path) == {}
+
+
+def test_what_is_logged_has_no_control_characters(store: Path, tmp_path: Path) -> None:
+    name = "iris\n2026-11-26 ERROR forged \x1b[2J\u202e"
+    copy = tmp_path / "iris_svc/1"
+    model = artifact(store, "iris_svc")["model.onnx"]
+    write_artifact(copy, model, {"name": name, "version": "1"})
+    environment = {
+        "MODEL_URI": f"file://{copy}/model.onnx",
+        "MODEL_SHA256": sha256(copy / "model.onnx"),
+        "MODEL_DIRECTORY": str(tmp_path / "model"),
+    }
+    loaded = run_load(environment)
+    assert loaded.returncode == 0, loaded.stderr
+    assert r"iris\n2026-11-26 ERROR forged \x1b[2J\u202e version 1, SHA-256" in loaded.stderr
+    refused = run_load(environment | {"MODEL_URI": f"file:///{name}/model.onnx"})
+    assert refused.returncode == 1
+    for run in (loaded, refused):
+        assert run.stderr.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:hush@127.0.0.1:{port}/1/model.onnx",
+        "http://user:hush@127.0.0.1:{port}/1/other",
+        "https://user:hu/sh@127.0.0.1:{port}/1/model.onnx",
+        "http://user:hu@sh@127.0.0.1:{port}/1/model.onnx",
+        "http://127.0.0.1:{port}/1/model.onnx?signature=hush/model.onnx",
+        "s3://models/1/model.onnx?X-Amz-Signature=hush",
+    ],
+)
+def test_a_refusal_shows_no_password(tmp_path: Path, uri: str) -> None:
+    environment = {
+        "MODEL_URI": uri.format(port=free_port()),
+        "MODEL_SHA256": "0" * 64,
+        "MODEL_DIRECTORY": str(tmp_path),
+    }
+    refused = run_load(environment)
+    assert refused.returncode == 1
+    assert "***" in refused.stderr
+    assert not re.search("hu|sh@", refused.stderr.partition("error: ")[2])
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "model.onnx"])
+def test_a_fifo_is_refused(store: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(store / "iris_svc", tmp_path / "sto re" / "iris_svc")
+    (copy / "1" / name).unlink()
+    os.mkfifo(copy / "1" / name)
+    environment = release(store, (tmp_path / "sto re").as_uri(), "iris_svc")
+    directory = {"MODEL_DIRECTORY": str(tmp_path / "model")}
+    # Its reader would wait until the test ends: nobody writes.
+    refused = run_load(environment | directory, deadline_seconds=20)
+    assert refused.returncode == 1
+    assert f"iris_svc/1/{name} is not a regular file" in refused.stderr
+    assert files_in(tmp_path / "model") == {}
 
 
 # --- a faulty store -------------------------------------------------------------------------------
@@ -560,6 +672,20 @@ def test_a_killed_load_changes_nothing_and_does_not_block_the_next(
     assert {name: left[name] for name in before} == before
     assert run_load(release(store, url, "iris_svc") | directory).returncode == 0
     assert files_in(tmp_path) == artifact(store, "iris_svc")
+
+
+def test_a_partial_file_follows_no_symlink(store: Path, url: str, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"keep")
+    for name in ("model.onnx", "metadata.json"):
+        (directory / f"{name}.partial").symlink_to(elsewhere)
+    loaded = run_load(release(store, url, "iris_svc") | {"MODEL_DIRECTORY": str(directory)})
+    assert loaded.returncode == 0, loaded.stderr
+    assert elsewhere.read_bytes() == b"keep"
+    assert not any(path.is_symlink() for path in directory.iterdir())
+    assert files_in(directory) == artifact(store, "iris_svc")
 
 
 def test_a_second_load_into_a_directory_is_refused(store: Path, url: str, tmp_path: Path) -> None:

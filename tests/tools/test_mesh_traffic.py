@@ -589,6 +589,21 @@ def test_a_direct_response_comes_from_envoy(bench: Bench) -> None:
     assert bench.v1.requests + bench.v2.requests == []
 
 
+def test_the_admin_interface_serves_what_is_used_and_no_page_can_stop_envoy(bench: Bench) -> None:
+    with bench.proxy(TO_V1) as proxy:
+        for path in (
+            "/quitquitquit",
+            "//quitquitquit",
+            "/ready/../quitquitquit",
+            "/drain_listeners",
+        ):
+            assert proxy.admin.post(path).status_code in (403, 404), path
+        for path in ("/config_dump", "/stats/recentlookups", "/"):
+            assert proxy.admin.get(path).status_code == 403, path
+        for path in ("/ready", "/stats?usedonly", "/clusters", "/listeners", "/server_info"):
+            assert proxy.admin.get(path).status_code == 200, path
+
+
 def test_headers_are_set_added_and_removed_and_the_path_is_rewritten(bench: Bench) -> None:
     match = "match: [{uri: {prefix: /v1/}}], rewrite: {uri: /}"
     request = "request: {set: {x-set: new}, add: {x-add: b}, remove: [x-remove]}"

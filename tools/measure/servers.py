@@ -46,7 +46,7 @@ def run_uvicorn(
     """
     port = port or free_port()
     return serve(
-        [*uvicorn(app, port, options), *protocol_of(app, cwd)],
+        uvicorn(app, port, cwd, options),
         cwd=cwd,
         env=env,
         ready_url=f"http://127.0.0.1:{port}{ready}",
@@ -56,20 +56,17 @@ def run_uvicorn(
     )
 
 
-def uvicorn(app: str, port: int, options: Sequence[str] = UVICORN_OPTIONS) -> list[str]:
-    """Returns the command that serves an application on a local port."""
-    return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options]
-
-
-def protocol_of(app: str, cwd: Path) -> list[str]:
-    """Returns the option that names the protocol in the `guard.py` beside an application, if any.
-
-    A Dockerfile names it by `UVICORN_HTTP`.
-    """
+def uvicorn(app: str, port: int, cwd: Path, options: Sequence[str] = UVICORN_OPTIONS) -> list[str]:
+    """Returns the command that serves an application on a local port, with its guard."""
     package = app.partition(":")[0].rpartition(".")[0]
-    if (cwd / package.replace(".", "/") / "guard.py").exists():
-        return ["--http", f"{package}.guard:BoundedProtocol"]
-    return []
+    guard = (cwd / package.replace(".", "/") / "guard.py").exists()
+    protocol = guarded(package) if guard else []
+    return [sys.executable, "-m", "uvicorn", app, "--port", str(port), *options, *protocol]
+
+
+def guarded(package: str) -> list[str]:
+    """Returns the option of uvicorn that a Dockerfile sets by `UVICORN_HTTP`."""
+    return ["--http", f"{package}.guard:BoundedProtocol"]
 
 
 class Process:

@@ -33,6 +33,8 @@ from tools.read.strict_yaml import documents_of
 
 FIRST_LINE = "# Generated from manifests/ by make fix: change those, not this.\n"
 ADMIN_PORT = 9901
+# Any web page could POST /quitquitquit. Envoy compares the path together with its query.
+ADMIN_PATHS = r"/(clusters|listeners|ready|server_info|stats)(\?.*)?"
 FAULT = "envoy.filters.http.fault"
 
 
@@ -577,7 +579,10 @@ def translate(pattern_dir: Path) -> str:
         max_active_downstream_connections=50_000,
     )
     config = {
-        "admin": {"address": address("0.0.0.0", ADMIN_PORT)},  # noqa: S104
+        "admin": {
+            "address": address("0.0.0.0", ADMIN_PORT),  # noqa: S104
+            "allow_paths": [{"safe_regex": {"regex": ADMIN_PATHS}}],
+        },
         "static_resources": {"listeners": listeners, "clusters": list(mesh.clusters.values())},
         "overload_manager": {"resource_monitors": [connection_limit]},
     }

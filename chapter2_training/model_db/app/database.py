@@ -17,8 +17,14 @@ from .settings import Settings
 
 
 def connect(settings: Settings) -> Engine:
-    """Creates the connection pool without opening a connection."""
+    """Creates the connection pool without opening a connection.
+
+    Raises:
+        ValueError: a part of the password would be taken for the host, and logged.
+    """
     url = make_url(settings.database_url)
+    if "@" in (url.host or ""):
+        raise ValueError("escape the password of DATABASE_URL, or set DATABASE_PASSWORD instead")
     seconds = settings.database_deadline_seconds
     pool: dict[str, Any] = {"max_overflow": 0, "pool_timeout": seconds}
     if url.get_backend_name() == "sqlite":

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from . import registry
 from .capacity import Paging, PagingQuery
 from .database import Database, reading, writing
+from .foreign import OwnSite
 from .route import JsonRoute
 from .schema import (
     CONFLICT,
@@ -31,7 +32,9 @@ from .schema import (
 )
 from .tables import Experiment, Model, Project, Table
 
-api = APIRouter(prefix="/v0.1/api", responses=INVALID, route_class=JsonRoute)
+api = APIRouter(
+    prefix="/v0.1/api", responses=INVALID, route_class=JsonRoute, dependencies=[OwnSite]
+)
 
 Found = TypeVar("Found", bound=Row)
 

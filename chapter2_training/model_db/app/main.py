@@ -79,7 +79,8 @@ async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
         raise error
     else:
         detail = "the database is unreachable"
-    log.warning("%s: %s", detail, reason)
+    # %r escapes control characters.
+    log.warning("%s: %r", detail, reason)
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
 
 

@@ -38,7 +38,7 @@ def migrate(engine: Engine) -> None:
         current = MigrationContext.configure(connection).get_current_revision()
         if current not in {None, *known_revisions()}:
             log.warning(
-                "leaving the tables unchanged: revision %s is from a newer version", current
+                "leaving the tables unchanged: revision %r is from a newer version", current
             )
             return
         alembic = config()

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import registry
 from .capacity import ListSlot
 from .database import Database, reading
+from .foreign import OwnSite
 
 MODELS_PER_PAGE = 20
 EXPERIMENTS_PER_MODEL = 5
@@ -38,7 +39,7 @@ PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsaf
 
 
 # For people, so it is not part of the OpenAPI document.
-@router.get("/", include_in_schema=False, dependencies=[ListSlot])
+@router.get("/", include_in_schema=False, dependencies=[OwnSite, ListSlot])
 def page(database: Database, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1) -> Response:
     with reading(database) as session:
         found = registry.overviews(

@@ -175,11 +175,14 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
     409: {"model": Refusal, "description": "It contradicts the stored state"},
 }
 INVALID: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The host name is not one of TRUSTED_HOSTS"},
     422: {"model": Refusal, "description": "The request is invalid"},
     **UNAVAILABLE,
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    403: {"model": Refusal, "description": "The page of another site may not write"},
     408: {"model": Refusal, "description": "The body did not arrive in time"},
     413: {"model": Refusal, "description": "The body is too large"},
+    415: {"model": Refusal, "description": "The content type is not application/json"},
     **INVALID,
 }

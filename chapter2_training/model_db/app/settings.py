@@ -19,6 +19,13 @@ class Settings(BaseSettings):
     # The deadline of a statement, and of waiting for a connection.
     database_deadline_seconds: float = Field(default=2.0, gt=0)
 
+    # The names by which callers reach the API, as JSON: here, from a container of this machine, and
+    # on Kubernetes by the name of the Service. IP addresses, which probes use, are always trusted.
+    trusted_hosts: list[str] = [
+        *("localhost", "host.docker.internal", "api", "api.model-db", "api.model-db.svc"),
+        "api.model-db.svc.cluster.local",
+    ]
+
     # How many lists and pages are built at once. Building one takes up to ten times the memory of
     # the response. With this limit, 64 concurrent requests for lists of the largest experiments
     # (8 kB each of parameters, evaluations and paths) took 132 MB of the container's 256 MB, and 64

@@ -40,6 +40,7 @@ CONSTRAINTS = (
 # PostgreSQL does not log this table, so a kill at any moment empties it.
 UNLOGGED = "ALTER TABLE experiments SET UNLOGGED"
 API = "/v0.1/api"
+JSON = {"content-type": "application/json"}
 # The counts that must be 0, and must be above 0 in the controls.
 NONE = (
     "evaluations_lost",
@@ -237,7 +238,7 @@ def write_through_kills(postgres: Postgres, apis: list[Server], rows: int) -> li
             while not stopping.is_set():
                 request = new_experiment(url, model_id)
                 with suppress(httpx.TransportError):
-                    response = client.post(request.url, content=request.body)
+                    response = client.post(request.url, content=request.body, headers=JSON)
                     if response.status_code == 201:
                         ids.append(response.json()["experiment_id"])
                         continue

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from .settings import Settings
 
@@ -57,8 +59,15 @@ def load(settings: Settings) -> dict[str, Any]:
         raise LoadError(f"cannot write into {directory}: {error.strerror}") from error
     seconds = time.monotonic() - began
     name, version, digest = (metadata[key] for key in ("name", "version", "sha256"))
-    log.info("%s version %s, SHA-256 %s, in %.3f seconds", name, version, digest, seconds)
+    log.info("%s", shown(f"{name} version {version}, SHA-256 {digest}, in {seconds:.3f} seconds"))
     return metadata
+
+
+def shown(text: str) -> str:
+    """Escapes what is not printable, and hides the passwords and queries of addresses."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    # A password may contain what should have been escaped, so everything before the last @ goes.
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(?<=://)\S*@", "***@", text))
 
 
 @contextmanager
@@ -80,7 +89,8 @@ def release_of(settings: Settings, deadline: float) -> Release:
     """Returns the configured release or, if there is none, the champion of the registry.
 
     Raises:
-        LoadError: the address or the SHA-256 is missing or invalid.
+        LoadError: the address or the SHA-256 is missing or invalid, or the registry names a model
+            in a store that is not allowed.
     """
     if settings.model_uri or settings.model_sha256:
         source, release = "MODEL_URI", Release(settings.model_uri, settings.model_sha256.lower())
@@ -92,7 +102,10 @@ def release_of(settings: Settings, deadline: float) -> Release:
             # A relative path is relative to the champion's URL.
             uri = uri if "://" in uri else f"{source.rpartition('/')[0]}/{uri}"
             release = Release(uri, champion["artifact_sha256"])
-        except (AttributeError, KeyError, TypeError) as error:
+            allowed = {store_of(source), *map(store_of, settings.champion_stores)}
+            if (store := store_of(uri)) not in allowed:
+                raise LoadError(f"{source} names a model in {store}, not one of CHAMPION_STORES")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LoadError(f"{source} names no model: {error!r}") from error
     if release.uri.rpartition("/")[2] not in {MODEL, METADATA}:
         raise LoadError(f"{source}: {release.uri or 'nothing'} is neither {MODEL} nor {METADATA}")
@@ -101,6 +114,12 @@ def release_of(settings: Settings, deadline: float) -> Release:
             f"{source}: the SHA-256 is {release.sha256 or 'missing'}, not 64 hex digits"
         )
     return release
+
+
+def store_of(uri: str) -> str:
+    """Returns the scheme and the host or bucket of an address, such as `s3://models`."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, Any]:
@@ -124,13 +143,17 @@ def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, An
     directory = settings.model_directory
     partial = {name: directory / f"{name}.partial" for name in (MODEL, METADATA)}
     try:
+        # What a killed load has left, or a link that leads elsewhere.
+        for path in partial.values():
+            path.unlink(missing_ok=True)
         digest = hashlib.sha256()
-        with partial[MODEL].open("wb") as file:
+        with partial[MODEL].open("xb") as file:
             for chunk in chunks(source, settings.max_model_bytes, deadline):
                 digest.update(chunk)
                 file.write(chunk)
         check_digest(source, digest.hexdigest(), metadata["sha256"])
-        partial[METADATA].write_bytes(content)
+        with partial[METADATA].open("xb") as file:
+            file.write(content)
         # Both files are written before either is replaced. The model is replaced first, so that
         # metadata never describes a model that is not there yet.
         for name, path in partial.items():
@@ -163,6 +186,11 @@ def read(uri: str, deadline: float) -> bytes:
     return b"".join(chunks(uri, MAX_JSON_BYTES, deadline))
 
 
+def is_special(path: Path) -> bool:
+    """Tells whether a path leads to a FIFO, a device or anything else that is not a file."""
+    return path.exists() and not path.is_file()
+
+
 def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     """Yields a file at a file://, http(s)://, s3:// or gs:// address in chunks.
 
@@ -179,6 +207,9 @@ def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     # Attempts start in the first half of the remaining time, and each may take the other half.
     half = timedelta(seconds=max(deadline - time.monotonic(), 0.0) / 2)
     try:
+        # Opening a FIFO waits for a writer, and no deadline would end that.
+        if uri.lower().startswith("file:") and is_special(Path(unquote(urlsplit(uri).path))):
+            raise LoadError(f"{uri} is not a regular file")
         store = from_url(
             folder,
             # A configured SHA-256 makes plain http safe. A digest from the registry is only as
@@ -201,5 +232,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         load(Settings())
-    except (LoadError, ValidationError) as error:
+    except LoadError as error:
+        sys.exit(f"error: {shown(str(error))}")
+    except (SettingsError, ValidationError) as error:
         sys.exit(f"error: {error}")

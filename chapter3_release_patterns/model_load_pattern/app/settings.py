@@ -19,6 +19,9 @@ class Settings(BaseSettings):
     model_uri: str = ""
     model_sha256: str = ""
     champion_url: str = "http://127.0.0.1:8001/iris_svc/champion.json"
+    # The stores, as in `["https://models.example.com", "s3://models"]`, in which a champion may be.
+    # The store of the champion's own address is always allowed.
+    champion_stores: list[str] = []
     # The init step writes the model here, and the server reads it.
     model_directory: Path = HERE / ".local/model"
     max_model_bytes: int = Field(default=50_000_000, gt=0)

@@ -59,7 +59,7 @@ def failures(store: Path, url: str) -> dict[str, Failure]:
             "the SHA-256 is",
         ),
         "not ONNX": Failure(release(store, url, "picture"), "not a model that can be run"),
-        "wrong input shape": Failure(release(store, url, "narrow"), "no input X of 4 features"),
+        "wrong input shape": Failure(release(store, url, "narrow"), "its only input has to be X"),
         # Not even root can create a directory there.
         "read-only disk": Failure(svc | {"MODEL_DIRECTORY": "/sys/model"}, "cannot write into"),
         UNREACHABLE: Failure(release(store, nobody, "iris_svc"), "cannot read"),

@@ -50,7 +50,7 @@ def replica(
         ServerError: it exited before it was ready; the message contains the end of its log.
     """
     port = int(environment.get("PORT", free_port()))
-    server = ["exec", *uvicorn(f"{PACKAGE}.{app}", port)]
+    server = ["exec", *uvicorn(f"{PACKAGE}.{app}", port, ROOT)]
     steps = [INIT_STEP, server] if init_step else [server]
     return serve(
         ["sh", "-c", " && ".join(map(shlex.join, steps))],

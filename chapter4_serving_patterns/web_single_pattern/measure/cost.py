@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 
 from tools.measure.load import Request, Run, closed_loop, open_loop
 from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
+from tools.measure.servers import guarded
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 PACKAGE = ".".join(HERE.relative_to(ROOT).parts)
 QUIET = ["--no-access-log"]
-GUARDED = [*QUIET, "--http", f"{PACKAGE}.app.guard:BoundedProtocol"]
+GUARDED = [*QUIET, *guarded(f"{PACKAGE}.app")]
 OURS = ("app.main:app", GUARDED)
 CARELESS = ("measure.baselines:careless", QUIET)
 # All run with uvicorn's own defaults; each arm changes one thing compared with the one before.

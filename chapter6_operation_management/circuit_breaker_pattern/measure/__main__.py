@@ -19,7 +19,7 @@ import tools.mesh.proxy
 from tools.measure.load import Request, Run, closed_loop, open_loop
 from tools.measure.results import Results, quick_argument
 from tools.measure.server import Server, interleave, median_and_spread
-from tools.measure.servers import run_uvicorn
+from tools.measure.servers import UVICORN_OPTIONS, guarded, run_uvicorn
 from tools.mesh.proxy import Proxy, fetch, shipped, without
 from tools.read.compose import load as load_compose
 
@@ -46,7 +46,8 @@ REPLICA_CPUS, PROXY_CPUS = {CORES[0]}, {CORES[-1]}
 def replica(app: str = "measure.baselines:counting") -> AbstractContextManager[Server]:
     """Starts a replica, or the failing server, on the core of the replicas."""
     package = ".".join(HERE.relative_to(ROOT).parts)
-    return run_uvicorn(f"{package}.{app}", cwd=ROOT, cpus=REPLICA_CPUS)
+    options = [*UVICORN_OPTIONS, *guarded(f"{package}.app")]
+    return run_uvicorn(f"{package}.{app}", cwd=ROOT, options=options, cpus=REPLICA_CPUS)
 
 
 @contextmanager
