@@ -37,8 +37,8 @@ $ make down
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of the repository in which the pattern has a free port and a short README."""
-    root = tmp_path / "copy"
+    """A copy at a path hard to quote, in which the pattern has a free port and a short README."""
+    root = tmp_path / "Bücher und Code" / 'ml $system, "it\'s" `new`'
     for name in tracked(ROOT):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, root / name)
