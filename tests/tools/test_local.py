@@ -28,7 +28,7 @@ from tools.run import ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
-from tools.run.supervisor import states
+from tools.run.supervisor import missing_services, states
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
@@ -52,7 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             print("the last words")
             os._exit(3)
         body = json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}).encode()
-        self.send_response(503 if "ill" in words else 200)
+        late = "late" in words and not os.path.exists("go")
+        self.send_response(503 if "ill" in words or late else 200)
         self.end_headers()
         self.wfile.write(body)
 print("listening on", port)
@@ -390,6 +391,84 @@ def test_up_fails_with_the_output_of_a_failing_health_check(
     with pytest.raises(LocalError, match=r"(?s)not ready after 8 s.*Error 503.*lines.*GET"):
         verbs.up(pattern)
     assert all_of(state_dir(pattern)) == []
+
+
+# --- silent services ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("up",), ("start", "api")])
+def test_a_suspended_service_is_restarted_and_the_others_keep_running(
+    pattern: Path, words: tuple[str, ...]
+) -> None:
+    api, other = free_port(), free_port()
+    health = server(api)["healthcheck"] | {"timeout": "1s", "retries": 1}
+    services = {"api": server(api, healthcheck=health), "other": server(other, name="other")}
+    up(pattern, services)
+    suspended, pid = pid_of(api), pid_of(other)
+    os.kill(suspended, signal.SIGSTOP)
+    verb, *service = words
+    result = run_local(verb, pattern, *service)
+    assert result.returncode == 0, result.stderr
+    assert "api runs but does not answer its health check: restarting it" in result.stdout
+    assert "api ready in" in result.stdout
+    assert "already up" not in result.stdout
+    assert pid_of(api) != suspended
+    assert pid_of(other) == pid
+    assert len(all_of(state_dir(pattern))) == 3
+
+
+@pytest.mark.timeout(120)
+def test_up_restarts_everything_if_the_supervisor_is_suspended(pattern: Path) -> None:
+    port = free_port()
+    services = {"api": server(port)}
+    up(pattern, services)
+    pid = pid_of(port)
+    os.kill(int((state_dir(pattern) / "supervisord.pid").read_text()), signal.SIGSTOP)
+    assert "api ready in" in up(pattern, services)
+    assert pid_of(port) != pid
+    assert len(all_of(state_dir(pattern))) == 2
+
+
+def test_up_after_a_killed_up_waits_for_what_still_starts(pattern: Path) -> None:
+    port = free_port()
+    write(pattern, {"api": server(port, "late")})
+    command = [sys.executable, "-m", "tools.run", "up", str(pattern)]
+    start_up = partial(subprocess.Popen, command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    log = state_dir(pattern) / "log" / "api.log"
+
+    def checks() -> int:
+        return log.read_text().count("GET") if log.exists() else 0
+
+    with start_up() as killed:
+        wait_for(checks, "the first health check")
+        killed.kill()
+    # One health check of the killed command may still arrive.
+    before = checks() + 1
+    with start_up() as process:
+        wait_for(lambda: checks() > before or process.poll() is not None, "a health check")
+        assert process.poll() is None
+        (pattern / "go").touch()
+        assert "is already up" in process.communicate(timeout=DEADLINE_SECONDS)[0]
+    assert answers(port)
+
+
+def test_up_after_a_killed_up_waits_for_a_job_that_still_runs(pattern: Path) -> None:
+    job = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.02)"
+    services: dict[str, Any] = {
+        "job": {"build": ".", "command": ["python", "-c", job]},
+        "worker": {
+            **WORKER,
+            "depends_on": {"job": {"condition": "service_completed_successfully"}},
+        },
+    }
+    write(pattern, services)
+    command = [sys.executable, "-m", "tools.run", "up", str(pattern)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
+        wait_for((state_dir(pattern) / "pids" / "job").exists, "the job starts")
+        killed.kill()
+    assert missing_services(load(pattern)) == ["job", "worker"]
+    (pattern / "go").touch()
+    assert "worker ready in" in up(pattern, services)
 
 
 # --- failures -------------------------------------------------------------------------------------
