@@ -514,6 +514,23 @@ def test_an_interrupted_up_leaves_nothing_running(pattern: Path, number: signal.
     assert all_of(state_dir(pattern)) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_up_interrupted_twice_leaves_nothing_running(
+    pattern: Path, number: signal.Signals
+) -> None:
+    write(pattern, {"api": server(free_port(), "deaf", "ill", stop_grace_period="3s")})
+    log = state_dir(pattern) / "log" / "api.log"
+    command = [sys.executable, "-m", "tools.run", "up", str(pattern)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: log.exists() and "listening" in log.read_text(), "the API listens")
+        process.send_signal(number)
+        stops = state_dir(pattern) / "supervisord.log"
+        wait_for(lambda: "SIGTERM indicating exit" in stops.read_text(), "the supervisor stops")
+        process.send_signal(number)
+        assert "nothing is left running" in process.communicate(timeout=DEADLINE_SECONDS)[1]
+    assert all_of(state_dir(pattern)) == []
+
+
 @pytest.mark.parametrize("delay_seconds", [0.25, 0.4, 0.55])
 def test_an_up_interrupted_at_any_moment_leaves_nothing_running(
     pattern: Path, delay_seconds: float

@@ -23,6 +23,7 @@ up:
 \t@echo "up with RUN=$(RUN)"
 down:
 \t@[ ! -e server ] || kill $$(cat server)
+\t@touch stopping; while [ -e slow ]; do :; done
 \t@echo stopped >> stopped
 \t@echo "down"
 fail:
@@ -304,6 +305,23 @@ def test_an_interrupt_ends_the_command_and_runs_the_last_one(
     assert "✗ interrupted" in output
     assert stops(directory) == 1
     assert not is_running(int((directory / "session").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_does_not_leave_a_pattern_running(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    directory = write_pattern(tmp_path, "$ touch slow; echo $$ > session; sleep 600\n")
+    with subprocess.Popen(
+        command_line(directory), cwd=PROJECT, stdout=subprocess.DEVNULL
+    ) as process:
+        wait_for(directory / "session")
+        process.send_signal(number)
+        wait_for(directory / "stopping")
+        process.send_signal(number)
+        (directory / "slow").unlink()
+        assert process.wait(timeout=30) == 130
+    assert stops(directory) == 1
 
 
 def test_a_closed_output_pipe_does_not_leave_a_pattern_running(

@@ -5,13 +5,13 @@ Each service becomes a local process, supervised by one supervisord per pattern.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
+from tools.run.interrupts import interrupt_once
 from tools.run.logs import logs
 from tools.run.state import LocalError
 from tools.run.verbs import down, kill, start, stop, up
@@ -63,7 +63,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A closed terminal or a timeout must clean up just as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    interrupt_once()
     sys.exit(main())

@@ -2,14 +2,12 @@
 
 import errno
 import shutil
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
 from tools.read.compose import Compose, load
+from tools.run.interrupts import uninterrupted
 from tools.run.plan import plan_of, prepare, start_supervisor
 from tools.run.processes import listener_of
 from tools.run.ready import silent_services, wait_until_ready
@@ -138,13 +136,3 @@ def refuse_held_ports(compose: Compose) -> None:
                     f"port {port} on 127.0.0.1 is in use by another program{who}; "
                     "stop it, then try again"
                 ) from None
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignores a second Ctrl-C, which would leave some services running."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
