@@ -65,7 +65,8 @@ class Repository:
 
     def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
-        command = ["make", "-C", str(self.root), f"PYTHON={sys.executable}", "environment"]
+        python = sys.executable.replace("$", "\\$$")
+        command = ["make", "-C", str(self.root), f"PYTHON={python}", "environment"]
         return subprocess.run(
             [*command, *arguments],
             env=inherited | environment,

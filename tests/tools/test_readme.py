@@ -1,6 +1,7 @@
 """Tests tools/play/readme.py with real bash, real make and real background servers."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -406,7 +407,8 @@ def test_the_settings_of_an_outer_make_do_not_reach_the_commands(tmp_path: Path)
     )
     directory = write_pattern(tmp_path, session)
     outer = tmp_path / "outer.mk"
-    outer.write_text(f"play:\n\tcd {PROJECT} && {' '.join(command_line(directory))}\n")
+    play = f"cd {shlex.quote(str(PROJECT))} && {shlex.join(command_line(directory))}"
+    outer.write_text(f"play:\n\t{play.replace('$', '$$')}\n")
     command = ["make", "-f", str(outer), "play", "SERVICE=api", "RUN=docker"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
