@@ -491,6 +491,51 @@ def test_up_rejects_a_port_in_use_before_it_starts_anything(
     assert not (state_dir(pattern) / "services").exists()
 
 
+# Capabilities let root write everywhere; a limit on the size of files works like a full disk.
+UNWRITABLE = {
+    "Permission denied": ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else [],
+    "File too large": ["prlimit", "--fsize=64"],
+}
+
+
+@pytest.mark.parametrize("reason", UNWRITABLE)
+def test_a_directory_that_cannot_be_written_is_an_error_in_one_line(
+    pattern: Path, reason: str
+) -> None:
+    write(pattern, {"worker": WORKER})
+    command = [*UNWRITABLE[reason], sys.executable, "-m", "tools.run", "up", str(pattern)]
+    if reason == "Permission denied":
+        pattern.chmod(0o500)
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    pattern.chmod(0o700)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert f"{reason}; make {state_dir(pattern)} writable and free space" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_full_disk_loses_log_lines_but_stops_neither_services_nor_the_watch(
+    pattern: Path,
+) -> None:
+    api, other = free_port(), free_port()
+    up(pattern, {"api": server(api), "other": server(other, name="other")})
+    supervisor = psutil.Process(int((state_dir(pattern) / "supervisord.pid").read_text()))
+    limit = supervisor.rlimit(psutil.RLIMIT_FSIZE)
+    full = (0, limit[1])
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, full)
+    # When the supervisor has read the second line, it is done with the first.
+    for _ in range(2):
+        read = supervisor.io_counters().read_chars
+        assert answers(api)
+        wait_for(lambda: supervisor.io_counters().read_chars > read, "the line is read")  # noqa: B023
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, limit)
+    httpx.get(f"http://127.0.0.1:{api}/kept")
+    wait_for(lambda: "GET /kept" in run_local("logs", pattern).stdout, "a line is logged again")
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, full)
+    crash(api)
+    wait_for(lambda: all_of(state_dir(pattern)) == [], "the other service is stopped")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_leaves_nothing_running(pattern: Path, number: signal.Signals) -> None:
     port = free_port()

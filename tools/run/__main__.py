@@ -13,6 +13,7 @@ from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
 from tools.run.interrupts import interrupt_once
 from tools.run.logs import logs
+from tools.run.rewrite import state_dir
 from tools.run.state import LocalError
 from tools.run.verbs import down, kill, start, stop, up
 
@@ -54,6 +55,14 @@ def main(words: list[str] | None = None) -> int:
         run(**arguments)
     except (ComposeError, LocalError, MissingServerError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        state = state_dir(arguments["pattern_dir"])
+        print(
+            f"error: {error.filename or state}: {error.strerror}; "
+            f"make {state} writable and free space on its disk",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         if verb == "up":

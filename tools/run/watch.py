@@ -6,6 +6,7 @@ processes. This module subscribes to its events and decides what to do when a pr
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ class Watch:
             "process": process.config.name,
             "status": process.exitstatus,
         }
-        DEATH_FILE.write_text(json.dumps(death), encoding="utf-8")
+        # On a full disk the cause of death is lost, and so are log lines.
+        with suppress(OSError):
+            DEATH_FILE.write_text(json.dumps(death), encoding="utf-8")
         self.supervisord.options.mood = SupervisorStates.SHUTDOWN
 
     def on_log(self, event: Any) -> None:
@@ -78,7 +81,7 @@ class Watch:
         *lines, rest = (self.half_lines.get(name, b"") + event.data).split(b"\n")
         self.half_lines[name] = rest
         if lines:
-            with LOG_FILE.open("ab") as file:
+            with suppress(OSError), LOG_FILE.open("ab") as file:
                 if file.tell() > LOG_FILE_MAX_BYTES:
                     file.truncate(0)
                 file.writelines(b"%s\t%s\n" % (name.encode(), line) for line in lines)
