@@ -23,6 +23,7 @@ import redis
 import yaml
 
 from tools.read.compose import load
+from tools.read.patterns import canonical
 from tools.run import __main__ as command
 from tools.run import ready, verbs
 from tools.run.processes import all_of
@@ -285,6 +286,24 @@ def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> Non
     for verb in ("stop", "start", "kill"):
         result = run_local(verb, pattern, "worker")
         assert (result.returncode, "is not up" in result.stderr) == (1, True)
+
+
+def test_a_name_in_the_other_unicode_form_is_the_same_pattern(pattern: Path) -> None:
+    # As on macOS: the system gives the name in NFD, and finds it in NFC too.
+    composed, decomposed = pattern / "caf\u00e9", pattern / "cafe\u0301"
+    decomposed.mkdir()
+    assert canonical(decomposed) == decomposed
+    composed.symlink_to(decomposed)
+    assert canonical(decomposed) == canonical(composed) == composed
+    (decomposed / "server.py").symlink_to(pattern / "server.py")
+    services = {"api": server(free_port(), "child"), "worker": WORKER}
+    up(decomposed, services)
+    assert "is already up" in up(composed, services)
+    assert run_local("stop", composed, "api").returncode == 0
+    # The child of the API is gone too: the supervisor and the worker are left.
+    assert len(all_of(state_dir(decomposed))) == 2
+    assert run_local("down", composed).returncode == 0
+    assert all_of(state_dir(decomposed)) == []
 
 
 # --- deaths ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import yaml
 from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service
 from tools.read.dockerfile import stage_of
 from tools.read.images import IMAGES, Image, repository
+from tools.read.patterns import canonical
 from tools.read.strict_yaml import documents_of
 from tools.run.binaries import find
 
@@ -46,12 +47,12 @@ class Launch:
 
 
 def state_dir(pattern_dir: Path) -> Path:
-    return pattern_dir.resolve() / ".local"
+    return canonical(pattern_dir) / ".local"
 
 
 def temporary_dir(pattern_dir: Path, purpose: str) -> Path:
     """Returns a folder for this user and pattern under the short system temporary path."""
-    digest = sha256(str(pattern_dir.resolve()).encode()).hexdigest()[:12]
+    digest = sha256(str(canonical(pattern_dir)).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"local-{os.getuid()}-{digest}-{purpose}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from supervisor import events
 from supervisor.states import ProcessStates, SupervisorStates
 
+from tools.read.patterns import canonical
 from tools.run.processes import family_of, group_of, kill_all, marked
 
 # supervisord's working directory is the state directory of the pattern.
@@ -89,8 +90,8 @@ class Watch:
 
 def kill_rest(process: Any) -> None:
     """Kills what the main process left behind, as happens when a container ends."""
-    name = process.config.name
-    kill_all([*group_of(process.pid), *marked(lambda mark: mark == f"{Path.cwd()}#{name}")])
+    own = f"{canonical(Path.cwd())}#{process.config.name}"
+    kill_all([*group_of(process.pid), *marked(lambda mark: mark == own)])
 
 
 def look_more_often(poller: Any) -> None:
