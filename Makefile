@@ -4,12 +4,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))
 # The interpreter that creates the environment; everything else uses the environment's own.
-PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
-BIN := $(ROOT)/.venv/bin
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
+# Relative, because the path of the clone may contain spaces and dollar signs.
+BIN := .venv/bin
 PIPENV_VERSION := 2026.10.3
-PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV=$(ROOT)/.venv $(BIN)/pipenv
+PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV="$$PWD/.venv" $(BIN)/python -m pipenv
 
 # Style checks skip marked copies, because their style is that of their originals.
 ORIGINALS := git grep --untracked -L '^\# Copied from ' -- '*.py'
@@ -77,7 +77,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet --check || \
 	  { echo "error: not formatted: run make fix" >&2; exit 1; }
 	@$(BIN)/python -m tools.generate --check
-	@$(BIN)/mypy --no-error-summary .
+	@$(BIN)/python -m mypy --no-error-summary .
 	@$(BIN)/python -m tools.check
 
 .PHONY: fix

@@ -7,11 +7,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))
+# Paths are relative, because the path of the clone may contain spaces and dollar signs, and the
+# functions below see a path with spaces as several words.
+ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 BIN := $(ROOT)/.venv/bin
-HERE := $(CURDIR)
-PATTERN := $(notdir $(HERE))
-CHAPTER := $(notdir $(patsubst %/,%,$(dir $(HERE))))
+PATTERN := $(lastword $(notdir $(CURDIR)))
+CHAPTER := $(lastword $(notdir $(patsubst %/,%,$(dir $(CURDIR)))))
+HERE := $(CHAPTER)/$(PATTERN)
 SERVICE ?=
 ARGS ?=
 WITH ?=
@@ -32,20 +34,21 @@ CATEGORIES :=
 SERVICES :=
 TRAINS :=
 ifndef PYTHON
-PYTHON := $(firstword $(wildcard $(BIN)/python) $(shell command -v python3.11 python3 python))
+PYTHON := $(firstword $(patsubst $(ROOT)/%,%,$(wildcard $(BIN)/python)) \
+  $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
 endif
-$(foreach line,$(shell cd "$(ROOT)" && "$(PYTHON)" -m tools.read "$(HERE)"),$(eval $(line)))
+$(foreach line,$(shell cd $(ROOT) && "$(PYTHON)" -m tools.read $(HERE)),$(eval $(line)))
 ifndef SERVICES
 $(error the files of $(HERE) cannot be read, see above)
 endif
 
-ENVIRONMENT = $(MAKE) -C "$(ROOT)" environment CATEGORIES="$(1)"
+ENVIRONMENT = $(MAKE) -C $(ROOT) environment CATEGORIES="$(1)"
 # A pattern that serves needs a model first, unless one of its services trains it.
 MODEL := $(if $(TRAINS),,$(if $(and $(wildcard app),$(wildcard train)),models/metadata.json))
 
 # The two ways to run the processes.
 COMPOSE := docker compose
-LOCAL := cd "$(ROOT)" && "$(BIN)/python" -m tools.run
+LOCAL := cd $(ROOT) && exec .venv/bin/python -m tools.run
 ifeq ($(RUN),docker)
 WAY := with Docker: see its logs with make logs, stop it with make down
 BUILD = $(COMPOSE) build
@@ -60,17 +63,17 @@ else
 WAY := without Docker
 # Only the model has to be built.
 BUILD = true
-UP = $(call ENVIRONMENT,$(CATEGORIES)) && $(LOCAL) up "$(HERE)"
-DOWN = $(LOCAL) down "$(HERE)"
-STOP = $(LOCAL) stop "$(HERE)"
-START = $(LOCAL) start "$(HERE)"
-KILL = $(LOCAL) kill "$(HERE)"
-LOGS = $(LOCAL) logs "$(HERE)"
+UP = $(call ENVIRONMENT,$(CATEGORIES)) && $(LOCAL) up $(HERE)
+DOWN = $(LOCAL) down $(HERE)
+STOP = $(LOCAL) stop $(HERE)
+START = $(LOCAL) start $(HERE)
+KILL = $(LOCAL) kill $(HERE)
+LOGS = $(LOCAL) logs $(HERE)
 up: $(MODEL)
 build: $(if $(TRAINS),models/metadata.json,$(MODEL))
 endif
 
-TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && "$(BIN)/python" -m train $(ARGS)
+TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && $(BIN)/python -m train $(ARGS)
 
 .PHONY: help
 help: # Lists the targets.
@@ -128,23 +131,23 @@ logs: ## Show the logs: make logs ARGS=--follow
 .PHONY: readme
 readme: ## Play the README: run each command and compare its output
 	@$(call ENVIRONMENT,$(if $(filter local,$(RUN)),$(CATEGORIES),packages))
-	@cd "$(ROOT)" && "$(BIN)/python" -m tools.play.readme "$(HERE)" --run $(RUN)
+	@cd $(ROOT) && exec .venv/bin/python -m tools.play.readme $(HERE) --run $(RUN)
 
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 	@$(call ENVIRONMENT,$(CATEGORIES) measure serving training)
-	@cd "$(ROOT)" && "$(BIN)/python" -m $(CHAPTER).$(PATTERN).measure $(ARGS)
+	@cd $(ROOT) && exec .venv/bin/python -m $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
 test: ## Run the tests of this pattern and the contract test of its servers
-	@$(MAKE) -C "$(ROOT)" environment CATEGORIES=
+	@$(MAKE) -C $(ROOT) environment CATEGORIES=
 	@unset ARGS MAKEFLAGS MAKEOVERRIDES MFLAGS && \
-	cd "$(ROOT)" && "$(BIN)/python" -m pytest --only=$(CHAPTER)/$(PATTERN) \
+	cd $(ROOT) && exec .venv/bin/python -m pytest --only=$(CHAPTER)/$(PATTERN) \
 	  tests/$(CHAPTER)/test_$(PATTERN).py tests/test_contract.py $(ARGS)
 
 .PHONY: diff
 diff: ## Show how this pattern differs from another: make diff WITH=web_single_pattern
-	@cd "$(ROOT)" && "$(PYTHON)" -m tools.generate.diff "$(HERE)" "$(WITH)"
+	@cd $(ROOT) && "$(PYTHON)" -m tools.generate.diff $(HERE) "$(WITH)"
 
 .PHONY: deploy
 deploy: ## Apply the manifests to the cluster of the current kubectl context

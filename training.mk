@@ -14,7 +14,7 @@ UI_UP = $(COMPOSE) up --detach --build --wait --no-deps ui
 else
 export MLFLOW_DISABLE_TELEMETRY := true
 # The store of the services, so that the page shows every run.
-export MLFLOW_TRACKING_URI ?= sqlite:///$(HERE)/.local/volumes/tracking/mlflow.db
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/.local/volumes/tracking/mlflow.db
 UI_UP = $(UP)
 endif
 
@@ -28,4 +28,4 @@ ui: ## Open the page with the training runs
 .PHONY: register
 register: models/metadata.json ## Register the trained model in model_db: MODEL_DB_URL=http://...
 	@$(call ENVIRONMENT,packages)
-	@"$(BIN)/python" -m train.register --url "$(MODEL_DB_URL)" $(ARGS)
+	@$(BIN)/python -m train.register --url "$(MODEL_DB_URL)" $(ARGS)

@@ -3,15 +3,20 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tools.generate.copies import tracked
-from tools.measure.server import free_port
+from tools.measure.server import free_port, wait_until
 from tools.read.patterns import ROOT
+from tools.run.processes import all_of, group_of, kill_all
+from tools.run.rewrite import state_dir
 
 PATTERN = Path("chapter4_serving_patterns/web_single_pattern")
 PORT = "8000"
@@ -36,9 +41,9 @@ $ make down
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A copy of the repository in which the pattern has a free port and a short README."""
-    root = tmp_path / "copy"
+def repository(tmp_path: Path) -> Iterator[Path]:
+    """A copy at a path hard to quote, in which the pattern has a free port and a short README."""
+    root = tmp_path / "Bücher und Code" / 'ml $system, "it\'s" `new`'
     for name in tracked(ROOT):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, root / name)
@@ -47,7 +52,8 @@ def repository(tmp_path: Path) -> Path:
     compose = root / PATTERN / "docker-compose.yml"
     compose.write_text(compose.read_text().replace(PORT, port))
     (root / PATTERN / "README.md").write_text(README.replace(PORT, port))
-    return root
+    yield root
+    kill_all(all_of(state_dir(root / PATTERN)))
 
 
 @pytest.fixture
@@ -92,6 +98,28 @@ def test_make_run_plays_a_pattern_and_calls_docker_once(
     assert played.returncode == 0, played.stdout + played.stderr
     assert '{"status":"ready"}' in played.stdout
     assert docker_calls.read_text() == "info\n"
+
+
+def test_make_run_terminated_twice_leaves_nothing_running(
+    repository: Path, path_of_macos: Path
+) -> None:
+    readme = "```console\n$ make up\n$ echo $$ > session; sleep 600\n$ make down\n```\n"
+    (repository / PATTERN / "README.md").write_text(readme)
+    session = repository / PATTERN / "session"
+    with subprocess.Popen(
+        ["make", "-C", str(repository), "run", f"PATTERN={PATTERN.name}", "RUN=local"],
+        env=os.environ | {"PATH": f"{path_of_macos}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as playing:
+        wait_until(lambda: session.exists() and session.read_text() != "", "the pattern is up")
+        assert len(all_of(state_dir(repository / PATTERN))) == 2
+        os.killpg(playing.pid, signal.SIGTERM)
+        wait_until(lambda: not psutil.pid_exists(int(session.read_text())), "the session ends")
+        os.killpg(playing.pid, signal.SIGTERM)
+    wait_until(lambda: group_of(playing.pid) == [], "every process of make ends")
+    assert all_of(state_dir(repository / PATTERN)) == []
 
 
 def test_help_calls_docker_once(path_of_macos: Path, docker_calls: Path) -> None:

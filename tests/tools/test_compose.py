@@ -251,6 +251,7 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "required variable": ({"command": ["${A:?missing}"]}, "write ${NAME:-default}"),
     "port of another service": ({"expose": ["6379"]}, "both use port 6379"),
     "quoted boolean": ({"read_only": "true"}, "read_only: must be true or false, not 'true'"),
+    "memory in an unknown unit": ({"mem_limit": "256x"}, "such as 256m or 1g, not '256x'"),
     "memory without unit": ({"mem_limit": 256}, "must be an amount of memory such as 256m"),
     "exception that no rule has": ({"x-slow": "yes"}, 'the key "x-slow" is not supported'),
     "exception without a reason": (
@@ -274,6 +275,10 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
     "empty": ("", "must be a mapping"),
     "no services": ({"services": {}}, "there are no services"),
     "not YAML": ("services: [", "not valid YAML"),
+    "thousands of levels": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply; write fewer"),
+    "anchor in itself": ("services: &a {api: *a}", "an anchor refers to itself; write out"),
+    "a list as a key": ("? [a]\n: b", "a key or a value cannot be read: unhashable"),
+    "a day that does not exist": ("a: 2020-99-01", "cannot be read: month must be in 1..12"),
     "two documents": ("services:\n  a: {build: .}\n---\nservices: {}\n", "several documents"),
     "key twice": ("services:\n  a: {build: .}\n  a: {build: .}\n", 'duplicate key "a"'),
     "unknown top key": (GOOD | {"networks": {}}, 'the key "networks" is not supported'),

@@ -20,11 +20,12 @@ OLD_MAKE = ".SHELLFLAGS=-c"
 
 
 class Repository:
-    """A repository whose lock has one category, `demo`, with its own packages next to it."""
+    """A repository at a path hard to quote, whose lock has one category, `demo`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.wheels = root / "wheels"
+    def __init__(self, directory: Path) -> None:
+        self.root = root = directory / "Bücher und Code" / "ml $system, it's `new`"
+        root.mkdir(parents=True)
+        self.wheels = directory / "wheels"
         self.wheels.mkdir()
         shutil.copy(ROOT / "Makefile", root)
         shutil.copytree(ROOT / "tools", root / "tools")
@@ -32,13 +33,14 @@ class Repository:
         self.lock(demo=self.digest("demo"))
 
     def wheel(self, name: str, needs: str = "") -> None:
-        """Writes a package with one valid module and one that does not compile."""
+        """Writes a package with a script, one valid module and one that does not compile."""
         about = f"{name}-1.0.dist-info"
         required = f"Requires-Dist: {needs}\n" if needs else ""
         files = {
-            f"{name}.py": "",
+            f"{name}.py": "def main(): print('it runs')",
             f"{name}_of_another_python.py": "this is no Python",
             f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{required}",
+            f"{about}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
             f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         }
         record = "".join(f"{path},,\n" for path in [*files, f"{about}/RECORD"])
@@ -63,7 +65,8 @@ class Repository:
 
     def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
-        command = ["make", "-C", str(self.root), f"PYTHON={sys.executable}", "environment"]
+        python = sys.executable.replace("$", "\\$$")
+        command = ["make", "-C", str(self.root), f"PYTHON={python}", "environment"]
         return subprocess.run(
             [*command, *arguments],
             env=inherited | environment,
@@ -93,6 +96,10 @@ class Repository:
         )
         return found.returncode == 0
 
+    def runs(self, script: str) -> bool:
+        command = [self.root / ".venv/bin" / script]
+        return subprocess.run(command, capture_output=True, check=False).stdout == b"it runs\n"
+
     def markers(self) -> set[str]:
         return {path.name for path in (self.root / ".venv").glob("*.installed")}
 
@@ -118,7 +125,7 @@ def test_what_is_locked_is_installed_once_and_compiled(repository: Repository) -
     first = repository.with_pip()
     assert first.returncode == 0, first.stderr
     assert "Installing from the lock: demo" in first.stdout
-    assert repository.installed("demo")
+    assert repository.runs("demo")
     assert [path.name for path in (repository.root / ".venv").rglob("demo.*.pyc")] != []
     again = repository.with_pip()
     assert again.returncode == 0
@@ -173,7 +180,7 @@ def test_uv_installs_if_pip_has_no_settings(repository: Repository, uv: Path) ->
     installed = repository.with_uv(uv)
     assert installed.returncode == 0, installed.stderr
     assert "uv pip install" in installed.stderr
-    assert repository.installed("demo")
+    assert repository.runs("demo")
     assert repository.markers() == {"demo.installed"}
 
 

@@ -23,12 +23,13 @@ import redis
 import yaml
 
 from tools.read.compose import load
+from tools.read.patterns import canonical
 from tools.run import __main__ as command
 from tools.run import ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
-from tools.run.supervisor import states
+from tools.run.supervisor import missing_services, states
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
@@ -52,7 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             print("the last words")
             os._exit(3)
         body = json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}).encode()
-        self.send_response(503 if "ill" in words else 200)
+        late = "late" in words and not os.path.exists("go")
+        self.send_response(503 if "ill" in words or late else 200)
         self.end_headers()
         self.wfile.write(body)
 print("listening on", port)
@@ -286,6 +288,24 @@ def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> Non
         assert (result.returncode, "is not up" in result.stderr) == (1, True)
 
 
+def test_a_name_in_the_other_unicode_form_is_the_same_pattern(pattern: Path) -> None:
+    # As on macOS: the system gives the name in NFD, and finds it in NFC too.
+    composed, decomposed = pattern / "caf\u00e9", pattern / "cafe\u0301"
+    decomposed.mkdir()
+    assert canonical(decomposed) == decomposed
+    composed.symlink_to(decomposed)
+    assert canonical(decomposed) == canonical(composed) == composed
+    (decomposed / "server.py").symlink_to(pattern / "server.py")
+    services = {"api": server(free_port(), "child"), "worker": WORKER}
+    up(decomposed, services)
+    assert "is already up" in up(composed, services)
+    assert run_local("stop", composed, "api").returncode == 0
+    # The child of the API is gone too: the supervisor and the worker are left.
+    assert len(all_of(state_dir(decomposed))) == 2
+    assert run_local("down", composed).returncode == 0
+    assert all_of(state_dir(decomposed)) == []
+
+
 # --- deaths ---------------------------------------------------------------------------------------
 
 
@@ -392,6 +412,84 @@ def test_up_fails_with_the_output_of_a_failing_health_check(
     assert all_of(state_dir(pattern)) == []
 
 
+# --- silent services ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("up",), ("start", "api")])
+def test_a_suspended_service_is_restarted_and_the_others_keep_running(
+    pattern: Path, words: tuple[str, ...]
+) -> None:
+    api, other = free_port(), free_port()
+    health = server(api)["healthcheck"] | {"timeout": "1s", "retries": 1}
+    services = {"api": server(api, healthcheck=health), "other": server(other, name="other")}
+    up(pattern, services)
+    suspended, pid = pid_of(api), pid_of(other)
+    os.kill(suspended, signal.SIGSTOP)
+    verb, *service = words
+    result = run_local(verb, pattern, *service)
+    assert result.returncode == 0, result.stderr
+    assert "api runs but does not answer its health check: restarting it" in result.stdout
+    assert "api ready in" in result.stdout
+    assert "already up" not in result.stdout
+    assert pid_of(api) != suspended
+    assert pid_of(other) == pid
+    assert len(all_of(state_dir(pattern))) == 3
+
+
+@pytest.mark.timeout(120)
+def test_up_restarts_everything_if_the_supervisor_is_suspended(pattern: Path) -> None:
+    port = free_port()
+    services = {"api": server(port)}
+    up(pattern, services)
+    pid = pid_of(port)
+    os.kill(int((state_dir(pattern) / "supervisord.pid").read_text()), signal.SIGSTOP)
+    assert "api ready in" in up(pattern, services)
+    assert pid_of(port) != pid
+    assert len(all_of(state_dir(pattern))) == 2
+
+
+def test_up_after_a_killed_up_waits_for_what_still_starts(pattern: Path) -> None:
+    port = free_port()
+    write(pattern, {"api": server(port, "late")})
+    command = [sys.executable, "-m", "tools.run", "up", str(pattern)]
+    start_up = partial(subprocess.Popen, command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    log = state_dir(pattern) / "log" / "api.log"
+
+    def checks() -> int:
+        return log.read_text().count("GET") if log.exists() else 0
+
+    with start_up() as killed:
+        wait_for(checks, "the first health check")
+        killed.kill()
+    # One health check of the killed command may still arrive.
+    before = checks() + 1
+    with start_up() as process:
+        wait_for(lambda: checks() > before or process.poll() is not None, "a health check")
+        assert process.poll() is None
+        (pattern / "go").touch()
+        assert "is already up" in process.communicate(timeout=DEADLINE_SECONDS)[0]
+    assert answers(port)
+
+
+def test_up_after_a_killed_up_waits_for_a_job_that_still_runs(pattern: Path) -> None:
+    job = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.02)"
+    services: dict[str, Any] = {
+        "job": {"build": ".", "command": ["python", "-c", job]},
+        "worker": {
+            **WORKER,
+            "depends_on": {"job": {"condition": "service_completed_successfully"}},
+        },
+    }
+    write(pattern, services)
+    command = [sys.executable, "-m", "tools.run", "up", str(pattern)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
+        wait_for((state_dir(pattern) / "pids" / "job").exists, "the job starts")
+        killed.kill()
+    assert missing_services(load(pattern)) == ["job", "worker"]
+    (pattern / "go").touch()
+    assert "worker ready in" in up(pattern, services)
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 
@@ -410,6 +508,51 @@ def test_up_rejects_a_port_in_use_before_it_starts_anything(
     assert f"(pid {os.getpid()}, " in result.stderr
     assert result.stdout == ""
     assert not (state_dir(pattern) / "services").exists()
+
+
+# Capabilities let root write everywhere; a limit on the size of files works like a full disk.
+UNWRITABLE = {
+    "Permission denied": ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else [],
+    "File too large": ["prlimit", "--fsize=64"],
+}
+
+
+@pytest.mark.parametrize("reason", UNWRITABLE)
+def test_a_directory_that_cannot_be_written_is_an_error_in_one_line(
+    pattern: Path, reason: str
+) -> None:
+    write(pattern, {"worker": WORKER})
+    command = [*UNWRITABLE[reason], sys.executable, "-m", "tools.run", "up", str(pattern)]
+    if reason == "Permission denied":
+        pattern.chmod(0o500)
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    pattern.chmod(0o700)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert f"{reason}; make {state_dir(pattern)} writable and free space" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_full_disk_loses_log_lines_but_stops_neither_services_nor_the_watch(
+    pattern: Path,
+) -> None:
+    api, other = free_port(), free_port()
+    up(pattern, {"api": server(api), "other": server(other, name="other")})
+    supervisor = psutil.Process(int((state_dir(pattern) / "supervisord.pid").read_text()))
+    limit = supervisor.rlimit(psutil.RLIMIT_FSIZE)
+    full = (0, limit[1])
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, full)
+    # When the supervisor has read the second line, it is done with the first.
+    for _ in range(2):
+        read = supervisor.io_counters().read_chars
+        assert answers(api)
+        wait_for(lambda: supervisor.io_counters().read_chars > read, "the line is read")  # noqa: B023
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, limit)
+    httpx.get(f"http://127.0.0.1:{api}/kept")
+    wait_for(lambda: "GET /kept" in run_local("logs", pattern).stdout, "a line is logged again")
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, full)
+    crash(api)
+    wait_for(lambda: all_of(state_dir(pattern)) == [], "the other service is stopped")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -432,6 +575,23 @@ def test_an_interrupted_up_leaves_nothing_running(pattern: Path, number: signal.
         assert "nothing is left running" in process.communicate(timeout=DEADLINE_SECONDS)[0]
     assert process.returncode == 130
     assert not answers(port)
+    assert all_of(state_dir(pattern)) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_up_interrupted_twice_leaves_nothing_running(
+    pattern: Path, number: signal.Signals
+) -> None:
+    write(pattern, {"api": server(free_port(), "deaf", "ill", stop_grace_period="3s")})
+    log = state_dir(pattern) / "log" / "api.log"
+    command = [sys.executable, "-m", "tools.run", "up", str(pattern)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: log.exists() and "listening" in log.read_text(), "the API listens")
+        process.send_signal(number)
+        stops = state_dir(pattern) / "supervisord.log"
+        wait_for(lambda: "SIGTERM indicating exit" in stops.read_text(), "the supervisor stops")
+        process.send_signal(number)
+        assert "nothing is left running" in process.communicate(timeout=DEADLINE_SECONDS)[1]
     assert all_of(state_dir(pattern)) == []
 
 

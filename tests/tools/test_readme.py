@@ -1,6 +1,7 @@
 """Tests tools/play/readme.py with real bash, real make and real background servers."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ up:
 \t@echo "up with RUN=$(RUN)"
 down:
 \t@[ ! -e server ] || kill $$(cat server)
+\t@touch stopping; while [ -e slow ]; do :; done
 \t@echo stopped >> stopped
 \t@echo "down"
 fail:
@@ -306,6 +308,23 @@ def test_an_interrupt_ends_the_command_and_runs_the_last_one(
     assert not is_running(int((directory / "session").read_text()))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_does_not_leave_a_pattern_running(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    directory = write_pattern(tmp_path, "$ touch slow; echo $$ > session; sleep 600\n")
+    with subprocess.Popen(
+        command_line(directory), cwd=PROJECT, stdout=subprocess.DEVNULL
+    ) as process:
+        wait_for(directory / "session")
+        process.send_signal(number)
+        wait_for(directory / "stopping")
+        process.send_signal(number)
+        (directory / "slow").unlink()
+        assert process.wait(timeout=30) == 130
+    assert stops(directory) == 1
+
+
 def test_a_closed_output_pipe_does_not_leave_a_pattern_running(
     tmp_path: Path,
 ) -> None:
@@ -388,7 +407,8 @@ def test_the_settings_of_an_outer_make_do_not_reach_the_commands(tmp_path: Path)
     )
     directory = write_pattern(tmp_path, session)
     outer = tmp_path / "outer.mk"
-    outer.write_text(f"play:\n\tcd {PROJECT} && {' '.join(command_line(directory))}\n")
+    play = f"cd {shlex.quote(str(PROJECT))} && {shlex.join(command_line(directory))}"
+    outer.write_text(f"play:\n\t{play.replace('$', '$$')}\n")
     command = ["make", "-f", str(outer), "play", "SERVICE=api", "RUN=docker"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr

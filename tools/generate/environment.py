@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,8 @@ HARMLESS = {
     "verbose",
 }
 MODULES_AT_ONCE = 50
+# How scripts begin if a `#!` line cannot name the interpreter: its path is too long or has spaces.
+SCRIPT_OF_A_SHELL = b"#!/bin/sh\n'''exec' "
 
 
 class InstallError(Exception):
@@ -95,6 +98,7 @@ def install(environment: Path, lock: Lock, categories: list[str]) -> None:
             install_packages(with_pip, packages)
     else:
         install_packages(with_pip, packages)
+    quote_interpreter(environment)
     compile_modules(environment)
 
 
@@ -142,6 +146,17 @@ def install_packages(install_with: list[str], packages: dict[str, Any]) -> None:
 def run(command: list[str]) -> None:
     if subprocess.run(command, check=False).returncode:
         raise InstallError
+
+
+def quote_interpreter(environment: Path) -> None:
+    """Corrects scripts that name the interpreter in double quotes, in which a shell expands `$`."""
+    python = shlex.quote(str(environment / "bin/python"))
+    for script in (environment / "bin").iterdir():
+        content = script.read_bytes()
+        if content.startswith(SCRIPT_OF_A_SHELL):
+            _, _, rest = content.split(b"\n", 2)
+            start = SCRIPT_OF_A_SHELL + f'{python} "$0" "$@"\n'.encode()
+            script.write_bytes(start + rest)
 
 
 def compile_modules(environment: Path) -> None:

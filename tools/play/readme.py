@@ -29,6 +29,8 @@ from typing import Literal, NamedTuple
 
 from rich.console import Console
 
+from tools.run.interrupts import interrupt_once, uninterrupted
+
 Run = Literal["docker", "local"]
 
 FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[^`\s]*)[^`]*")
@@ -200,7 +202,7 @@ def session(directory: Path, environment: dict[str, str]) -> Iterator[subprocess
         try:
             yield shell
         finally:
-            with contextlib.suppress(ProcessLookupError):
+            with uninterrupted(), contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGTERM)
                 deadline = time.monotonic() + 5
                 while time.monotonic() < deadline:
@@ -285,7 +287,8 @@ def play(pattern_dir: Path, run: Run | None, timeout_seconds: float = 600.0) -> 
         status = 130
     finally:
         if status != 0:
-            leave_nothing_running(pattern_dir, environment, steps[-1], timeout_seconds)
+            with uninterrupted():
+                leave_nothing_running(pattern_dir, environment, steps[-1], timeout_seconds)
     return status
 
 
@@ -311,12 +314,10 @@ def main() -> int:
     parser.add_argument("--run", choices=["docker", "local"], help="exported to make as RUN")
     parser.add_argument("--timeout-seconds", type=float, default=600.0, help="of each command")
     arguments = parser.parse_args()
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    interrupt_once()
     try:
         return play(arguments.pattern_dir, arguments.run, arguments.timeout_seconds)
     except KeyboardInterrupt:
-        # A second Ctrl-C, during the final `make down`.
         return 130
 
 

@@ -30,6 +30,7 @@ from pydantic import (
 
 from tools.read.command import option
 from tools.read.images import IMAGES, repository
+from tools.read.patterns import canonical
 from tools.read.strict_yaml import documents_of
 
 FILE_NAME = "docker-compose.yml"
@@ -323,7 +324,7 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
     Raises:
         ComposeError: the file is missing, or part of it does not run without Docker.
     """
-    path = pattern_dir.resolve() / FILE_NAME
+    path = canonical(pattern_dir) / FILE_NAME
     document = interpolated(document_of(path), (), variables)
     try:
         file = File.model_validate(document)

@@ -5,14 +5,15 @@ Each service becomes a local process, supervised by one supervisord per pattern.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
+from tools.run.interrupts import interrupt_once
 from tools.run.logs import logs
+from tools.run.rewrite import state_dir
 from tools.run.state import LocalError
 from tools.run.verbs import down, kill, start, stop, up
 
@@ -55,6 +56,14 @@ def main(words: list[str] | None = None) -> int:
     except (ComposeError, LocalError, MissingServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        state = state_dir(arguments["pattern_dir"])
+        print(
+            f"error: {error.filename or state}: {error.strerror}; "
+            f"make {state} writable and free space on its disk",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         if verb == "up":
             print("interrupted: nothing is left running", file=sys.stderr)
@@ -63,7 +72,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A closed terminal or a timeout must clean up just as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    interrupt_once()
     sys.exit(main())

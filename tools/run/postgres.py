@@ -33,6 +33,8 @@ def main() -> None:
     os.chdir(data_dir)
     if not os.access(program, os.X_OK):
         sys.exit(f'error: the user "nobody" cannot run {program}: run `apt install postgresql`')
+    if set(program) & set('"$`\\'):
+        sys.exit(f"error: initdb cannot quote the path {program}: run `apt install postgresql`")
 
     # Renaming comes last, so that an interrupted first start leaves no incomplete database.
     database, unfinished = data_dir / "database", data_dir / "unfinished"
@@ -61,14 +63,16 @@ def make_database(binaries: Path, data_dir: Path, scripts: list[tuple[str, str]]
         password_file = Path(folder, "password")
         password_file.write_text(os.environ["POSTGRES_PASSWORD"] + "\n", encoding="utf-8")
         # No sync is needed here: the stop below writes everything to disk.
+        # Both programs pass a directory that is named with -D to a shell, which expands a `$`.
+        os.environ["PGDATA"] = str(data_dir)
         run(
-            [binaries / "initdb", "-D", data_dir, "-E", "UTF8", "--locale=C", "--no-sync"],
+            [binaries / "initdb", "-E", "UTF8", "--locale=C", "--no-sync"],
             [f"--username={user}", f"--pwfile={password_file}"],
             ["--auth-local=trust", "--auth-host=scram-sha-256"],
         )
         # The server accepts no TCP connections before the database is complete.
         options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
-        control: list[str | Path] = [binaries / "pg_ctl", "-D", data_dir, "-s", "-w"]
+        control: list[str | Path] = [binaries / "pg_ctl", "-s", "-w"]
         run(control, ["-l", Path(folder, "log"), "-o", options, "start"])
         os.environ |= {"PGHOST": folder, "PGUSER": user}
         if database != "postgres":

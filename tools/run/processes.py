@@ -59,6 +59,14 @@ def recorded(pid_file: Path) -> psutil.Process | None:
     return process if is_alive(process) and later_seconds < CLOCK_TOLERANCE_SECONDS else None
 
 
+def is_suspended(pid_file: Path) -> bool:
+    process = recorded(pid_file)
+    try:
+        return process is not None and process.status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
 def all_of(state_dir: Path) -> list[psutil.Process]:
     """Lists every process of the pattern that has this state directory."""
     found = set(marked(lambda mark: mark.startswith(f"{state_dir}#")))

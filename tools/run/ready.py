@@ -58,6 +58,33 @@ def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[
             end_probe(probe)
 
 
+def silent_services(compose: Compose, launches: dict[str, Launch]) -> list[str]:
+    """Returns the services that run but have become unhealthy by Compose's definition."""
+    running = {name for name, found in states(compose).items() if found == {"RUNNING"}}
+    waiting = {
+        name: launch.service.health.timeout_seconds * launch.service.health.retries
+        for name, launch in launches.items()
+        if launch.service.health and name in running - compose.one_shots()
+    }
+    silent = []
+    begin = monotonic()
+    probes: dict[str, Probe] = {}
+    try:
+        while waiting:
+            found = states(compose)
+            for name, deadline_seconds in tuple(waiting.items()):
+                if is_ready(compose, launches[name], found[name], probes):
+                    del waiting[name]
+                elif monotonic() - begin > deadline_seconds:
+                    del waiting[name]
+                    silent.append(name)
+            sleep(POLL_SECONDS)
+    finally:
+        for probe in probes.values():
+            end_probe(probe)
+    return silent
+
+
 def may_start(compose: Compose, name: str, waiting: list[str], started: dict[str, float]) -> bool:
     for other, dependency in compose.services[name].depends_on.items():
         not_begun = other in waiting and other not in started

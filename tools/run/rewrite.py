@@ -19,6 +19,8 @@ import yaml
 from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service
 from tools.read.dockerfile import stage_of
 from tools.read.images import IMAGES, Image, repository
+from tools.read.patterns import canonical
+from tools.read.strict_yaml import documents_of
 from tools.run.binaries import find
 
 LOOPBACK = "127.0.0.1"
@@ -45,12 +47,12 @@ class Launch:
 
 
 def state_dir(pattern_dir: Path) -> Path:
-    return pattern_dir.resolve() / ".local"
+    return canonical(pattern_dir) / ".local"
 
 
 def temporary_dir(pattern_dir: Path, purpose: str) -> Path:
     """Returns a folder for this user and pattern under the short system temporary path."""
-    digest = sha256(str(pattern_dir.resolve()).encode()).hexdigest()[:12]
+    digest = sha256(str(canonical(pattern_dir)).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"local-{os.getuid()}-{digest}-{purpose}"
 
 
@@ -226,11 +228,12 @@ def write_configs(compose: Compose, service: Service, paths: dict[str, Path]) ->
         if source.suffix not in CONFIG_SUFFIXES:
             continue
         try:
-            documents = list(yaml.safe_load_all(source.read_text(encoding="utf-8")))
+            documents = documents_of(source.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ComposeError(f"{source} does not exist; {service.name} mounts it") from None
         except yaml.YAMLError as error:
-            raise ComposeError(f"{source} is not valid YAML: {error}") from None
+            problem = " ".join(str(error).split())
+            raise ComposeError(f"{source} is not valid YAML: {problem}") from None
         rewrite = rewriter(tuple(compose.services), paths)
         documents = [rewritten_config(item, tuple(compose.services), rewrite) for item in documents]
         folder.mkdir(parents=True, exist_ok=True)

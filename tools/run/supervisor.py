@@ -58,7 +58,7 @@ def missing_services(compose: Compose) -> list[str]:
     return [
         name
         for name, found in states(compose).items()
-        if found != {"RUNNING"} and not (name in one_shots and found == {"DONE"})
+        if found != {"DONE" if name in one_shots else "RUNNING"}
     ]
 
 
@@ -67,7 +67,8 @@ def take_down(compose: Compose) -> bool:
     state = state_dir(compose.pattern_dir)
     daemon = recorded(state / "supervisord.pid")
     if daemon:
-        # Like `supervisorctl shutdown`, but it also works while the supervisor is starting.
+        # Like `supervisorctl shutdown`, but it also works if the supervisor starts or is suspended.
+        daemon.resume()
         daemon.terminate()
         grace = sum(item.stop_grace_seconds + 2 for item in compose.services.values())
         wait_until_gone([daemon], grace + 10)

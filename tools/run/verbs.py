@@ -2,17 +2,15 @@
 
 import errno
 import shutil
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
 from tools.read.compose import Compose, load
+from tools.run.interrupts import uninterrupted
 from tools.run.plan import plan_of, prepare, start_supervisor
 from tools.run.processes import listener_of
-from tools.run.ready import wait_until_ready
+from tools.run.ready import silent_services, wait_until_ready
 from tools.run.rewrite import Launch, launch_of, state_dir, temporary_dir
 from tools.run.state import LocalError, is_up, only_one, read_plan
 from tools.run.supervisor import (
@@ -53,6 +51,7 @@ def start(pattern_dir: Path, service: str) -> None:
     compose = running(pattern_dir)
     launch = launch_of(compose, compose.service(service))
     with only_one(compose):
+        kill_silent(compose, {service: launch})
         if states(compose)[service] == {"RUNNING"}:
             print(f"{service} is already up")
             return
@@ -86,11 +85,23 @@ def kill(pattern_dir: Path, service: str) -> None:
     """Sends SIGKILL to every process of one service, which stays down until it is started."""
     compose = running(pattern_dir)
     compose.service(service)
-    with only_one(compose), supervisor(compose) as server:
+    with only_one(compose):
+        kill_processes(compose, service)
+        print(f"{service} killed")
+
+
+def kill_processes(compose: Compose, service: str) -> None:
+    with supervisor(compose) as server:
         server.pattern.kill(service)
         while states(compose)[service] & {"STOPPING", "RUNNING", "STARTING"}:
             sleep(POLL_SECONDS)
-        print(f"{service} killed")
+
+
+def kill_silent(compose: Compose, launches: dict[str, Launch]) -> None:
+    """Kills the services that run but do not answer, so that they can be started again."""
+    for name in silent_services(compose, launches):
+        print(f"{name} runs but does not answer its health check: restarting it", flush=True)
+        kill_processes(compose, name)
 
 
 def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
@@ -98,6 +109,7 @@ def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
     plan = plan_of(compose, launches)
     if is_up(compose):
         if read_plan(compose) == plan:
+            kill_silent(compose, launches)
             return missing_services(compose)
         print("docker-compose.yml has changed: restarting everything")
     show_death(compose)
@@ -124,13 +136,3 @@ def refuse_held_ports(compose: Compose) -> None:
                     f"port {port} on 127.0.0.1 is in use by another program{who}; "
                     "stop it, then try again"
                 ) from None
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignores a second Ctrl-C, which would leave some services running."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

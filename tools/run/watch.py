@@ -6,12 +6,14 @@ processes. This module subscribes to its events and decides what to do when a pr
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from supervisor import events
 from supervisor.states import ProcessStates, SupervisorStates
 
+from tools.read.patterns import canonical
 from tools.run.processes import family_of, group_of, kill_all, marked
 
 # supervisord's working directory is the state directory of the pattern.
@@ -69,7 +71,9 @@ class Watch:
             "process": process.config.name,
             "status": process.exitstatus,
         }
-        DEATH_FILE.write_text(json.dumps(death), encoding="utf-8")
+        # On a full disk the cause of death is lost, and so are log lines.
+        with suppress(OSError):
+            DEATH_FILE.write_text(json.dumps(death), encoding="utf-8")
         self.supervisord.options.mood = SupervisorStates.SHUTDOWN
 
     def on_log(self, event: Any) -> None:
@@ -78,7 +82,7 @@ class Watch:
         *lines, rest = (self.half_lines.get(name, b"") + event.data).split(b"\n")
         self.half_lines[name] = rest
         if lines:
-            with LOG_FILE.open("ab") as file:
+            with suppress(OSError), LOG_FILE.open("ab") as file:
                 if file.tell() > LOG_FILE_MAX_BYTES:
                     file.truncate(0)
                 file.writelines(b"%s\t%s\n" % (name.encode(), line) for line in lines)
@@ -86,8 +90,8 @@ class Watch:
 
 def kill_rest(process: Any) -> None:
     """Kills what the main process left behind, as happens when a container ends."""
-    name = process.config.name
-    kill_all([*group_of(process.pid), *marked(lambda mark: mark == f"{Path.cwd()}#{name}")])
+    own = f"{canonical(Path.cwd())}#{process.config.name}"
+    kill_all([*group_of(process.pid), *marked(lambda mark: mark == own)])
 
 
 def look_more_often(poller: Any) -> None:
