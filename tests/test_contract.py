@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import cache, cached_property, partial
@@ -852,6 +853,60 @@ def test_the_server_stops_in_order(start: Start) -> None:
     with start(**patient) as server, Subject(server) as subject:
         found = check_stop(subject)
     assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_a_rolling_restart_loses_no_request(start: Start) -> None:
+    """Six times, one of two replicas is replaced while 40 clients keep their connections."""
+    served: Counter[str] = Counter()
+    found = Findings()
+    over = threading.Event()
+    connecting = threading.Lock()
+    with ExitStack() as stack:
+        replicas = [stack.enter_context(start()) for _ in range(2)]
+
+        def ask() -> None:
+            while not over.is_set():
+                with connecting:
+                    url = replicas[served.total() % len(replicas)].url
+                    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+                    closes = request_once(connection)
+                while not (closes or over.is_set()):
+                    closes = request_once(connection)
+                connection.close()
+
+        def request_once(connection: http.client.HTTPConnection) -> bool:
+            try:
+                connection.request("GET", "/ready")
+                response = connection.getresponse()
+                response.read()
+            except (OSError, http.client.HTTPException) as error:
+                found.append(repr(error))
+                return True
+            served[str(response.status)] += 1
+            return response.will_close
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for _ in range(6):
+            enough = served.total() + 200
+            found.wait_until(partial(is_above, served, enough), "requests", PATIENCE_SECONDS)
+            # A Service stops sending to a pod before the pod gets SIGTERM.
+            with connecting:
+                old = replicas.pop(0)
+            old.terminate()
+            old.wait(PATIENCE_SECONDS)
+            replicas.append(stack.enter_context(start()))
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not found, f"{len(found)} of {served.total()} requests were lost: {set(found)}"
+    assert set(served) == {"200"}
+
+
+def is_above(counter: Counter[str], bound: int) -> bool:
+    return counter.total() > bound
 
 
 def test_rows_without_a_finite_answer_are_rejected(
