@@ -1,6 +1,6 @@
-"""Bounds what a connection and a request can cost the process, before any handler sees them.
+"""Limits what a connection and a request can cost the process, before a handler runs.
 
-uvicorn uses it in place of its own protocol when `UVICORN_HTTP` names it, as the Dockerfile does.
+uvicorn uses it instead of its own protocol if `UVICORN_HTTP` names it, as in the Dockerfile.
 """
 
 import json
@@ -19,12 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from .settings import Settings
 
 MAX_HEAD_BYTES = 65_536
-# A client that is refused while it is sending can only read the response if the connection is not
-# reset, so what it still sends within this time is discarded.
+# A client that is refused while sending can read the response only if the connection is not reset,
+# so what it sends within this time is discarded.
 LINGER_SECONDS = 1.0
 # How long a kept-alive connection may still send a request after SIGTERM.
 DRAIN_SECONDS = 2.0
-# An orchestrator asks these, and a busy server is neither dead nor useless.
+# The probes of Kubernetes: a busy server is still alive and ready.
 EXEMPT = ("/health", "/ready")
 
 settings = Settings()
@@ -33,17 +33,17 @@ refusals: Counter[str] = Counter()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol for HTTP/1.1 with bounds for what a client sends, holds and leaves unread.
+    """uvicorn's HTTP/1.1 protocol, with limits on what a client may send, hold and leave unread.
 
-    An application is called when the body is whole. A head may have 64 KiB (else 431), a body
-    `max_body_bytes` (413). Each has to arrive within `client_deadline_seconds` (408 for a body; a
-    connection without a whole head is closed), and a response has to be read within it. Above
-    `max_requests_at_once`, a request gets 503 with `Retry-After`. After SIGTERM, responses carry
-    `Connection: close`, so that clients leave before the connection does.
+    The application runs once the body is complete. A head is limited to 64 KiB (else 431), a body
+    to `max_body_bytes` (413). Head and body must each arrive within `client_deadline_seconds` (408
+    for a body; without a head the connection is closed), and a response must be read within the
+    same time. Beyond `max_requests_at_once`, a request gets a 503 with `Retry-After`. After SIGTERM
+    responses carry `Connection: close`, so clients reconnect elsewhere in time.
     """
 
-    # Of all connections: requests under way, and the bytes of bodies that are not whole yet.
-    under_way: ClassVar[set[RequestResponseCycle]] = set()
+    # Shared by all connections: the requests in progress, and the bytes of incomplete bodies.
+    in_progress: ClassVar[set[RequestResponseCycle]] = set()
     arriving_bytes = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -74,7 +74,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parses what the client has sent; what is not whole after it has a deadline."""
+        """Parses the data; a head or body that is still incomplete gets a deadline."""
         if self.refused:
             return
         self.chunk_bytes = len(data)
@@ -86,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.stop_deadline()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Calls the application for a request whose turn it is, once its body is whole."""
+        """Runs the application when it is the request's turn and its body is complete."""
         if self.refused:
             return
         if self.draining:
@@ -107,21 +107,21 @@ class BoundedProtocol(HttpToolsProtocol):
             task.add_done_callback(partial(self.end_task, cycle))
 
     def take_place(self, cycle: RequestResponseCycle) -> bool:
-        if len(self.under_way) >= settings.max_requests_at_once:
+        if len(self.in_progress) >= settings.max_requests_at_once:
             return False
-        self.under_way.add(cycle)
+        self.in_progress.add(cycle)
         return True
 
     def end_task(self, cycle: RequestResponseCycle, task: Task[None]) -> None:
-        """Frees the place of a request whose client has gone before its response was sent."""
+        """Frees the place of a request whose client disconnected before the response."""
         self.tasks.discard(task)
-        self.under_way.discard(cycle)
+        self.in_progress.discard(cycle)
 
     def on_response_complete(self) -> None:
-        self.under_way.discard(cast("RequestResponseCycle", self.answered))
+        self.in_progress.discard(cast("RequestResponseCycle", self.answered))
         super().on_response_complete()
         if self.pipeline:
-            # uvicorn reads on after each response, and what is pipelined would have no bound.
+            # uvicorn resumes reading after each response, so a pipeline could grow without limit.
             self.flow.pause_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -140,11 +140,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """No other protocol is spoken here, so an offer to upgrade is ignored."""
+        """Ignores upgrades: the server speaks only HTTP/1.1."""
         return False
 
     def wait_for_more(self) -> None:
-        """Bounds the bytes and the seconds of a head or a body that is not whole yet."""
+        """Limits the bytes and the time of an incomplete head or body."""
         if self.refused:
             return
         in_body = self.cycle is not None and self.cycle.scope is self.scope
@@ -154,7 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.head_bytes = 0
             self.start_deadline()
             if self.held:
-                self.let_body_come()
+                self.accept_body()
         if self.held:
             self.count_arriving(len(self.cycle.body))
             if self.arriving_bytes > settings.max_requests_at_once * settings.max_body_bytes:
@@ -163,8 +163,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.head_bytes += self.chunk_bytes
             self.refuse_large_head(self.head_bytes)
 
-    def let_body_come(self) -> None:
-        """Asks for the body, unless it is announced to be too large."""
+    def accept_body(self) -> None:
+        """Asks for the body, unless its announced length is too large."""
         length = dict(self.headers).get(b"content-length", b"0")
         if int(length) > settings.max_body_bytes:
             self.refuse_large_body(self.cycle)
@@ -184,28 +184,28 @@ class BoundedProtocol(HttpToolsProtocol):
         self.count_arriving(0)
 
     def end_late_request(self) -> None:
-        """Refuses a body, or closes a connection, that is late."""
+        """Refuses a late body, or closes a connection without a request."""
         if self.held:
             seconds = settings.client_deadline_seconds
             detail = f"the body was not complete after {seconds} seconds"
             self.refuse(408, detail, self.cycle)
         elif self.is_answering():
-            # It is the next request of a client that waits for the response to this one.
+            # The client is waiting for a response and has begun its next request.
             self.start_deadline()
         else:
             self.transport.close()
 
     def is_answering(self) -> bool:
-        """Tells whether an application is at work for this connection."""
+        """Tells whether the application is working on a request of this connection."""
         return self.cycle is not None and not (self.held or self.cycle.response_complete)
 
     def count_arriving(self, body_bytes: int) -> None:
-        """Updates this connection's part of the bodies that are arriving."""
+        """Updates the share of this connection in `arriving_bytes`."""
         BoundedProtocol.arriving_bytes += body_bytes - self.body_bytes
         self.body_bytes = body_bytes
 
     def refuse_large_head(self, head_bytes: int) -> None:
-        """Refuses a head above the limit; where an earlier response is due, reads on after it."""
+        """Refuses a head above the limit, but not before a response that is still due."""
         if head_bytes > MAX_HEAD_BYTES:
             if self.is_answering():
                 self.flow.pause_reading()
@@ -216,7 +216,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.refuse(413, f"the body is larger than {settings.max_body_bytes} bytes", cycle)
 
     def refuse(self, status: int, detail: str, cycle: RequestResponseCycle | None) -> None:
-        """Writes a refusal of a request, or of a head; closes the connection if it is not whole."""
+        """Writes an error response; closes the connection unless the request is complete."""
         if not refusals:
             self.loop.call_later(1, log_refusals)
         refusals[f"{status} {detail}"] += 1
@@ -228,8 +228,8 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         if status == 503:
             headers.append((b"retry-after", b"1"))
-        is_whole = bool(cycle and not cycle.more_body)
-        keep_alive = bool(is_whole and cycle and cycle.keep_alive)
+        is_complete = bool(cycle and not cycle.more_body)
+        keep_alive = bool(is_complete and cycle and cycle.keep_alive)
         if not keep_alive:
             headers.append((b"connection", b"close"))
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
@@ -239,9 +239,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle:
             cycle.response_complete = True
         if keep_alive:
-            # Not called directly, because many pipelined requests would call each other.
+            # Not called directly: a long pipeline would recurse too deeply.
             self.loop.call_soon(self.on_response_complete)
-        elif is_whole:
+        elif is_complete:
             self.transport.close()
         else:
             self.refused = True
@@ -249,7 +249,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def pause_writing(self) -> None:
-        """Gives a client that does not read its responses a deadline."""
+        """Gives the client a deadline for reading its responses."""
         super().pause_writing()
         seconds = settings.client_deadline_seconds
         self.unread_deadline = self.loop.call_later(seconds, self.reset)
@@ -261,13 +261,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.unread_deadline = None
 
     def reset(self) -> None:
-        """Ends the connection; the system would otherwise keep what is unread."""
+        """Aborts the connection; the kernel would otherwise keep the unread data."""
         connection = self.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """Lets a kept-alive connection send one more request, whose response closes it."""
+        """Lets an idle connection send one more request; the response then closes it."""
         self.draining = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
