@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -114,8 +115,8 @@ def uv(tmp_path: Path) -> Iterator[Path]:
     """A directory with a real `uv` that logs its calls."""
     directory = tmp_path / "bin"
     directory.mkdir()
-    real = Path(sys.executable).with_name("uv")
-    script = f'#!/bin/sh\necho "uv $1 $2" >&2\nexec "{real}" "$@"\n'
+    real = shlex.quote(str(Path(sys.executable).with_name("uv")))
+    script = f'#!/bin/sh\necho "uv $1 $2" >&2\nexec {real} "$@"\n'
     (directory / "uv").write_text(script)
     (directory / "uv").chmod(0o755)
     yield directory
