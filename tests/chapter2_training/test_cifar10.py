@@ -34,7 +34,7 @@ from scipy.special import bdtrc  # type: ignore[import-untyped]
 
 from chapter2_training.cifar10.app import main as api
 from chapter2_training.cifar10.train import __main__ as train_main
-from chapter2_training.cifar10.train import build, evaluate, fit, preprocess
+from chapter2_training.cifar10.train import build, cifar, evaluate, fit, preprocess
 from chapter2_training.cifar10.train import step as train_step
 from chapter2_training.cifar10.train.cifar import RECORD, DataError, fetch, read_archive, records
 from chapter2_training.cifar10.train.gate import probability_of, rejection
@@ -511,8 +511,8 @@ def web(directory: Path) -> Iterator[str]:
         thread.join()
 
 
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_the_download_is_checked_and_converted_like_the_drawn_images(
@@ -521,7 +521,7 @@ def test_the_download_is_checked_and_converted_like_the_drawn_images(
     site = tmp_path / "site"
     site.mkdir()
     write_archive(site / "a.tar.gz", IMAGES, 0)
-    given = ["--data=cifar10", f"--archive-md5={md5(site / 'a.tar.gz')}"]
+    given = ["--data=cifar10", f"--archive-sha256={sha256(site / 'a.tar.gz')}"]
     with web(site) as url:
         run_step("preprocess", tmp_path, *given, f"--archive-url={url}/a.tar.gz")
         for name in ("train.bin", "test.bin", "statistics.json"):
@@ -540,16 +540,21 @@ def test_without_a_network_the_error_gives_advice(tmp_path: Path) -> None:
     assert str(tmp_path / "data/cifar-10-binary.tar.gz") in str(error.value)
 
 
-def test_a_download_with_a_wrong_digest_leaves_no_file(tmp_path: Path) -> None:
+def test_a_download_that_is_wrong_or_too_large_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "a").write_bytes(b"x" * 1_000)
     target = tmp_path / "data/archive"
     with web(site) as url:
-        with pytest.raises(DataError, match="has MD5"):
+        with pytest.raises(DataError, match="has the SHA-256"):
             fetch(f"{url}/a", "0" * 32, target, lambda *_: None)
         with pytest.raises(DataError, match="404"):
             fetch(f"{url}/nothing", "0" * 32, target, lambda *_: None)
+        monkeypatch.setattr(cifar, "LARGEST_ARCHIVE", 999)
+        with pytest.raises(DataError, match="larger than 999 bytes"):
+            fetch(f"{url}/a", sha256(site / "a"), target, lambda *_: None)
     for address in ("ftp://example.org/a", "file:///etc/passwd", "http://", "nothing"):
         with pytest.raises(DataError, match="cannot be downloaded"):
             fetch(address, "0" * 32, target, lambda *_: None)

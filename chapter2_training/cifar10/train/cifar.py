@@ -18,6 +18,8 @@ TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
 LABELS_FILE = "batches.meta.txt"
 LARGEST_FILE = 10_000 * RECORD
+# The published archive has 170,052,171 bytes.
+LARGEST_ARCHIVE = 200_000_000
 SILENCE_SECONDS = 30
 
 Progress = Callable[[int, int], None]
@@ -27,18 +29,20 @@ class DataError(Exception):
     """The data are missing or invalid."""
 
 
-def fetch(url: str, md5: str, path: Path, progress: Progress) -> None:
+def fetch(url: str, sha256: str, path: Path, progress: Progress) -> None:
     """Downloads the archive to `path`, unless it exists; `path` is never a partial file.
 
     Calls `progress` with the bytes received so far and the total, which is 0 if unknown.
 
     Raises:
-        DataError: the URL cannot be downloaded, or the MD5 differs from the expected one.
+        DataError: the URL cannot be downloaded or is too large, or its SHA-256 is not the expected.
     """
     if path.is_file():
         found = digest_of(path)
-        if found != md5:
-            raise DataError(f"{path} has MD5 {found}, not {md5}: delete it, or pass its own digest")
+        if found != sha256:
+            raise DataError(
+                f"{path} has the SHA-256 {found}, not {sha256}: delete it, or pass its own digest"
+            )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -51,6 +55,8 @@ def fetch(url: str, md5: str, path: Path, progress: Progress) -> None:
             total = int(response.headers.get("content-length", 0))
             for chunk in response.iter_raw():
                 file.write(chunk)
+                if file.tell() > LARGEST_ARCHIVE:
+                    raise OSError(f"it is larger than {LARGEST_ARCHIVE} bytes")
                 progress(file.tell(), total)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise DataError(
@@ -58,16 +64,17 @@ def fetch(url: str, md5: str, path: Path, progress: Progress) -> None:
             "--data synthetic, which needs no network"
         ) from error
     found = digest_of(partial)
-    if found != md5:
+    if found != sha256:
         partial.unlink()
-        raise DataError(f"{url} has MD5 {found}, not {md5}: it is truncated or a different file")
+        raise DataError(
+            f"{url} has the SHA-256 {found}, not {sha256}: it is truncated or a different file"
+        )
     partial.replace(path)
 
 
 def digest_of(path: Path) -> str:
     with path.open("rb") as file:
-        # MD5 is the only digest that CIFAR-10's publisher gives.
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 PATTERN = Path(__file__).parents[1]
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 # Published on the download page.
-ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d13530"
+ARCHIVE_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR10_IMAGES = 10_000
 SYNTHETIC_IMAGES = 400
 
@@ -22,7 +22,7 @@ class Parameters:
     data: str
     images: int
     archive_url: str
-    archive_md5: str
+    archive_sha256: str
     net: str
     epochs: int
     batch_size: int
@@ -59,7 +59,7 @@ def parse(program: str, description: str | None, argv: Sequence[str] | None = No
         help=f"of each of the six files; {SYNTHETIC_IMAGES} are drawn, {CIFAR10_IMAGES} loaded",
     )
     add("--archive-url", default=ARCHIVE_URL, help="where CIFAR-10's binary version is")
-    add("--archive-md5", default=ARCHIVE_MD5, help="its expected digest")
+    add("--archive-sha256", default=ARCHIVE_SHA256, help="its expected digest")
     add("--net", choices=["simple", "vgg11", "vgg16"], default="simple")
     add("--epochs", type=number(0, 1_000), default=5)
     add("--batch-size", type=number(2, 4_096), default=32)

@@ -41,7 +41,7 @@ def preprocess(parameters: Parameters, _: Inputs, output: Path) -> Found:
                 task = progress.add_task("preprocess: downloading")
                 fetch(
                     parameters.archive_url,
-                    parameters.archive_md5,
+                    parameters.archive_sha256,
                     archive,
                     lambda here, total: progress.update(task, completed=here, total=total or None),
                 )

@@ -50,7 +50,7 @@ class Step:
 
 # In the order in which they run.
 STEPS = {
-    "preprocess": Step((), ("data", "images", "seed", "archive_md5"), ("numpy",)),
+    "preprocess": Step((), ("data", "images", "seed", "archive_sha256"), ("numpy",)),
     "fit": Step(
         ("preprocess",),
         ("net", "epochs", "batch_size", "learning_rate", "seed", "threads", "device"),
