@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from hashlib import sha256
 from itertools import pairwise
@@ -760,6 +760,22 @@ def test_a_redis_without_memory_refuses_jobs_but_lets_workers_finish(
     stack.redis.client.config_set("maxmemory", "0")
     assert finished(api, submit(api, [row]))["status"] == "done"
     assert stack.counts() == {"accepted": 22, "done": 22, "failed": 0, "pending": 0}
+
+
+def test_the_api_stays_ready_while_requests_take_all_connections_to_redis(stack: Stack) -> None:
+    api = stack.api(MAX_REQUESTS_AT_ONCE="1", REDIS_DEADLINE_SECONDS="60")
+    assert api.get("/ready").status_code == 200
+    stack.redis.process.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            counts = threads.submit(api.get, "/queue")
+            wait_until(lambda: api.get("/label").status_code == 503, "the request to be counted")
+            ready = threads.submit(api.get, "/ready")
+            wait([ready], timeout=1)
+            stack.redis.process.send_signal(signal.SIGCONT)
+            assert [counts.result().status_code, ready.result().status_code] == [200, 200]
+    finally:
+        stack.redis.process.send_signal(signal.SIGCONT)
 
 
 def fill_memory(redis: Queue) -> None:

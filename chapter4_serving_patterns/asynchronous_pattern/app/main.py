@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from redis import RedisError
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -30,13 +30,15 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Reads the metadata without loading the model: only the workers predict."""
     app.state.metadata = json.loads((settings.model_directory / "metadata.json").read_bytes())
-    app.state.redis = Redis.from_url(
+    # It waits for a free connection: `/ready` needs one besides those of the requests at once.
+    pool = BlockingConnectionPool.from_url(
         settings.redis_url,
         # `/ready` needs one, too, and the limit does not apply to it.
         max_connections=settings.max_requests_at_once + 8,
         # A pooled connection may be stale, because Redis has restarted since.
         retry=Retry(NoBackoff(), 1),
     )
+    app.state.redis = Redis.from_pool(pool)
     yield
     await app.state.redis.aclose()
 
