@@ -33,8 +33,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # It waits for a free connection: `/ready` needs one besides those of the requests at once.
     pool = BlockingConnectionPool.from_url(
         settings.redis_url,
-        # `/ready` needs one, too, and the limit does not apply to it.
-        max_connections=settings.max_requests_at_once + 8,
+        max_connections=settings.max_requests_at_once,
         # A pooled connection may be stale, because Redis has restarted since.
         retry=Retry(NoBackoff(), 1),
     )
