@@ -337,17 +337,23 @@ UNANSWERABLE = 15.5
 class CountingModel(Model):
     """Notes the number of rows of each call; fails or returns NaN for some rows."""
 
-    def predict(self, rows: list[list[float]]) -> Any:
-        self.calls = [*getattr(self, "calls", []), len(rows)]
+    def __init__(self, *arguments: Any) -> None:
+        self.calls: list[int] = []
+        super().__init__(*arguments)
+
+    def run(self, rows: list[list[float]], options: Any = None) -> Any:
+        self.calls.append(len(rows))
         if any(row[0] == POISON for row in rows):
             raise RuntimeError("cannot predict this")
-        probabilities = super().predict(rows)
+        probabilities = super().run(rows, options)
         probabilities[[row[0] == UNANSWERABLE for row in rows]] = np.nan
         return probabilities
 
 
 def worker_in_this_process(stack: Stack, **settings: Any) -> tuple[Worker, CountingModel]:
     model = CountingModel(stack.models, FEATURES)
+    # The predictions with which loading ends do not count.
+    model.calls = []
     worker = Worker(
         Settings(redis_url=stack.redis.url, lease_seconds=LEASE_SECONDS, **settings), model
     )
@@ -394,7 +400,7 @@ def test_a_job_for_which_the_model_returns_nan_fails(stack: Stack, row: list[flo
     worker, _ = worker_in_this_process(stack)
     worker.work()
     assert [state(api, job_id)["status"] for job_id in ids] == ["done", "failed", "done"]
-    assert "NaN" in state(api, ids[1])["reason"]
+    assert "no finite answer" in state(api, ids[1])["reason"]
 
 
 def allocate_too_much() -> None:

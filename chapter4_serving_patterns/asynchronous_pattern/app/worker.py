@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from . import jobs
 from .jobs import Delivery, Outcome
-from .model import Model, ModelError
+from .model import Model, ModelError, NoAnswerError
 from .schema import FEATURES, HIGHEST, LOWEST
 from .settings import Settings
 
@@ -169,6 +169,8 @@ class Worker:
             # ONNX Runtime raises a different class for each way in which a model can fail.
             if len(batch) > 1:
                 return [outcome for job in batch for outcome in self.predict([job])]
+            if isinstance(error, NoAnswerError):
+                return [failed(batch[0].delivery, str(error))]
             if not self.is_cause(batch[0], error):
                 log.warning("the model failed, but not because of the job: %r", error)
                 return []
@@ -193,8 +195,6 @@ class Worker:
 
     def answer(self, delivery: Delivery, probabilities: np.ndarray) -> Outcome:
         """Returns the outcome of a job: its probabilities, or its labels if it asked for these."""
-        if not np.isfinite(probabilities).all():
-            return failed(delivery, "the model returned NaN or infinity")
         # Results take a third of the memory with six decimals.
         prediction: list[Any] = probabilities.astype(float).round(6).tolist()
         if delivery.text("kind") == "label":
