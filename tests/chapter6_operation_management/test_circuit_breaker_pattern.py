@@ -157,7 +157,7 @@ def test_refusals_of_a_replica_pass_through_the_proxy_and_eject_no_replica(
     large = client.post("/predict", content=b" " * 300_000)
     assert (large.status_code, large.json()) == (
         413,
-        {"detail": "the body is larger than 40960 bytes"},
+        {"detail": "the body is larger than 65536 bytes"},
     )
     assert client.get("/nowhere").status_code == 404
     assert model_calls(pair) == calls

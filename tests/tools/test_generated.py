@@ -153,6 +153,17 @@ def test_a_readme_chooses_and_describes_its_figures(root: Path) -> None:
             files.write(root)
 
 
+def test_after_a_quick_measurement_the_rows_of_figures_stay_empty(root: Path) -> None:
+    path = root / ORIGINAL / "measure/results.json"
+    counted = json.loads(path.read_text()) | {"figures": {}}
+    counted["targets"] = {"rows_equal": ["==", 150]}
+    path.write_text(json.dumps(counted))
+    files.write(root)
+    readme = (root / ORIGINAL / "README.md").read_text()
+    assert "<!-- cpu_us plain_cpu_us --> |  |  |  |" in readme
+    assert "<!-- rows_equal --> | 150 | 14 | = 150: met |" in readme
+
+
 def test_a_pattern_without_a_readme_is_an_error(root: Path) -> None:
     (root / ORIGINAL / "README.md").unlink()
     with pytest.raises(index.MarkerError, match="has no README"):

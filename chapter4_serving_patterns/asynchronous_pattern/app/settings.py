@@ -15,7 +15,7 @@ class Settings(BaseSettings):
     model_directory: Path = Path(__file__).parents[1] / "models"
     max_rows: int = Field(default=32, gt=0)
     max_requests_at_once: int = Field(default=256, gt=0)
-    max_body_bytes: int = Field(default=40_960, gt=0)
+    max_body_bytes: int = Field(default=65_536, gt=0)
     client_deadline_seconds: float = Field(default=5.0, gt=0)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
