@@ -47,14 +47,15 @@ class Model:
                 f"no usable model in {directory} (run python -m train): {what}"
             ) from error
         try:
-            require(hashlib.sha256(content).hexdigest() == digest, "its SHA-256 does not match")
+            found = hashlib.sha256(content).hexdigest()
+            require(found == digest, "its SHA-256 does not match metadata.json")
             require(are_labels(self.labels), "labels is not a list of different texts")
             require(are_rows(self.sample, features), f"sample has no rows of {features} numbers")
             self._session = load(content)
             self.check_signature(features)
             self.check_predictions()
         except ModelError as error:
-            raise ModelError(f"{directory}: {error} (model.onnx, metadata.json)") from error
+            raise ModelError(f"{directory}: {error}") from error
 
     def check_signature(self, features: int) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
