@@ -78,10 +78,10 @@ def figures(pattern: Path, block: str) -> str:
     of a count or figure. A second name in the comment is the figure without the mechanism; a count
     with a control does not need one. `block` is the current text of the table.
     """
-    named = [line for line in block.splitlines() if ROW.match(line)]
-    if not 1 <= len(named) <= MOST_ROWS:
+    rows = [row for line in block.splitlines() if (row := ROW.match(line))]
+    if not 1 <= len(rows) <= MOST_ROWS:
         raise MarkerError(
-            f"{pattern.name}/README.md: {len(named)} rows of results; write 1 to {MOST_ROWS}, "
+            f"{pattern.name}/README.md: {len(rows)} rows of results; write 1 to {MOST_ROWS}, "
             "each as | description, unit <!-- name in results.json --> | | | |"
         )
     try:
@@ -89,15 +89,15 @@ def figures(pattern: Path, block: str) -> str:
     except ResultsError:
         results = None
     lines = ["", "| | measured | without | target |", "| --- | ---: | ---: | --- |"]
-    for line in named:
-        words, name, without = cast("re.Match[str]", ROW.match(line)).groups()
-        missing = [each for each in (name, without) if results and each not in results.measured]
+    for row in rows:
+        words, name, without = row.groups()
+        names = [name, without] if without else [name]
+        unknown = [each for each in names if results and each not in results.measured]
         # A quick measurement has counts only, so the rows of figures stay empty after it.
-        if (unknown := list(filter(None, missing))) and results and results.figures:
+        if unknown and results and results.figures:
             raise MarkerError(f"{pattern.name}/README.md: {unknown[0]} is not in results.json")
         cells = results.cells(name, without) if results and not unknown else ("", "", "")
-        mark = f"{name} {without}" if without else name
-        lines.append(f"| {words} <!-- {mark} --> | {' | '.join(cells)} |")
+        lines.append(f"| {words} <!-- {' '.join(names)} --> | {' | '.join(cells)} |")
     if results:
         cores, cpu = results.machine["cores"], results.machine["cpu"]
         lines += ["", f"Measured on {results.measured_on} with {cores} cores of {cpu}."]
