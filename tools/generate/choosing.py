@@ -73,7 +73,7 @@ def measured(row: Row, results: Results) -> str:
     return f"{row.words}: {value}" + (f" ({without} without)" if without else "")
 
 
-def price(pattern: Path, question: str) -> str:
+def price(pattern: Path, question: str = "") -> str:
     """Returns the first figure of a pattern that is a price for this question, or any price."""
     try:
         results = load(pattern)
@@ -87,16 +87,17 @@ def price(pattern: Path, question: str) -> str:
 
 
 def comparison(pattern: Path) -> list[str]:
-    """Returns the processes of a pattern, its results and its first trade-off."""
+    """Returns the processes of a pattern, what its claim counts, and its README's prices or one."""
     try:
         results = load(pattern)
     except ResultsError:
-        figures = counted(pattern)
-    else:
-        found = [row for row in chosen(pattern) if row.name in results.measured]
-        figures = "<br>".join(measured(row, results) for row in found)
-    first, *_ = [*points(pattern, "Trade-offs"), ""]
-    return [processes(pattern), figures, first]
+        return [processes(pattern), counted(pattern), ""]
+    prices = [
+        measured(row, results)
+        for row in chosen(pattern)
+        if row.name in results.measured and re.fullmatch(PRICE, row.name)
+    ]
+    return [processes(pattern), counted(pattern), "<br>".join(prices or [price(pattern)])]
 
 
 def table(*columns: str) -> str:
@@ -127,12 +128,14 @@ def page(root: Path) -> str:
     parts = [INTRODUCTION.format(machines=" ".join(sorted(machines)))]
     for question, lines in by_question.items():
         if lines:
-            header = table("you need", "use", "you run", "it costs, measured")
+            header = table("your case", "use", "you run", "it costs, measured")
             parts += [f"\n## {QUESTIONS[question]}\n", header, *lines]
     parts += ["\n## When a pattern stops fitting\n", table("from", "when, and where to go")]
     for pattern in found:
         parts += [line(link(pattern), point) for point in points(pattern, "Not when")]
-    header = table("pattern", "you run", "measured", "the first trade-off")
-    parts += ["\n## What each pattern costs\n", header]
+    parts += ["\n## What each pattern asks of you\n", table("pattern", "the first trade-off")]
+    parts += [line(link(pattern), *points(pattern, "Trade-offs")[:1]) for pattern in found]
+    header = table("pattern", "you run", "its claim, counted", "it costs, measured")
+    parts += ["\n## The figures compared\n", header]
     parts += [line(link(pattern), *comparison(pattern)) for pattern in found]
     return "".join(parts)
