@@ -192,7 +192,11 @@ class Subject:
             return httpx.Response(599, text=repr(error))
 
     def lives(self) -> bool:
-        return self.client.get("/health").status_code == 200
+        """Asks for `/health`; a server that does not respond in time does not live."""
+        try:
+            return self.client.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 def real(path: str) -> str:
