@@ -29,7 +29,10 @@ def write_artifact(directory: Path, model: bytes, metadata: dict[str, Any]) -> d
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces a file atomically: a reader gets either the old content or the new."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
+    # What a killed training has left, or a link that leads elsewhere.
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(content)
     partial.replace(path)
 
 
