@@ -415,6 +415,13 @@ def test_a_second_run_at_the_same_time_is_rejected(state: Path) -> None:
         run_pipeline(state)
 
 
+@pytest.mark.parametrize("option", ["--steps", "--output"])
+def test_an_unwritable_directory_is_reported_in_one_line(state: Path, option: str) -> None:
+    elsewhere = f"{option}=/sys/elsewhere"
+    with pytest.raises(SystemExit, match=r"^error: cannot write into /sys/elsewhere: .*$"):
+        run_pipeline(state, f"--steps={state / 'data'}", elsewhere)
+
+
 def test_an_unreachable_tracking_server_is_an_error_before_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,6 +338,15 @@ def test_training_twice_gives_the_same_bytes(models: Path, tmp_path: Path) -> No
         assert (tmp_path / name).read_bytes() == (models / name).read_bytes()
 
 
+def test_an_unwritable_output_is_reported_in_one_line() -> None:
+    command = [sys.executable, "-m", "train", "--output", "/sys/models"]
+    refused = subprocess.run(command, cwd=PATTERN, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: cannot write into /sys/models: ")
+    assert line.endswith("; make it writable, or choose another directory")
+
+
 def test_a_partial_file_follows_no_symlink(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"keep")
