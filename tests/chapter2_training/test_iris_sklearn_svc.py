@@ -27,6 +27,7 @@ from chapter2_training.iris_sklearn_svc.train import __main__ as training
 from chapter2_training.iris_sklearn_svc.train import model as train_model
 from chapter2_training.iris_sklearn_svc.train import recorded, tracking
 from chapter2_training.iris_sklearn_svc.train import register as registering
+from chapter2_training.iris_sklearn_svc.train.artifact import write_artifact
 from chapter2_training.iris_sklearn_svc.train.iris import LABELS, evaluate, load
 from chapter2_training.iris_sklearn_svc.train.model import fit
 from chapter2_training.iris_sklearn_svc.train.pictures import draw_confusion_matrix
@@ -195,7 +196,7 @@ def test_if_the_model_cannot_be_written_the_run_fails_but_holds_it(
 ) -> None:
     (tmp_path / "a file").touch()
     for output in ("a file", "a file/models"):
-        reason = f"error: cannot write the model to {tmp_path / output}: "
+        reason = f"error: cannot write into {tmp_path / output}: "
         with pytest.raises(SystemExit, match=reason):
             train(tmp_path / output, embedded, "--seed", "3")
         run = newest_run(embedded)
@@ -212,6 +213,14 @@ def test_a_damaged_store_gives_an_error_of_one_line(tmp_path: Path) -> None:
     assert line.startswith(f"error: cannot record a run at sqlite:///{tmp_path}/mlflow.db: ")
     assert "file is not a database" in line
     assert not (tmp_path / "models").exists()
+
+
+def test_a_store_that_cannot_be_written_gives_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "models", "sqlite:////sys/tracking/mlflow.db")
+    (line,) = str(ended.value).splitlines()
+    assert line.startswith("error: cannot record a run at sqlite:////sys/tracking/mlflow.db: ")
+    assert "make its directory writable" in line
 
 
 def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
@@ -244,14 +253,14 @@ def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
             assert killed.wait(60)
             return trains()
 
-        def write_and_kill(*arguments: Any) -> dict[str, Any]:
-            written = write_model(*arguments)
-            server.kill()
-            killed.set()
+        def write_and_kill(directory: Path, *arguments: Any) -> dict[str, Any]:
+            written = write_artifact(directory, *arguments)
+            if directory == tmp_path / "written":
+                server.kill()
+                killed.set()
             return written
 
-        write_model = recorded.write_model
-        monkeypatch.setattr(recorded, "write_model", write_and_kill)
+        monkeypatch.setattr(recorded, "write_artifact", write_and_kill)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         record = partial(recorded.train_recorded, "lost", draw=draw_confusion_matrix)

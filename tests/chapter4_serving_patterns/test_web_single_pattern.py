@@ -26,6 +26,7 @@ from sklearn.datasets import load_iris
 from chapter4_serving_patterns.web_single_pattern.app import model
 from chapter4_serving_patterns.web_single_pattern.app.route import JsonRoute
 from chapter4_serving_patterns.web_single_pattern.app.schema import HIGHEST, LOWEST
+from chapter4_serving_patterns.web_single_pattern.train.artifact import write_artifact
 from chapter4_serving_patterns.web_single_pattern.train.iris import load
 from chapter4_serving_patterns.web_single_pattern.train.model import fit
 from tests.bad_bodies import Rows, of_any_object, of_rows
@@ -335,6 +336,28 @@ def test_training_twice_gives_the_same_bytes(models: Path, tmp_path: Path) -> No
     train(tmp_path)
     for name in ("model.onnx", "metadata.json"):
         assert (tmp_path / name).read_bytes() == (models / name).read_bytes()
+
+
+def test_an_unwritable_output_is_reported_in_one_line() -> None:
+    command = [sys.executable, "-m", "train", "--output", "/sys/models"]
+    refused = subprocess.run(command, cwd=PATTERN, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: cannot write into /sys/models: ")
+    assert line.endswith("; make it writable, or choose another directory")
+
+
+def test_a_partial_file_follows_no_symlink(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"keep")
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("model.onnx", "metadata.json"):
+        (models / f"{name}.partial").symlink_to(elsewhere)
+    write_artifact(models, b"a model", {})
+    assert elsewhere.read_bytes() == b"keep"
+    assert not any(path.is_symlink() for path in models.iterdir())
+    assert (models / "model.onnx").read_bytes() == b"a model"
 
 
 @pytest.mark.budget("measure --quick")

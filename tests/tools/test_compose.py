@@ -271,12 +271,21 @@ def test_an_unsupported_value_is_rejected_with_the_reason(tmp_path: Path, case: 
         assert 'service "api"' in message
 
 
+def multiplying(form: str) -> str:
+    """Returns six anchors that each refer ten times to the previous one: 10^6 values."""
+    references = [",".join([f"*a{number}"] * 10) for number in range(6)]
+    lines = [f"a{n}: &a{n} {form.format(parts)}" for n, parts in enumerate(references, 1)]
+    return "\n".join(["a0: &a0 {x: 1}", *lines])
+
+
 REFUSED_FILES: dict[str, tuple[object, str]] = {
     "empty": ("", "must be a mapping"),
     "no services": ({"services": {}}, "there are no services"),
     "not YAML": ("services: [", "not valid YAML"),
     "thousands of levels": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply; write fewer"),
     "anchor in itself": ("services: &a {api: *a}", "an anchor refers to itself; write out"),
+    "anchors that multiply": (multiplying("[{}]"), "anchors stand for more than 100000 values"),
+    "merges that multiply": (multiplying("{{<<: [{}]}}"), "stand for more than 100000 values"),
     "a list as a key": ("? [a]\n: b", "a key or a value cannot be read: unhashable"),
     "a day that does not exist": ("a: 2020-99-01", "cannot be read: month must be in 1..12"),
     "two documents": ("services:\n  a: {build: .}\n---\nservices: {}\n", "several documents"),
