@@ -25,7 +25,7 @@ import yaml
 from tools.read.compose import load
 from tools.read.patterns import canonical
 from tools.run import __main__ as command
-from tools.run import ready, verbs
+from tools.run import processes, ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
@@ -632,19 +632,55 @@ def test_down_stops_the_services_after_the_supervisor_was_killed(pattern: Path) 
     up(pattern, services, volumes={"redis-data": None})
 
 
-def test_a_reused_pid_is_left_alone(pattern: Path) -> None:
-    write(pattern, {"worker": WORKER})
-    pids = state_dir(pattern) / "pids"
-    pids.mkdir(parents=True)
+@pytest.mark.parametrize("boot_id", [processes.BOOT_ID, Path("/as/on/macos")])
+def test_a_reused_pid_is_left_alone(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, boot_id: Path
+) -> None:
+    monkeypatch.setattr(processes, "BOOT_ID", boot_id)
+    up(pattern, {"worker": WORKER})
+    record = state_dir(pattern) / "pids" / "worker"
+    pid, start = record.read_text(encoding="utf-8").split("\n", maxsplit=1)
+    os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: all_of(state_dir(pattern)) == [], "the pattern is down")
     stranger = subprocess.Popen(["sleep", "600"])
     try:
-        (pids / "worker").write_text(str(stranger.pid), encoding="utf-8")
-        os.utime(pids / "worker", (1, 1))
+        record.write_text(f"{stranger.pid}\n{start}", encoding="utf-8")
+        os.utime(record, (1, 1))
+        (state_dir(pattern) / "supervisord.pid").write_text(str(stranger.pid), encoding="utf-8")
         assert run_local("down", pattern).returncode == 0
         assert stranger.poll() is None
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_processes_are_found_after_the_clock_was_set(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, redis_port = free_port(), free_port()
+    services = {"api": server(port, "polite", stop_signal="SIGINT")}
+    up(pattern, services | {"redis": redis_service(redis_port)}, volumes={"redis-data": None})
+    started = psutil.Process.create_time
+    # On Linux the start time of a running process moves with the clock.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 60)
+    result = run_local("down", pattern)
+    assert (result.returncode, "is down" in result.stdout) == (0, True)
+    assert "leaving politely" in (state_dir(pattern) / "log/api.log").read_text(encoding="utf-8")
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
+
+
+def test_redis_is_found_after_the_clock_was_set_and_the_supervisor_killed(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_port = free_port()
+    up(pattern, {"redis": redis_service(redis_port)}, volumes={"redis-data": None})
+    started = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 60)
+    os.kill(int((state_dir(pattern) / "supervisord.pid").read_text()), signal.SIGKILL)
+    assert "is down" in run_local("down", pattern).stdout
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
 
 
 def test_concurrent_commands_are_rejected(pattern: Path) -> None:

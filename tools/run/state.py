@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tools.read.compose import Compose, Service
-from tools.run.processes import is_suspended
+from tools.run.processes import is_suspended, supervisor_of
 from tools.run.rewrite import state_dir, temporary_dir
 
 # A Unix socket path has at most 104 characters, and supervisord appends its process id.
@@ -37,7 +37,8 @@ def death_file(compose: Compose) -> Path:
 
 
 def is_up(compose: Compose) -> bool:
-    if is_suspended(state_dir(compose.pattern_dir) / "supervisord.pid"):
+    supervisor = supervisor_of(state_dir(compose.pattern_dir))
+    if supervisor and is_suspended(supervisor):
         return False
     try:
         with socket.socket(socket.AF_UNIX) as client:
