@@ -1,5 +1,6 @@
 """Starts real patterns without Docker: small HTTP servers, Redis, PostgreSQL and Envoy."""
 
+import getpass
 import json
 import os
 import signal
@@ -531,6 +532,29 @@ def test_a_directory_that_cannot_be_written_is_an_error_in_one_line(
     assert failed.stderr.startswith("error: ")
     assert f"{reason}; make {state_dir(pattern)} writable and free space" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [".", "log"])
+@pytest.mark.parametrize("verb", ["up", "down", "logs"])
+def test_files_of_another_user_are_an_error_in_one_line(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
+) -> None:
+    write(pattern, {"worker": WORKER})
+    state = state_dir(pattern)
+    (state / "log").mkdir(parents=True)
+    if os.geteuid() == 0:
+        # As after `sudo make up`, or after a container with another user.
+        os.chown(state / name, 54321, -1)
+    else:
+        name = "."
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    owner = "the user with id 54321" if os.geteuid() == 0 else getpass.getuser()
+    failed = run_local(verb, pattern)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {state / name} belongs to {owner}: take it ")
+    assert failed.stderr.count("\n") == 1
+    monkeypatch.undo()
+    os.chown(state / name, os.getuid(), -1)
 
 
 def test_a_full_disk_loses_log_lines_but_stops_neither_services_nor_the_watch(

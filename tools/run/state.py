@@ -1,6 +1,9 @@
 """Reads the state of a pattern under `.local` and tells whether it is up."""
 
 import fcntl
+import os
+import pwd
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +49,22 @@ def is_up(compose: Compose) -> bool:
     except OSError:
         return False
     return not death_file(compose).exists()
+
+
+def refuse_files_of_others(state: Path) -> None:
+    """Raises a LocalError if another user has run the pattern, for example root through sudo."""
+    for path in (state, *state.glob("*")):
+        owner = path.lstat().st_uid if path.exists() else os.getuid()
+        if owner != os.getuid():
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"the user with id {owner}"
+            folder = shlex.quote(str(state))
+            raise LocalError(
+                f"{path} belongs to {name}: take it over with `sudo chown -R $(id -u) {folder}`, "
+                f"or delete it with `sudo rm -r {folder}`"
+            )
 
 
 @contextmanager
