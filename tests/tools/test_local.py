@@ -1,5 +1,6 @@
 """Starts real patterns without Docker: small HTTP servers, Redis, PostgreSQL and Envoy."""
 
+import getpass
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ import yaml
 from tools.read.compose import load
 from tools.read.patterns import canonical
 from tools.run import __main__ as command
-from tools.run import ready, verbs
+from tools.run import processes, ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
@@ -533,6 +534,29 @@ def test_a_directory_that_cannot_be_written_is_an_error_in_one_line(
     assert failed.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", [".", "log"])
+@pytest.mark.parametrize("verb", ["up", "down", "logs"])
+def test_files_of_another_user_are_an_error_in_one_line(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
+) -> None:
+    write(pattern, {"worker": WORKER})
+    state = state_dir(pattern)
+    (state / "log").mkdir(parents=True)
+    if os.geteuid() == 0:
+        # As after `sudo make up`, or after a container with another user.
+        os.chown(state / name, 54321, -1)
+    else:
+        name = "."
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    owner = "the user with id 54321" if os.geteuid() == 0 else getpass.getuser()
+    failed = run_local(verb, pattern)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {state / name} belongs to {owner}: take it ")
+    assert failed.stderr.count("\n") == 1
+    monkeypatch.undo()
+    os.chown(state / name, os.getuid(), -1)
+
+
 def test_a_full_disk_loses_log_lines_but_stops_neither_services_nor_the_watch(
     pattern: Path,
 ) -> None:
@@ -632,19 +656,55 @@ def test_down_stops_the_services_after_the_supervisor_was_killed(pattern: Path) 
     up(pattern, services, volumes={"redis-data": None})
 
 
-def test_a_reused_pid_is_left_alone(pattern: Path) -> None:
-    write(pattern, {"worker": WORKER})
-    pids = state_dir(pattern) / "pids"
-    pids.mkdir(parents=True)
+@pytest.mark.parametrize("boot_id", [processes.BOOT_ID, Path("/as/on/macos")])
+def test_a_reused_pid_is_left_alone(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, boot_id: Path
+) -> None:
+    monkeypatch.setattr(processes, "BOOT_ID", boot_id)
+    up(pattern, {"worker": WORKER})
+    record = state_dir(pattern) / "pids" / "worker"
+    pid, start = record.read_text(encoding="utf-8").split("\n", maxsplit=1)
+    os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: all_of(state_dir(pattern)) == [], "the pattern is down")
     stranger = subprocess.Popen(["sleep", "600"])
     try:
-        (pids / "worker").write_text(str(stranger.pid), encoding="utf-8")
-        os.utime(pids / "worker", (1, 1))
+        record.write_text(f"{stranger.pid}\n{start}", encoding="utf-8")
+        os.utime(record, (1, 1))
+        (state_dir(pattern) / "supervisord.pid").write_text(str(stranger.pid), encoding="utf-8")
         assert run_local("down", pattern).returncode == 0
         assert stranger.poll() is None
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_processes_are_found_after_the_clock_was_set(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, redis_port = free_port(), free_port()
+    services = {"api": server(port, "polite", stop_signal="SIGINT")}
+    up(pattern, services | {"redis": redis_service(redis_port)}, volumes={"redis-data": None})
+    started = psutil.Process.create_time
+    # On Linux the start time of a running process moves with the clock.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 60)
+    result = run_local("down", pattern)
+    assert (result.returncode, "is down" in result.stdout) == (0, True)
+    assert "leaving politely" in (state_dir(pattern) / "log/api.log").read_text(encoding="utf-8")
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
+
+
+def test_redis_is_found_after_the_clock_was_set_and_the_supervisor_killed(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_port = free_port()
+    up(pattern, {"redis": redis_service(redis_port)}, volumes={"redis-data": None})
+    started = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 60)
+    os.kill(int((state_dir(pattern) / "supervisord.pid").read_text()), signal.SIGKILL)
+    assert "is down" in run_local("down", pattern).stdout
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
 
 
 def test_concurrent_commands_are_rejected(pattern: Path) -> None:

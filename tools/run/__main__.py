@@ -14,7 +14,7 @@ from tools.run.binaries import MissingServerError
 from tools.run.interrupts import interrupt_once
 from tools.run.logs import logs
 from tools.run.rewrite import state_dir
-from tools.run.state import LocalError
+from tools.run.state import LocalError, refuse_files_of_others
 from tools.run.verbs import down, kill, start, stop, up
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
@@ -52,6 +52,7 @@ def main(words: list[str] | None = None) -> int:
     verb = arguments.pop("verb")
     run, _ = VERBS[verb]
     try:
+        refuse_files_of_others(state_dir(arguments["pattern_dir"]))
         run(**arguments)
     except (ComposeError, LocalError, MissingServerError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tools.read.compose import Compose, Service
 from tools.read.patterns import ROOT
-from tools.run.processes import MARK_VARIABLE
+from tools.run.processes import BOOT_ID, MARK_VARIABLE
 from tools.run.rewrite import Launch, state_dir, temporary_dir
 from tools.run.state import LocalError, socket_path
 
@@ -40,7 +40,9 @@ def script_of(compose: Compose, launch: Launch) -> str:
     return "\n".join(
         [
             "#!/bin/sh -e",
-            f'echo $$ > {pids}/"$SUPERVISOR_PROCESS_NAME"',
+            # What the process is known by, even if its pid is used again: see `recorded`.
+            f"{{ echo $$; cat {BOOT_ID} /proc/$$/stat 2>/dev/null || true; }} \\",
+            f'  > {pids}/"$SUPERVISOR_PROCESS_NAME"',
             f"cd {directory}",
             f"exec env -i {' '.join(variables)} \\",
             f'  {MARK_VARIABLE}={shlex.quote(f"{state}#")}"$SUPERVISOR_PROCESS_NAME" \\',

@@ -12,7 +12,7 @@ from typing import Any
 from supervisor.xmlrpc import SupervisorTransport
 
 from tools.read.compose import Compose, load
-from tools.run.processes import all_of, kill_all, recorded, wait_until_gone
+from tools.run.processes import all_of, kill_all, supervisor_of, wait_until_gone
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, death_file, is_up, last_log, read_plan, socket_path
 
@@ -65,7 +65,7 @@ def missing_services(compose: Compose) -> list[str]:
 def take_down(compose: Compose) -> bool:
     """Stops everything, in order if the supervisor runs; returns whether anything was running."""
     state = state_dir(compose.pattern_dir)
-    daemon = recorded(state / "supervisord.pid")
+    daemon = supervisor_of(state)
     if daemon:
         # Like `supervisorctl shutdown`, but it also works if the supervisor starts or is suspended.
         daemon.resume()
