@@ -4,6 +4,9 @@
 MODEL_DB_URL ?= http://localhost:8000
 UI := http://localhost:5000
 
+# For what make starts without Docker. The services have it from the image, in both ways.
+export MLFLOW_DISABLE_TELEMETRY := true
+
 ifeq ($(RUN),docker)
 # A pattern can define its own command that trains in containers.
 TRAIN_WITH_DOCKER ?= $(COMPOSE) run --rm --no-deps train python -m train --output /data/models
@@ -12,7 +15,6 @@ TRAIN = set -o pipefail && \
   $(COMPOSE) run --rm --no-deps -T train tar -c -C /data/models . | tar -x -o -C models
 UI_UP = $(COMPOSE) up --detach --build --wait --no-deps ui
 else
-export MLFLOW_DISABLE_TELEMETRY := true
 # The store of the services, so that the page shows every run.
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/.local/volumes/tracking/mlflow.db
 UI_UP = $(UP)

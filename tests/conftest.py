@@ -1,6 +1,10 @@
 """Restores the default signal handling of a terminal for tests that run in the background."""
 
+import os
 import signal
+
+# MLflow reads it when a test imports it.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
 def pytest_configure() -> None:

@@ -14,12 +14,16 @@ import pytest
 
 from tools.generate.copies import tracked
 from tools.measure.server import free_port, wait_until
-from tools.read.patterns import ROOT
+from tools.read.compose import Compose, load
+from tools.read.patterns import ROOT, patterns
 from tools.run.processes import all_of, group_of, kill_all
-from tools.run.rewrite import state_dir
+from tools.run.rewrite import launch_of, state_dir
 
 PATTERN = Path("chapter4_serving_patterns/web_single_pattern")
 PORT = "8000"
+TRAINERS = {
+    compose.name: compose for compose in map(load, patterns()) if "train" in compose.services
+}
 README = """# A pattern
 
 It is played.
@@ -127,6 +131,28 @@ def test_help_calls_docker_once(path_of_macos: Path, docker_calls: Path) -> None
     assert shown.returncode == 0
     assert "now: local" in shown.stdout
     assert docker_calls.read_text() == "info\n"
+
+
+@pytest.mark.parametrize("run", ["docker", "local"])
+@pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
+def test_no_process_of_a_trainer_sends_telemetry(trainer: Compose, run: str) -> None:
+    probe = "include Makefile\nprobe:\n\t@echo $$MLFLOW_DISABLE_TELEMETRY\n"
+    command = ["make", "--no-print-directory", "-f", "-", "probe", f"RUN={run}"]
+    environment = {key: value for key, value in os.environ.items() if key[:7] != "MLFLOW_"}
+    told = subprocess.run(
+        command,
+        cwd=trainer.pattern_dir,
+        env=environment,
+        input=probe,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "true\n"
+    for service in trainer.built():
+        if service.image == trainer.services["train"].image:
+            launch = launch_of(trainer, service)
+            assert launch.environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_results_stop_at_the_first_pattern_that_cannot_be_measured(

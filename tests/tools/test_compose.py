@@ -1,5 +1,6 @@
 """Compose files: what is supported, what is rejected, and how addresses are rewritten."""
 
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -424,16 +425,19 @@ def data_folder(directory: Path, service: Service) -> str:
     return str(path.relative_to(directory.resolve()))
 
 
-def test_uvicorn_options_of_an_image_also_apply_without_docker(tmp_path: Path) -> None:
+def test_the_variables_of_an_image_also_apply_without_docker(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM python:3.11 AS train\nENV UVICORN_PORT=1\n"
         "FROM python:3.11 AS serve\n# Comment.\nENV UVICORN_HOST=0.0.0.0 \\\n"
-        '    UVICORN_LIFESPAN="on" PATH=/venv/bin:$PATH\n'
+        '    UVICORN_LIFESPAN="on" PATH=/venv/bin:$PATH HOME=/nowhere REPORTS=off\n'
     )
     compose = load(write(tmp_path, changed("api", environment={"UVICORN_LIFESPAN": "off"})))
     environment = launch_of(compose, compose.services["api"]).environment
-    found = {name: value for name, value in environment.items() if name.startswith("UVICORN_")}
-    assert found == {"UVICORN_HOST": "127.0.0.1", "UVICORN_LIFESPAN": "off"}
+    told = {"REPORTS": "off", "UVICORN_HOST": "127.0.0.1", "UVICORN_LIFESPAN": "off"}
+    assert told.items() <= environment.items()
+    assert "UVICORN_PORT" not in environment
+    assert environment["HOME"] != "/nowhere"
+    assert "/venv/bin" not in environment["PATH"].split(os.pathsep)
 
 
 def test_a_mounted_configuration_folder_is_rejected(tmp_path: Path) -> None:

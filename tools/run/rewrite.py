@@ -64,7 +64,7 @@ def launch_of(compose: Compose, service: Service) -> Launch:
 
     rewrite = rewriter(tuple(compose.services), paths)
     environment = base_environment(compose, service, program)
-    for name, value in {**uvicorn_options(compose, service), **service.environment}.items():
+    for name, value in {**image_variables(compose, service), **service.environment}.items():
         host = value in compose.services and HOST_VARIABLE.fullmatch(name)
         environment[name] = LOOPBACK if host else rewrite(value)
     command = image_command(service, program) if program else service.command
@@ -97,11 +97,9 @@ def base_environment(compose: Compose, service: Service, program: Path | None) -
     return environment
 
 
-def uvicorn_options(compose: Compose, service: Service) -> dict[str, str]:
-    """Returns the UVICORN_ variables that the image sets, and no others."""
+def image_variables(compose: Compose, service: Service) -> dict[str, str]:
     stage = stage_of(compose.pattern_dir, service.build) if service.build else None
-    variables = stage.variables() if stage else {}
-    return {name: value for name, value in variables.items() if name.startswith("UVICORN_")}
+    return stage.variables() if stage else {}
 
 
 # --- images ---------------------------------------------------------------------------------------
