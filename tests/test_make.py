@@ -152,9 +152,23 @@ def test_a_pattern_whose_files_cannot_be_read_is_an_error(
     assert "cannot be read, see above" in refused.stderr
 
 
+def test_a_chapter_lists_its_patterns_and_runs_their_tests(
+    repository: Path, path_of_macos: Path
+) -> None:
+    chapter = repository / PATTERN.parent
+    shown = make(chapter, path_of_macos)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(rf"^  {PATTERN.name} +It is played\.$", shown.stdout, re.MULTILINE)
+    tests = make(chapter, path_of_macos, "test", "ARGS=--collect-only -q", "PROCESSES=0")
+    found = set(re.findall(r"^tests/(chapter.*)::", tests.stdout, re.MULTILINE))
+    names = {path.parent.name for path in chapter.glob("*/Makefile")}
+    assert found == {f"{chapter.name}/test_{name}.py" for name in names}
+
+
 MAKEFILES = {
     str(path.relative_to(ROOT)): path
-    for path in sorted([*ROOT.glob("*.mk"), *ROOT.glob("Makefile"), *ROOT.glob("*/*/Makefile")])
+    for depth in ("", "*/", "*/*/")
+    for path in sorted([*ROOT.glob(f"{depth}*.mk"), *ROOT.glob(f"{depth}Makefile")])
 }
 # Features of GNU make 3.82 or later.
 LATER = {
