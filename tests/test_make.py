@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tools.check.repository.verbs import targets
 from tools.generate.copies import tracked
 from tools.measure.server import free_port, wait_until
 from tools.read.patterns import ROOT
@@ -30,7 +31,7 @@ $ make up
 $ curl -s localhost:8000/ready
 {"status":"ready"}
 $ make stop
-error: which service? SERVICE= is one of: api
+error: which service? SERVICE= is one of: api; make down stops all
 make: *** ... Error 2
 $ make stop SERVICE=api
 ...
@@ -150,6 +151,38 @@ def test_a_pattern_whose_files_cannot_be_read_is_an_error(
     assert refused.returncode == 2
     assert "docker-compose.yml:2: indent a service" in refused.stderr
     assert "cannot be read, see above" in refused.stderr
+
+
+OF_THE_BOOK = sorted(targets(ROOT / "book.mk") - {"of_the_book"})
+
+
+@pytest.mark.parametrize("name", [*OF_THE_BOOK, "build_setosa", "push_proxy"])
+@pytest.mark.parametrize("directory", [ROOT, ROOT / PATTERN], ids=["root", "pattern"])
+def test_a_target_that_the_book_prints_names_the_one_to_use(
+    path_of_macos: Path, directory: Path, name: str
+) -> None:
+    if directory == ROOT and name in targets(ROOT / "Makefile"):
+        assert name in {"run", "dev"}
+        return
+    refused = make(directory, path_of_macos, name, "RUN=local")
+    assert refused.returncode == 2
+    begin = f"error: instead of the book's make {name}, run make "
+    assert refused.stderr.startswith(begin)
+    words = refused.stderr.splitlines()[0].partition(", run ")[2].partition(",")[0].split()
+    root_or_pattern = {"CHAPTER/PATTERN": ROOT / PATTERN, "../..": ROOT}
+    where = root_or_pattern[words[2]] if "-C" in words else directory
+    makefile = ROOT / ("Makefile" if where == ROOT else "pattern.mk")
+    assert words[-1] in targets(makefile)
+
+
+def test_a_file_named_as_a_target_of_the_book_changes_nothing(
+    repository: Path, path_of_macos: Path
+) -> None:
+    for name in ("c_up", "build_setosa", "of_the_book"):
+        (repository / PATTERN / name).write_text("")
+    for name in ("c_up", "build_setosa"):
+        refused = make(repository / PATTERN, path_of_macos, name, "RUN=local")
+        assert refused.stderr.startswith(f"error: instead of the book's make {name}, run make ")
 
 
 def test_a_chapter_lists_its_patterns_and_runs_their_tests(
