@@ -124,3 +124,8 @@ environment: .venv/bin/python
 .venv/bin/pipenv: .venv/bin/python
 	@$(BIN)/python -m ensurepip >/dev/null && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pipenv==$(PIPENV_VERSION)
+
+# The book's targets.
+IN_PATTERN := make -C CHAPTER/PATTERN
+IN_ROOT := make
+include book.mk

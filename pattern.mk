@@ -109,8 +109,9 @@ down: ## Stop everything; ARGS=--volumes also deletes the data
 	@$(DOWN) $(ARGS)
 
 .PHONY: service
-service: # Fails without SERVICE.
-	@[ -n "$(SERVICE)" ] || { echo "error: which service? SERVICE= is one of: $(SERVICES)" >&2; exit 2; }
+service: # Fails without SERVICE; the book's make stop has none.
+	@[ -n "$(SERVICE)" ] || { echo "error: which service? SERVICE= is one of: $(SERVICES)$(if \
+	  $(filter stop,$(MAKECMDGOALS)),; make down stops all)" >&2; exit 2; }
 
 .PHONY: stop
 stop: service ## Stop one service: make stop SERVICE=api
@@ -156,3 +157,8 @@ deploy: ## Apply the manifests to the cluster of the current kubectl context
 .PHONY: delete
 delete: ## Delete what `make deploy` has created
 	@$(KUBECTL) delete -k manifests/ --ignore-not-found
+
+# The book's targets.
+IN_PATTERN := make
+IN_ROOT := make -C $(ROOT)
+include $(ROOT)/book.mk

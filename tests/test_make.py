@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tools.check.repository.verbs import targets
 from tools.generate.copies import tracked
 from tools.measure.server import free_port, wait_until
 from tools.read.compose import Compose, load
@@ -34,7 +35,7 @@ $ make up
 $ curl -s localhost:8000/ready
 {"status":"ready"}
 $ make stop
-error: which service? SERVICE= is one of: api
+error: which service? SERVICE= is one of: api; make down stops all
 make: *** ... Error 2
 $ make stop SERVICE=api
 ...
@@ -178,9 +179,55 @@ def test_a_pattern_whose_files_cannot_be_read_is_an_error(
     assert "cannot be read, see above" in refused.stderr
 
 
+OF_THE_BOOK = sorted(targets(ROOT / "book.mk") - {"of_the_book"})
+
+
+@pytest.mark.parametrize("name", [*OF_THE_BOOK, "build_setosa", "push_proxy"])
+@pytest.mark.parametrize("directory", [ROOT, ROOT / PATTERN], ids=["root", "pattern"])
+def test_a_target_that_the_book_prints_names_the_one_to_use(
+    path_of_macos: Path, directory: Path, name: str
+) -> None:
+    if directory == ROOT and name in targets(ROOT / "Makefile"):
+        assert name in {"run", "dev"}
+        return
+    refused = make(directory, path_of_macos, name, "RUN=local")
+    assert refused.returncode == 2
+    begin = f"error: instead of the book's make {name}, run make "
+    assert refused.stderr.startswith(begin)
+    words = refused.stderr.splitlines()[0].partition(", run ")[2].partition(",")[0].split()
+    root_or_pattern = {"CHAPTER/PATTERN": ROOT / PATTERN, "../..": ROOT}
+    where = root_or_pattern[words[2]] if "-C" in words else directory
+    makefile = ROOT / ("Makefile" if where == ROOT else "pattern.mk")
+    assert words[-1] in targets(makefile)
+
+
+def test_a_file_named_as_a_target_of_the_book_changes_nothing(
+    repository: Path, path_of_macos: Path
+) -> None:
+    for name in ("c_up", "build_setosa", "of_the_book"):
+        (repository / PATTERN / name).write_text("")
+    for name in ("c_up", "build_setosa"):
+        refused = make(repository / PATTERN, path_of_macos, name, "RUN=local")
+        assert refused.stderr.startswith(f"error: instead of the book's make {name}, run make ")
+
+
+def test_a_chapter_lists_its_patterns_and_runs_their_tests(
+    repository: Path, path_of_macos: Path
+) -> None:
+    chapter = repository / PATTERN.parent
+    shown = make(chapter, path_of_macos)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(rf"^  {PATTERN.name} +It is played\.$", shown.stdout, re.MULTILINE)
+    tests = make(chapter, path_of_macos, "test", "ARGS=--collect-only -q", "PROCESSES=0")
+    found = set(re.findall(r"^tests/(chapter.*)::", tests.stdout, re.MULTILINE))
+    names = {path.parent.name for path in chapter.glob("*/Makefile")}
+    assert found == {f"{chapter.name}/test_{name}.py" for name in names}
+
+
 MAKEFILES = {
     str(path.relative_to(ROOT)): path
-    for path in sorted([*ROOT.glob("*.mk"), *ROOT.glob("Makefile"), *ROOT.glob("*/*/Makefile")])
+    for depth in ("", "*/", "*/*/")
+    for path in sorted([*ROOT.glob(f"{depth}*.mk"), *ROOT.glob(f"{depth}Makefile")])
 }
 # Features of GNU make 3.82 or later.
 LATER = {
