@@ -309,6 +309,11 @@ def test_replicas_that_hang_cost_a_caller_the_timeout_and_are_not_retried(
     assert proxied.stat(f"{CLUSTER}.upstream_rq_retry") == 0
 
 
+def test_the_diagram_shows_the_limit_for_all_replicas_together() -> None:
+    _, _, diagram = (HERE / "README.md").read_text("utf-8").partition("```mermaid")
+    assert f"limit: {LIMIT} requests<br>together" in diagram.partition("```")[0]
+
+
 # The measurement -------------------------------------------------------------------------------
 
 
