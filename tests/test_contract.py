@@ -597,6 +597,32 @@ def pattern_of(path: str) -> str:
     return re.sub(r"\\{[^}]*\\}", "[^/]+", re.escape(path))
 
 
+def check_docs(subject: Subject) -> Findings:
+    """No page loads anything from another host, and `/docs` has valid examples and groups."""
+    found = Findings()
+    for path in ("/", "/docs", "/redoc"):
+        page = subject.get(path)
+        if page.headers["content-type"].startswith("text/html"):
+            found.extend(
+                f"{path} refers to {url}" for url in re.findall(r"https?://[^'\"]+", page.text)
+            )
+            policy = page.headers.get("content-security-policy", "")
+            found.expect(policy.startswith("default-src "), f"{path} allows any host: {policy!r}")
+            for file in re.findall(r' (?:href|src)="([^"?]+)"', page.text):
+                status = subject.client.get(file).status_code if "://" not in file else 200
+                found.expect(status == 200, f"{file} of {path}: {status}")
+    if subject.operations:
+        found.expect("openapi.json" in subject.get("/docs").text, "/docs shows nothing")
+    for (path, method), operation in subject.operations.items():
+        found.expect(bool(operation.get("tags")), f"{method} {path} is in no group of /docs")
+    for path in subject.with_body:
+        example = subject.body_schema(path).get("example")
+        status = subject.post(real(path), json.dumps(example).encode()).status_code
+        # An ID in the example may be unknown, and what it adds may exist.
+        found.expect(status in (200, 201, 202, 404, 409), f"{path}, example {example}: {status}")
+    return found
+
+
 def check_generated_requests(subject: Subject) -> Findings:
     """No generated request gets an undeclared response."""
     if not subject.operations:
@@ -834,6 +860,7 @@ CHECKS = (
     check_pipelining,
     check_what_is_not_http,
     check_methods_and_paths,
+    check_docs,
     check_generated_requests,
 )
 STRICT_CHECKS = (
@@ -1008,6 +1035,10 @@ CONTROL: dict[Check, list[str]] = {
     check_large_head: ["a header without an end: 0"],
     check_slow_clients: ["beside 300 slow clients: {503}"],
     check_methods_and_paths: ["GET /nothing: 200"],
+    check_docs: [
+        *("/docs refers to https://cdn", "/docs allows any host", "get /ready is in no group"),
+        "/predict, example None: 422",
+    ],
     check_generated_requests: ["Schema-violating request accepted"],
     check_requests_at_once: ["64 of 64 requests were served", "a 503 without Retry-After"],
     check_slow_body: ["no more: 0"],

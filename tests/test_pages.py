@@ -1,0 +1,80 @@
+"""The pages for people, as a browser without the internet shows them."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tools.measure.servers import run_uvicorn
+from tools.measure.services import copy_of, run_service
+from tools.read.patterns import ROOT
+
+BROWSERS = (
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+WITHOUT_INTERNET = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+
+
+def program() -> str | None:
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+pytestmark = pytest.mark.skipif(
+    not program(), reason="there is no browser: install chromium (apt-get install chromium)"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # Chromium's sandbox does not start as root.
+    options = [WITHOUT_INTERNET, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program(), args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty page, whose errors fail the test."""
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    yield page
+    page.close()
+    assert errors == []
+
+
+@pytest.mark.pattern("web_single_pattern")
+def test_the_docs_predict_the_sample_without_the_internet(page: Page, tmp_path: Path) -> None:
+    requested: set[str] = set()
+    page.on("request", lambda request: requested.add(request.url))
+    compose = copy_of(ROOT / "chapter4_serving_patterns/web_single_pattern", tmp_path)
+    with run_service(compose, "api") as server:
+        page.goto(f"{server.url}/docs")
+        operation = page.locator("#operations-prediction-predict_predict_post")
+        operation.click()
+        operation.get_by_role("button", name="Try it out").click()
+        assert re.sub(r"\s", "", operation.locator("textarea").input_value()) == (
+            '{"data":[[5.1,3.5,1.4,0.2]]}'
+        )
+        operation.get_by_role("button", name="Execute").click()
+        response = operation.locator(".live-responses-table .response")
+        expect(response.locator(".response-col_status")).to_contain_text("200")
+        expect(response).to_contain_text('"prediction": [ [ 0.98')
+    assert {url for url in requested if not url.startswith((server.url, "data:"))} == set()
+
+
+@pytest.mark.pattern("web_single_pattern")
+def test_without_the_internet_the_docs_of_fastapi_are_blank(browser: Browser) -> None:
+    """The control: this page needs a CDN."""
+    with run_uvicorn("tests.careless:app", cwd=ROOT) as server, browser.new_page() as page:
+        page.goto(f"{server.url}/docs")
+        assert page.locator("body").inner_text().strip() == ""
