@@ -52,12 +52,16 @@ LOCAL := cd $(ROOT) && exec .venv/bin/python -m tools.run
 ifeq ($(RUN),docker)
 WAY := with Docker: see its logs with make logs, stop it with make down
 BUILD = $(COMPOSE) build
-UP = $(COMPOSE) up --detach --build --wait --quiet-pull || \
-  { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }
+# Says who holds a port before the images are built.
+UP = (cd $(ROOT) && "$(PYTHON)" -m tools.run.ports $(HERE)) && \
+  { $(COMPOSE) up --detach --build --wait --quiet-pull || \
+  { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }; }
 DOWN = $(COMPOSE) down --remove-orphans
 STOP = $(COMPOSE) stop
 START = $(COMPOSE) up --detach --no-recreate --no-deps --wait
+RESTART = $(COMPOSE) restart $(SERVICE) && $(START)
 KILL = $(COMPOSE) kill
+PS = $(COMPOSE) ps --all
 LOGS = $(COMPOSE) logs
 else
 WAY := without Docker
@@ -67,7 +71,9 @@ UP = $(call ENVIRONMENT,$(CATEGORIES)) && $(LOCAL) up $(HERE)
 DOWN = $(LOCAL) down $(HERE)
 STOP = $(LOCAL) stop $(HERE)
 START = $(LOCAL) start $(HERE)
+RESTART = $(LOCAL) restart $(HERE)
 KILL = $(LOCAL) kill $(HERE)
+PS = $(LOCAL) ps $(HERE)
 LOGS = $(LOCAL) logs $(HERE)
 up: $(MODEL)
 build: $(if $(TRAINS),models/metadata.json,$(MODEL))
@@ -82,6 +88,7 @@ help: # Lists the targets.
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
+	@echo "  PORT=8123          another port than 8000 (UI_PORT: than 5000), as in PORT=8123 make up"
 
 .PHONY: train
 train: ## Train the model into models/
@@ -121,9 +128,17 @@ stop: service ## Stop one service: make stop SERVICE=api
 start: service ## Start a stopped service and wait until it is ready
 	@$(START) $(SERVICE)
 
+.PHONY: restart
+restart: service ## Stop one service, start it again and wait until it is ready
+	@$(RESTART) $(SERVICE)
+
 .PHONY: kill
 kill: service ## Kill one service with SIGKILL
 	@$(KILL) $(SERVICE)
+
+.PHONY: ps
+ps: ## List what runs, since when, and on which port
+	@$(PS)
 
 .PHONY: logs
 logs: ## Show the logs: make logs ARGS=--follow

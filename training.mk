@@ -2,7 +2,7 @@
 
 # The model registry: chapter2_training/model_db, or another server with the same API.
 MODEL_DB_URL ?= http://localhost:8000
-UI := http://localhost:5000
+UI := http://localhost:$(or $(UI_PORT),5000)
 
 # For what make starts without Docker. The services have it from the image, in both ways.
 export MLFLOW_DISABLE_TELEMETRY := true

@@ -3,10 +3,13 @@
 import getpass
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ import yaml
 from tools.read.compose import load
 from tools.read.patterns import canonical
 from tools.run import __main__ as command
-from tools.run import processes, ready, verbs
+from tools.run import ports, processes, ready, verbs
 from tools.run.processes import all_of
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
@@ -180,6 +183,29 @@ def test_up_restarts_everything_after_the_file_has_changed(pattern: Path) -> Non
     assert httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]["LEVEL"] == "2"
 
 
+def test_a_second_up_from_another_shell_changes_nothing(
+    pattern: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    services = {"api": server(port)}
+    up(pattern, services)
+    pid = pid_of(port)
+    for folder in ("programs", "home", "temporary"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LANG", "de_CH.UTF-8")
+    # As in another shell, which has no cache of the path.
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    output = up(pattern, services)
+    assert ("is already up" in output, "has changed" in output) == (True, False)
+    text = (pattern / "docker-compose.yml").read_text(encoding="utf-8")
+    (pattern / "docker-compose.yml").write_text(f"# A comment.\n{text}", encoding="utf-8")
+    assert "is already up" in run_local("up", pattern).stdout
+    assert pid_of(port) == pid
+
+
 def test_a_service_gets_only_its_own_variables(
     pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +258,187 @@ def test_all_replicas_run(pattern: Path) -> None:
     assert {path.name for path in pids} == {"worker-1", "worker-2", "worker-3"}
 
 
+# --- ports ----------------------------------------------------------------------------------------
+
+# Asks Redis through the address that it was told.
+ASKING = """
+import http.server, os, redis, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(redis.Redis.from_url(os.environ["REDIS_URL"]).get("name") or b"nobody")
+http.server.HTTPServer((sys.argv[1], int(sys.argv[3])), Handler).serve_forever()
+"""
+
+
+def asking_services(port: int, redis_port: int) -> dict[str, Any]:
+    return {
+        "api": {
+            "build": ".",
+            "command": ["python", "asking.py", "0.0.0.0", "--port", str(port)],
+            "environment": {"REDIS_URL": f"redis://redis:{redis_port}/0"},
+            "ports": [f"127.0.0.1:${{PORT:-{port}}}:{port}"],
+            "healthcheck": {"test": ["CMD", "python", "-c", PROBE, f"http://127.0.0.1:{port}/"]},
+            "depends_on": {"redis": {"condition": "service_healthy"}},
+        },
+        "redis": {
+            "image": "redis:8.0",
+            "command": ["redis-server", "--port", str(redis_port)],
+            "expose": [str(redis_port)],
+            "healthcheck": {"test": ["CMD", "redis-cli", "-p", str(redis_port), "ping"]},
+        },
+    }
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "second pattern"
+    directory.mkdir()
+    yield directory
+    run_local("down", directory, "--volumes")
+    assert all_of(state_dir(directory)) == []
+
+
+def test_two_patterns_run_side_by_side_and_no_verb_needs_the_port_again(
+    pattern: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, redis_port, other_port = free_port(), free_port(), free_port()
+    services = asking_services(port, redis_port)
+    for directory in (pattern, second):
+        (directory / "asking.py").write_text(ASKING, encoding="utf-8")
+    up(pattern, services)
+    monkeypatch.setenv("PORT", str(other_port))
+    up(second, services)
+    assert "is already up" in up(second, services)
+    monkeypatch.delenv("PORT")
+
+    def names() -> list[str]:
+        return [httpx.get(f"http://127.0.0.1:{number}/").text for number in (port, other_port)]
+
+    with redis.Redis(port=redis_port) as client:
+        client.set("name", "first")
+    assert names() == ["first", "nobody"]
+    for verb in ("kill", "start", "stop", "start", "restart"):
+        assert run_local(verb, second, "api").returncode == 0
+    assert run_local("restart", second, "redis").returncode == 0
+    assert names() == ["first", "nobody"]
+    assert f"127.0.0.1:{other_port}\n" in run_local("ps", second).stdout
+    # As with Compose, the next `up` is told the port again.
+    monkeypatch.setenv("PORT", str(free_port()))
+    assert "has changed" in up(second, services)
+    assert run_local("down", second).returncode == 0
+    assert httpx.get(f"http://127.0.0.1:{port}/").text == "first"
+
+
+def test_up_names_the_pattern_that_has_the_port_and_leaves_both_as_they_were(
+    pattern: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, other_port = free_port(), free_port()
+    up(pattern, {"api": server(port)})
+    (second / "server.py").write_text(SERVER, encoding="utf-8")
+    services = {"api": server(port) | {"ports": [f"127.0.0.1:${{API_PORT:-{port}}}:{port}"]}}
+    services["api"]["command"] = ["sh", "-c", 'python server.py "$$UVICORN_PORT"']
+    services["api"]["environment"] = {"UVICORN_PORT": str(port)}
+    write(second, services)
+    refused = run_local("up", second)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"error: port {port} on 127.0.0.1 is in use because {pattern.name} is up "
+        f"(pid {pid_of(port)}, {shown(pid_of(port))}): "
+        f"stop it with `make -C {shlex.quote(str(pattern))} down`, "
+        f"or use another port: API_PORT={suggested(refused.stderr)} make up\n"
+    )
+    monkeypatch.setenv("API_PORT", str(other_port))
+    up(second, services)
+    monkeypatch.delenv("API_PORT")
+    assert run_local("up", second).returncode == 1
+    assert answers(port)
+    assert answers(other_port)
+
+
+def shown(pid: int) -> str:
+    return " ".join(psutil.Process(pid).cmdline())[: ports.COMMAND_MAX]
+
+
+def suggested(message: str) -> int:
+    """Returns the port that a message suggests, which must be free."""
+    found = re.search(r"_PORT=(\d+) make up", message)
+    assert found
+    port = int(found[1])
+    assert not ports.is_taken(port)
+    return port
+
+
+def test_up_names_the_pattern_whose_redis_has_the_port(
+    pattern: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    up(pattern, {"redis": redis_service(port)}, volumes={"redis-data": None})
+    # Redis has overwritten its mark, so what counts is the record of the patterns.
+    monkeypatch.setattr(ports, "patterns", lambda: [pattern])
+    write(second, {"api": server(port)})
+    assert f"because {pattern.name} is up (pid " in run_local("up", second).stderr
+
+
+@pytest.mark.parametrize(
+    ("directory", "expected"),
+    [
+        (".", "because {} is up (with Docker, container a-1): stop it with `make -C "),
+        ("/none", "by the container a-1: stop it with `docker stop a-1`"),
+    ],
+)
+def test_up_names_the_container_that_has_the_port(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, directory: str, expected: str
+) -> None:
+    folder = pattern / "bin"
+    folder.mkdir()
+    place = shlex.quote(str(pattern / directory))
+    (folder / "docker").write_text(
+        f'#!/bin/sh\n[ "$1 $2 $3" = "ps --filter publish=$PORT" ] && printf "a-1\\t%s\\n" {place}\n'
+    )
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+        write(pattern, {"api": server(port)})
+        result = run_local("up", pattern)
+    assert f"port {port} on 127.0.0.1 is in use {expected.format(pattern.name)}" in result.stderr
+
+
+def test_a_port_is_taken_by_who_listens_on_any_address_of_localhost() -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen()
+        assert ports.is_taken(holder.getsockname()[1])
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        holder.bind(("::1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert ports.is_taken(port)
+    assert not ports.is_taken(port)
+
+
+def test_a_port_without_a_variable_is_refused_if_it_cannot_move(pattern: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        worker = {**WORKER, "environment": {"REDIS_HOST": "redis"}}
+        write(
+            pattern,
+            {"worker": worker, "redis": redis_service(port)},
+            volumes={"redis-data": None},
+        )
+        result = run_local("up", pattern)
+    assert f"port {port} on 127.0.0.1 is in use by another program" in result.stderr
+    assert result.stderr.endswith(": stop it\n")
+
+
 # --- one service ----------------------------------------------------------------------------------
 
 
@@ -274,9 +481,57 @@ def test_a_service_that_ignores_its_stop_signal_is_killed_after_its_grace_period
     assert not answers(port)
 
 
+def test_restart_replaces_the_process_of_one_service_and_waits_until_it_is_ready(
+    pattern: Path,
+) -> None:
+    api, other = free_port(), free_port()
+    up(pattern, {"api": server(api), "other": server(other, name="other")})
+    pids = pid_of(api), pid_of(other)
+    result = run_local("restart", pattern, "api")
+    assert result.returncode == 0, result.stderr
+    assert [line.rpartition(" in ")[0] for line in result.stdout.splitlines()] == [
+        "api stopped",
+        "api ready",
+    ]
+    assert pid_of(api) != pids[0]
+    assert pid_of(other) == pids[1]
+
+
+def test_ps_lists_what_runs_and_what_has_ended(pattern: Path) -> None:
+    port = free_port()
+    after = {"job": {"condition": "service_completed_successfully"}}
+    write(pattern, {"job": {"build": ".", "command": ["true"]}, "worker": WORKER})
+    assert run_local("ps", pattern).stdout.endswith(" is not up\n")
+    up(
+        pattern,
+        {
+            "api": server(port, depends_on=after),
+            "job": {"build": ".", "command": ["true"]},
+            "worker": {**WORKER, "deploy": {"replicas": 2}},
+            "stopped": WORKER,
+        },
+    )
+    assert run_local("stop", pattern, "stopped").returncode == 0
+    header, *lines = run_local("ps", pattern).stdout.splitlines()
+    assert header.split("  ")[0] == "PROCESS"
+    rows = {cells[0]: cells[1:] for cells in (re.split(r" {2,}", line) for line in lines)}
+    assert set(rows) == {"api", "job", "worker-1", "worker-2", "stopped"}
+    state, since, pid, address = rows["api"]
+    assert (state, pid, address) == ("running", str(pid_of(port)), f"127.0.0.1:{port}")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", since)
+    assert {name: cells[0] for name, cells in rows.items() if name != "api"} == {
+        "job": "done",
+        "worker-1": "running",
+        "worker-2": "running",
+        "stopped": "stopped",
+    }
+    assert rows["stopped"][2] == "-"
+    assert psutil.Process(int(rows["worker-2"][2])).cmdline() == ["sleep", "600"]
+
+
 def test_an_unknown_service_is_an_error_that_lists_the_services(pattern: Path) -> None:
     up(pattern, {"worker": WORKER})
-    for verb in ("stop", "start", "kill", "logs"):
+    for verb in ("stop", "start", "restart", "kill", "logs"):
         result = run_local(verb, pattern, "wroker")
         assert result.returncode == 1
         assert 'there is no service "wroker"; services: worker' in result.stderr
@@ -724,7 +979,7 @@ def test_a_missing_server_is_reported_with_its_package(pattern: Path) -> None:
 
 
 def test_every_verb_has_a_help_text() -> None:
-    for verb in ("up", "down", "stop", "start", "kill", "logs"):
+    for verb in ("up", "down", "ps", "stop", "start", "restart", "kill", "logs"):
         result = run_local(verb, Path("--help"))
         assert result.returncode == 0
         assert "the directory of the pattern" in result.stdout

@@ -129,13 +129,26 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def listener_of(port: int) -> psutil.Process | None:
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status != psutil.CONN_LISTEN or not connection.pid:
-                continue
-            if connection.laddr and connection.laddr[1] == port:
-                return psutil.Process(connection.pid)
-    except psutil.Error:
-        # On macOS only root may see other users' connections.
-        return None
+    """Returns the process that listens on a port, if it is one that this user may inspect."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            for connection in process.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return process
     return None
+
+
+def state_of(process: psutil.Process, others: Iterable[Path]) -> Path | None:
+    """Returns the state directory of the pattern that a process belongs to."""
+    with suppress(psutil.Error, OSError):
+        state, is_marked, _ = process.environ().get(MARK_VARIABLE, "").rpartition("#")
+        if is_marked:
+            return Path(state)
+    # Redis and PostgreSQL have overwritten the mark.
+    return next((state for state in others if process in all_of(state)), None)
+
+
+def command_of(process: psutil.Process) -> str:
+    with suppress(psutil.Error, OSError):
+        return " ".join(process.cmdline()) or str(process.name())
+    return "?"

@@ -1,6 +1,7 @@
 """Reads the state of a pattern under `.local` and tells whether it is up."""
 
 import fcntl
+import json
 import os
 import pwd
 import shlex
@@ -8,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tools.read.compose import Compose, Service
 from tools.run.processes import is_suspended, supervisor_of
@@ -82,10 +84,13 @@ def only_one(compose: Compose) -> Iterator[None]:
         yield
 
 
-def read_plan(compose: Compose) -> str:
+def read_plan(compose: Compose) -> dict[str, Any]:
+    """Returns what runs as `plan_of` describes it; empty if nothing was started."""
     with suppress(FileNotFoundError):
-        return (state_dir(compose.pattern_dir) / "plan.json").read_text(encoding="utf-8")
-    return ""
+        path = state_dir(compose.pattern_dir) / "plan.json"
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return plan
+    return {}
 
 
 def last_log(compose: Compose, process: str) -> str:

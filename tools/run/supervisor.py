@@ -38,7 +38,7 @@ def running(pattern_dir: Path) -> Compose:
     if not is_up(compose):
         show_death(compose)
         raise LocalError(f"{compose.name} is not up: run `make up` first")
-    if set(json.loads(read_plan(compose))) != set(compose.services):
+    if read_plan(compose).get("stated", {}).keys() != compose.services.keys():
         raise LocalError("docker-compose.yml has changed since `make up`: run it again")
     return compose
 
@@ -82,7 +82,7 @@ def take_down(compose: Compose) -> bool:
     else:
         pids = ", ".join(str(process.pid) for process in leftovers)
         raise LocalError(f"processes of {compose.name} cannot be killed: {pids}")
-    for name in ("supervisord.pid", "death.json"):
+    for name in ("supervisord.pid", "death.json", "plan.json"):
         (state / name).unlink(missing_ok=True)
     shutil.rmtree(state / "pids", ignore_errors=True)
     shutil.rmtree(socket_path(compose).parent, ignore_errors=True)
