@@ -7,12 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from tools.read.patterns import ROOT
 
@@ -242,6 +244,12 @@ def test_nothing_is_installed_outside_an_environment(repository: Repository) -> 
     )
     assert refused.returncode == 1
     assert "error: this Python is not in an environment" in refused.stderr
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0"])
+def test_pipenv_does_not_warn_about_a_supported_python(version: str) -> None:
+    required = tomllib.loads((ROOT / "Pipfile").read_text())["requires"]["python_version"]
+    assert version in SpecifierSet(required)
 
 
 @pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])
