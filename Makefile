@@ -4,8 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# The interpreter that creates the environment; everything else uses the environment's own.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
+include python.mk
 # Relative, because the path of the clone may contain spaces and dollar signs.
 BIN := .venv/bin
 PIPENV_VERSION := 2026.10.3
@@ -116,7 +115,7 @@ environment: .venv/bin/python
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	  { echo "error: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Creating .venv with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv --without-pip .venv
 

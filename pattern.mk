@@ -33,11 +33,12 @@ export RUN
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
-ifndef PYTHON
-PYTHON := $(firstword $(patsubst $(ROOT)/%,%,$(wildcard $(BIN)/python)) \
-  $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
+ifneq ($(wildcard $(BIN)/python),)
+PYTHON ?= .venv/bin/python
 endif
-$(foreach line,$(shell cd $(ROOT) && "$(PYTHON)" -m tools.read $(HERE)),$(eval $(line)))
+include $(ROOT)/python.mk
+# The function `shell` ignores unexport.
+$(foreach line,$(shell cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m tools.read $(HERE)),   $(eval $(line)))
 ifndef SERVICES
 $(error the files of $(HERE) cannot be read, see above)
 endif

@@ -99,7 +99,12 @@ def docker_calls(tmp_path: Path) -> Path:
 def test_make_run_plays_a_pattern_and_calls_docker_once(
     repository: Path, path_of_macos: Path, docker_calls: Path
 ) -> None:
-    played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}")
+    for name in ("tools", "train"):
+        hostile = repository.with_name("hostile") / name
+        hostile.mkdir(parents=True)
+        (hostile / "__init__.py").write_text("raise ImportError('this is another module')\n")
+    variables = {"PYTHONPATH": str(hostile.parent), "PYTHONSAFEPATH": "1"}
+    played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}", **variables)
     assert played.returncode == 0, played.stdout + played.stderr
     assert '{"status":"ready"}' in played.stdout
     assert docker_calls.read_text() == "info\n"

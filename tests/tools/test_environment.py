@@ -7,12 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from tools.read.patterns import ROOT
 
@@ -28,7 +30,8 @@ class Repository:
         root.mkdir(parents=True)
         self.wheels = directory / "wheels"
         self.wheels.mkdir()
-        shutil.copy(ROOT / "Makefile", root)
+        for makefile in (ROOT / "Makefile", *ROOT.glob("*.mk")):
+            shutil.copy(makefile, root)
         shutil.copytree(ROOT / "tools", root / "tools")
         self.wheel("demo")
         self.lock(demo=self.digest("demo"))
@@ -66,19 +69,18 @@ class Repository:
 
     def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
-        python = sys.executable.replace("$", "\\$$")
-        command = ["make", "-C", str(self.root), f"PYTHON={python}", "environment"]
         return subprocess.run(
-            [*command, *arguments],
-            env=inherited | environment,
+            ["make", "-C", str(self.root), "environment", *arguments],
+            env=inherited | {"PYTHON": sys.executable} | environment,
             capture_output=True,
             text=True,
             check=False,
         )
 
-    def with_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def with_pip(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Makes pip install, because its settings restrict it to the packages here."""
-        return self.make(*arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.wheels))
+        packages = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)}
+        return self.make(*arguments, **packages | environment)
 
     def with_uv(self, directory: Path) -> subprocess.CompletedProcess[str]:
         """Makes the `uv` of a directory install, because pip has no settings."""
@@ -205,6 +207,32 @@ def test_uv_checks_digests_too(repository: Repository, uv: Path) -> None:
     assert repository.markers() == set()
 
 
+def test_a_shim_of_pyenv_without_its_version_is_skipped(
+    repository: Repository, tmp_path: Path
+) -> None:
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    shim = '#!/bin/sh\necho "pyenv: $0: command not found" >&2\nexit 127\n'
+    real = shlex.quote(str(Path(sys.executable).resolve()))
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):
+        (shims / name).write_text(f'#!/bin/sh\nexec {real} "$@"\n' if name == "python3" else shim)
+        (shims / name).chmod(0o755)
+    installed = repository.with_pip(PYTHON="", PATH=f"{shims}{os.pathsep}{os.environ['PATH']}")
+    assert installed.returncode == 0, installed.stderr
+    assert "pyenv" not in installed.stderr
+    assert repository.installed("demo")
+
+
+def test_variables_that_change_where_python_finds_modules_are_ignored(
+    repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/__init__.py").write_text("raise ImportError('these are other tools')\n")
+    installed = repository.with_pip(PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+    assert installed.returncode == 0, installed.stderr
+    assert repository.installed("demo")
+
+
 def test_nothing_is_installed_outside_an_environment(repository: Repository) -> None:
     outside = Path(sys.executable).resolve()
     refused = subprocess.run(
@@ -216,6 +244,12 @@ def test_nothing_is_installed_outside_an_environment(repository: Repository) -> 
     )
     assert refused.returncode == 1
     assert "error: this Python is not in an environment" in refused.stderr
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0"])
+def test_pipenv_does_not_warn_about_a_supported_python(version: str) -> None:
+    required = tomllib.loads((ROOT / "Pipfile").read_text())["requires"]["python_version"]
+    assert version in SpecifierSet(required)
 
 
 @pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])
