@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -17,6 +18,12 @@ BROWSERS = (
     *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
+# Counts the lines of an element's text.
+LINES = """element => {
+  const range = document.createRange();
+  range.selectNodeContents(element);
+  return range.getClientRects().length;
+}"""
 WITHOUT_INTERNET = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
@@ -78,3 +85,31 @@ def test_without_the_internet_the_docs_of_fastapi_are_blank(browser: Browser) ->
     with run_uvicorn("tests.careless:app", cwd=ROOT) as server, browser.new_page() as page:
         page.goto(f"{server.url}/docs")
         assert page.locator("body").inner_text().strip() == ""
+
+
+@pytest.mark.pattern("model_db")
+@pytest.mark.parametrize("width", [1000, 400])
+def test_the_page_of_the_registry_fits_and_keeps_versions_in_one_line(
+    width: int, page: Page, tmp_path: Path
+) -> None:
+    # As `make register` writes it.
+    version = "1.0bbdaa38af79"
+    directory = ROOT / "chapter2_training/model_db"
+    database = {"DATABASE_URL": f"sqlite:///{tmp_path}/model_db.sqlite"}
+    with run_uvicorn("app.main:app", cwd=directory, env=database) as server:
+        with httpx.Client(base_url=f"{server.url}/v0.1/api/") as api:
+            for name in ("iris", "a_name_without_a_break_" * 4 + "x"):
+                project = api.post("projects", json={"project_name": name}).json()
+                body = {"project_id": project["project_id"], "model_name": name}
+                model_id = api.post("models", json=body).json()["model_id"]
+                evaluations = {f"{name}_{number}": 0.9 for number in range(51)}
+                body = {"model_id": model_id, "model_version_id": version}
+                added = api.post("experiments", json={**body, "evaluations": evaluations}).json()
+                path = f"experiments/promote/{added['experiment_id']}"
+                api.post(path, json={"expected_champion": None}).raise_for_status()
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(server.url)
+        expect(page.get_by_text("12 of 51 evaluations")).to_have_count(2)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        for cell in page.locator("td.version").all():
+            assert cell.evaluate(LINES) == 1

@@ -33,6 +33,7 @@ from chapter2_training.iris_sklearn_svc.train.model import fit
 from chapter2_training.iris_sklearn_svc.train.pictures import draw_confusion_matrix
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, free_port, serve
+from tools.measure.servers import run_uvicorn
 from tools.read.compose import load as load_compose
 from tools.read.patterns import ROOT
 
@@ -472,8 +473,25 @@ def test_a_failed_registration_gives_the_reason(
             register(registry.url, tmp_path)
     with pytest.raises(SystemExit, match=r"^error: no model_db at http://x:80a, .*$"):
         register("http://x:80a", models)
-    with pytest.raises(SystemExit, match=" returned 404"):
+    with pytest.raises(SystemExit, match=r"^error: no model_db at .* returned 404: "):
         register(f"{registry.url}/elsewhere", models)
+
+
+@pytest.mark.parametrize(
+    ("app", "title"),
+    [
+        ("chapter4_serving_patterns.web_single_pattern.app.main:app", "web_single_pattern"),
+        # It answers every request with 200.
+        ("tests.careless:app", "FastAPI"),
+    ],
+)
+def test_another_service_is_named_instead_of_registering_there(
+    app: str, title: str, models: Path
+) -> None:
+    with run_uvicorn(app, cwd=ROOT, env={"MODEL_DIRECTORY": str(models)}) as server:
+        message = f"^error: no model_db at {server.url}, .*: that is {title}$"
+        with pytest.raises(SystemExit, match=message):
+            register(server.url, models)
 
 
 @pytest.mark.docker

@@ -65,6 +65,24 @@ def keep(models: Path) -> Kept:
     return Kept(directory, version, metadata, sha256)
 
 
+def check_registry(client: httpx.Client, url: str) -> None:
+    """Checks that the service at the URL is a registry, and not, say, another pattern.
+
+    Raises:
+        RegisterError: it is not; the message says what was found.
+    """
+    response = client.get("projects/all", params={"limit": 1})
+    is_elsewhere = response.status_code in (404, 405) or response.is_redirect
+    if not (is_elsewhere or (response.is_success and '"rows"' not in response.text)):
+        return
+    description = client.get(f"{url}/openapi.json")
+    try:
+        found = f"that is {description.json()['info']['title']}"
+    except (ValueError, KeyError, TypeError):
+        found = f"{response.url} returned {response.status_code}: {response.text[:500]}"
+    raise RegisterError(f"no model_db at {url}, set MODEL_DB_URL to its address: {found}")
+
+
 def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[str, Any]:
     """Adds the model to the registry and returns its experiment.
 
@@ -158,6 +176,7 @@ def main() -> None:
         kept = keep(arguments.models)
         uri = uri or (kept.directory / MODEL).as_uri()
         with httpx.Client(base_url=f"{arguments.url}/v0.1/api/", timeout=10) as client:
+            check_registry(client, arguments.url)
             experiment = register(client, kept, uri, arguments.project)
             if arguments.promote:
                 promote(client, experiment, kept.metadata["name"], arguments.project)
