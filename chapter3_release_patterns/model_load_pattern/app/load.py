@@ -37,7 +37,10 @@ class LoadError(Exception):
 
 
 class Release(NamedTuple):
-    """The model to serve: the address of one of its two files, and the SHA-256 of that file."""
+    """The model to serve: the address and the SHA-256 of its metadata.
+
+    The metadata contain the SHA-256 of the model next to them, so the release fixes both files.
+    """
 
     uri: str
     sha256: str
@@ -107,8 +110,9 @@ def release_of(settings: Settings, deadline: float) -> Release:
                 raise LoadError(f"{source} names a model in {store}, not one of CHAMPION_STORES")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LoadError(f"{source} names no model: {error!r}") from error
-    if release.uri.rpartition("/")[2] not in {MODEL, METADATA}:
-        raise LoadError(f"{source}: {release.uri or 'nothing'} is neither {MODEL} nor {METADATA}")
+    # A release of the model alone would let anyone who can write to the store change the labels.
+    if release.uri.rpartition("/")[2] != METADATA:
+        raise LoadError(f"{source}: {release.uri or 'nothing'} is not the address of {METADATA}")
     if not re.fullmatch("[0-9a-f]{64}", str(release.sha256)):
         raise LoadError(
             f"{source}: the SHA-256 is {release.sha256 or 'missing'}, not 64 hex digits"
@@ -123,23 +127,14 @@ def store_of(uri: str) -> str:
 
 
 def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, Any]:
-    """Writes both files of a release, the model first, and returns the metadata.
-
-    The metadata contains the SHA-256 of the model, so a release that names the metadata fixes both
-    files. If it names the model, anyone who can write to the store can change the labels.
-    """
-    folder, _, name = release.uri.rpartition("/")
-    described_in, source = f"{folder}/{METADATA}", f"{folder}/{MODEL}"
-    content = read(described_in, deadline)
-    if name == METADATA:
-        check_digest(described_in, hashlib.sha256(content).hexdigest(), release.sha256)
-    metadata = json_of(described_in, content)
+    """Writes both files of a release, the model first, and returns the metadata."""
+    content = read(release.uri, deadline)
+    check_digest(release.uri, hashlib.sha256(content).hexdigest(), release.sha256)
+    metadata = json_of(release.uri, content)
     if missing := {"name", "version", "sha256"} - metadata.keys():
-        raise LoadError(f"{described_in} does not contain {', '.join(sorted(missing))}")
-    # If the metadata already has another digest, the model is not fetched.
-    if name == MODEL:
-        check_digest(f"{source}, according to its metadata", metadata["sha256"], release.sha256)
+        raise LoadError(f"{release.uri} does not contain {', '.join(sorted(missing))}")
 
+    source = release.uri.removesuffix(METADATA) + MODEL
     directory = settings.model_directory
     partial = {name: directory / f"{name}.partial" for name in (MODEL, METADATA)}
     try:
