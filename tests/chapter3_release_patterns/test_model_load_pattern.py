@@ -327,7 +327,9 @@ def test_a_broken_release_is_never_ready_and_the_running_replica_keeps_serving(
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificate of an authority; the files of a local server are next to it."""
     directory = tmp_path_factory.mktemp("certificates")
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    (directory / "names").write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n"
+    )
     key = ["-newkey", "rsa:2048", "-nodes"]
     signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
     for command in (
@@ -352,20 +354,66 @@ def test_https_works_only_with_a_trusted_authority(
     assert files_in(tmp_path) == artifact(store, "iris_svc")
 
 
-def test_https_does_not_follow_a_redirect_to_http(
-    store: Path, url: str, authority: Path, tmp_path: Path
-) -> None:
+def redirecting(url: str) -> Handle:
+    """Responds with a redirect to the same path of another server."""
+
     def redirect(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(302)
         handler.send_header("location", f"{url}{handler.path}")
         handler.end_headers()
         handler.close_connection = True
 
+    return redirect
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+def test_https_does_not_follow_a_redirect_to_http(
+    store: Path, url: str, authority: Path, tmp_path: Path, scheme: str
+) -> None:
+    redirect = redirecting(url)
     with store_with(store, {"metadata.json": redirect}, authority) as tls_url:
-        environment = release(store, tls_url, "iris_svc") | {"MODEL_DIRECTORY": str(tmp_path)}
+        address = tls_url.replace("https", scheme)
+        environment = release(store, address, "iris_svc") | {"MODEL_DIRECTORY": str(tmp_path)}
         refused = run_load(environment | {"SSL_CERT_FILE": str(authority)})
     assert (refused.returncode, files_in(tmp_path)) == (1, {})
-    assert "cannot read https://" in refused.stderr
+    assert f"cannot read {scheme}://" in refused.stderr
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 0), ("localhost", 1)])
+@pytest.mark.parametrize("name", ["metadata.json", "model.onnx"])
+def test_a_redirect_is_followed_only_within_the_host(
+    store: Path, authority: Path, tmp_path: Path, tls: bool, host: str, code: int, name: str
+) -> None:
+    asked = []
+    content = artifact(store, "iris_svc")[name]
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.headers["host"])
+        sending(content)(handler)
+
+    served_with = authority if tls else None
+    with (
+        store_with(store, {name: answer}, served_with) as other,
+        store_with(
+            store, {name: redirecting(other.replace("127.0.0.1", host))}, served_with
+        ) as url,
+    ):
+        environment = release(store, url, "iris_svc") | {"MODEL_DIRECTORY": str(tmp_path)}
+        loaded = run_load(environment | {"SSL_CERT_FILE": str(authority)})
+    assert loaded.returncode == code, loaded.stderr
+    # The other host is not even asked.
+    assert len(asked) == 1 - code
+    assert len(files_in(tmp_path)) == 2 * len(asked)
+
+
+def test_a_proxy_of_the_environment_is_used(store: Path, tmp_path: Path) -> None:
+    environment = release(store, "http://models.invalid", "iris_svc")
+    with store_with(store, {}) as url:
+        directory = {"MODEL_DIRECTORY": str(tmp_path)}
+        loaded = run_load(environment | directory | {"HTTP_PROXY": url})
+    assert loaded.returncode == 0, loaded.stderr
+    assert files_in(tmp_path) == artifact(store, "iris_svc")
 
 
 # --- invalid settings and files -------------------------------------------------------------------
@@ -382,7 +430,7 @@ def test_https_does_not_follow_a_redirect_to_http(
         ({"MODEL_URI": "/a/metadata.json", "MODEL_SHA256": "0" * 64}, "relative URL"),
         ({"MODEL_URI": "ftp://a/b/metadata.json", "MODEL_SHA256": "0" * 64}, "Unable to recognise"),
         ({"MODEL_URI": "http://a.invalid/metadata.json", "MODEL_SHA256": "0" * 64}, "cannot read"),
-        ({"MODEL_URI": "http://[x/metadata.json", "MODEL_SHA256": "0" * 64}, "invalid"),
+        ({"MODEL_URI": "http://[x/metadata.json", "MODEL_SHA256": "0" * 64}, "Invalid IPv6 URL"),
         ({"LOAD_DEADLINE_SECONDS": "inf"}, "less than or equal to 86400"),
         ({"CHAMPION_STORES": "file://"}, 'value for field "champion_stores"'),
         ({"LOAD_DEADLINE_SECONDS": "soon"}, "a valid number"),

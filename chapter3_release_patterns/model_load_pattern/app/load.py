@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 import obstore
 from obstore.exceptions import BaseError
@@ -23,6 +24,9 @@ from pydantic_settings import SettingsError
 
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
 log = logging.getLogger("load")
 
 MODEL, METADATA = "model.onnx", "metadata.json"
@@ -30,6 +34,8 @@ MAX_JSON_BYTES = 1_000_000
 CHUNK_BYTES = 1_000_000
 # With their growing pauses, the retries take about a second.
 MAX_RETRIES = 5
+# A proxy of the environment decides itself which hosts can be reached.
+PROXIES = {"http", "https", "all"}
 
 
 class LoadError(Exception):
@@ -186,6 +192,22 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
+def client_options(uri: str, timeout: timedelta) -> "ClientConfig":
+    """Returns the options with which the response to a request comes from the host of the address.
+
+    A configured SHA-256 makes plain http safe. A digest from the registry is only as trustworthy as
+    the connection, so https is never downgraded.
+    """
+    parts = urlsplit(uri)
+    options: ClientConfig = {"allow_http": parts.scheme != "https", "timeout": timeout}
+    if parts.scheme in {"http", "https"} and parts.hostname and not PROXIES & getproxies().keys():
+        # The library follows redirects and has no option against it. With these two, only the host
+        # and its subdomains are reached directly; all others would be reached through a proxy on a
+        # port that nothing can listen on.
+        options |= {"proxy_url": "http://127.0.0.1:0", "proxy_excludes": parts.hostname}
+    return options
+
+
 def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     """Yields a file at a file://, http(s)://, s3:// or gs:// address in chunks.
 
@@ -207,9 +229,7 @@ def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
             raise LoadError(f"{uri} is not a regular file")
         store = from_url(
             folder,
-            # A configured SHA-256 makes plain http safe. A digest from the registry is only as
-            # trustworthy as the connection, so https is never downgraded.
-            client_options={"allow_http": not uri.startswith("https://"), "timeout": half},
+            client_options=client_options(uri, half),
             retry_config={"max_retries": MAX_RETRIES, "retry_timeout": half},
         )
         found = obstore.get(store, name)
