@@ -365,8 +365,16 @@ def register(url: str, models: Path, *options: str) -> None:
 
 
 def version_of(models: Path) -> str:
+    described = (models / "metadata.json").read_bytes()
+    return f"{json.loads(described)['version']}.{hashlib.sha256(described).hexdigest()[:12]}"
+
+
+def relabelled(models: Path, target: Path, labels: list[str]) -> Path:
+    """Copies a model and gives it other labels."""
+    shutil.copytree(models, target, ignore=shutil.ignore_patterns("1.*"))
     metadata = json.loads((models / "metadata.json").read_bytes())
-    return f"{metadata['version']}.{metadata['sha256'][:12]}"
+    (target / "metadata.json").write_text(json.dumps(metadata | {"labels": labels}))
+    return target
 
 
 def experiment_of(server: Server, version: str) -> dict[str, Any]:
@@ -397,15 +405,25 @@ def test_a_registered_and_promoted_model_is_the_champion(
     register(registry.url, models, "--promote")
     champion = champion_of(registry).json()
     assert champion["evaluations"] == metadata["metrics"]
-    assert champion["artifact_sha256"] == metadata["sha256"]
     path = Path(httpx.URL(champion["artifact_file_paths"]["onnx"]).path)
-    assert path == models / champion["model_version_id"] / "model.onnx"
+    assert path == models / champion["model_version_id"] / "metadata.json"
+    # The digest covers the labels, and that of the model.
+    assert champion["artifact_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert files_of(path.parent) == files_of(models)
 
     train(workplace / "challenger", embedded, "--seed", "5")
     register(registry.url, workplace / "challenger", "--promote")
-    challenger = json.loads((workplace / "challenger/metadata.json").read_bytes())
-    assert champion_of(registry).json()["artifact_sha256"] == challenger["sha256"]
+    assert champion_of(registry).json()["model_version_id"] == version_of(workplace / "challenger")
+
+
+def test_the_same_model_with_other_labels_is_another_version(
+    registry: Server, models: Path, tmp_path: Path
+) -> None:
+    both = models, relabelled(models, tmp_path / "models", ["a", "b", "c"])
+    for directory in both:
+        register(registry.url, directory)
+    digests = {experiment_of(registry, version_of(each))["artifact_sha256"] for each in both}
+    assert len(digests) == 2
 
 
 def test_registering_the_same_model_from_another_clone_updates_its_address(
@@ -416,35 +434,38 @@ def test_registering_the_same_model_from_another_clone_updates_its_address(
     register(registry.url, tmp_path / "clone")
     version = version_of(models)
     where = address_of(registry, version)
-    assert where == (tmp_path / "clone" / version / "model.onnx").as_uri()
+    assert where == (tmp_path / "clone" / version / "metadata.json").as_uri()
 
 
-def test_the_registry_stores_the_given_address(
-    registry: Server, models: Path, workplace: Path, embedded: str
-) -> None:
-    uri = f"s3://models/{version_of(models)}/model.onnx"
+def test_the_registry_stores_the_given_address(registry: Server, models: Path) -> None:
+    uri = f"s3://models/{version_of(models)}/metadata.json"
     register(registry.url, models, "--artifact-uri", uri)
     assert address_of(registry, version_of(models)) == uri
-    # This version is registered with the digest of the model, not of the metadata.
+
+
+def test_a_version_that_is_registered_with_another_digest_keeps_its_address(
+    registry: Server, models: Path, tmp_path: Path
+) -> None:
+    model = relabelled(models, tmp_path / "models", ["x", "y", "z"])
+    with httpx.Client(base_url=f"{registry.url}/v0.1/api/") as client:
+        content = {"project_name": "other"}
+        project_id = registering.post(client, "projects", content)["project_id"]
+        content = {"project_id": project_id, "model_name": "iris_svc"}
+        model_id = registering.post(client, "models", content)["model_id"]
+        content = {"model_id": model_id, "model_version_id": version_of(model)}
+        registering.post(client, "experiments", content | {"artifact_sha256": "0" * 64})
     with pytest.raises(SystemExit, match="a different SHA-256"):
-        register(registry.url, models, "--artifact-uri", "s3://models/metadata.json")
-    assert address_of(registry, version_of(models)) == uri
-
-    described = workplace / "described"
-    train(described, embedded, "--seed", "7")
-    register(registry.url, described, "--artifact-uri", "s3://models/7/metadata.json")
-    experiment = experiment_of(registry, version_of(described))
-    digest = hashlib.sha256((described / "metadata.json").read_bytes()).hexdigest()
-    assert experiment["artifact_sha256"] == digest
+        register(registry.url, model, "--project=other")
+    assert experiment_of(registry, version_of(model))["artifact_file_paths"] == {}
 
 
-@pytest.mark.parametrize("uri", ["", "s3://models", "s3://models/x.onnx", "model.onnx/"])
-def test_an_address_must_end_in_a_file_of_a_model(
+@pytest.mark.parametrize("uri", ["", "s3://models", "s3://models/model.onnx", "metadata.json/"])
+def test_an_address_must_be_that_of_the_metadata(
     uri: str, registry: Server, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         register(registry.url, models, f"--artifact-uri={uri}")
-    assert "--artifact-uri must end in /model.onnx or /metadata.json" in capsys.readouterr().err
+    assert "--artifact-uri must end in /metadata.json" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_match_its_metadata_is_not_registered(

@@ -33,7 +33,8 @@ def load_unchecked(state: Any) -> None:
     try:
         target = settings.model_directory / "model.onnx"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(settings.model_uri, timeout=5) as response:  # noqa: S310
+        source = settings.model_uri.removesuffix("metadata.json") + "model.onnx"
+        with urlopen(source, timeout=5) as response:  # noqa: S310
             target.write_bytes(response.read())
         state.session = onnxruntime.InferenceSession(target)
     except Exception:
