@@ -19,9 +19,18 @@ ARGS ?=
 WITH ?=
 KUBECTL ?= kubectl
 
-# The default is Docker if an engine is running, unless the pattern is already up without Docker.
+ifndef PYTHON
+PYTHON := $(firstword $(patsubst $(ROOT)/%,%,$(wildcard $(BIN)/python)) \
+  $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
+endif
+
+# Prints why Docker cannot be used, or nothing.
+NO_DOCKER = cd $(ROOT) && "$(PYTHON)" -m tools.read.engine
+# The default is Docker if it can be used, unless the pattern is already up without Docker.
 ifndef RUN
-RUN := $(if $(wildcard .local/supervisord.pid),local,$(shell docker info >/dev/null 2>&1 && echo docker || echo local))
+RUN := $(if $(wildcard .local/supervisord.pid),local,$(if $(shell $(NO_DOCKER)),local,docker))
+# A make that this one starts does not ask again.
+export DOCKER_WORKS := $(filter docker,$(RUN))
 endif
 ifeq ($(filter $(RUN),docker local),)
 $(error RUN is "$(RUN)": it must be docker or local)
@@ -33,10 +42,6 @@ export RUN
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
-ifndef PYTHON
-PYTHON := $(firstword $(patsubst $(ROOT)/%,%,$(wildcard $(BIN)/python)) \
-  $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
-endif
 $(foreach line,$(shell cd $(ROOT) && "$(PYTHON)" -m tools.read $(HERE)),$(eval $(line)))
 ifndef SERVICES
 $(error the files of $(HERE) cannot be read, see above)
@@ -81,6 +86,13 @@ endif
 
 TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && $(BIN)/python -m train $(ARGS)
 
+.PHONY: engine
+engine: # Fails if Docker is needed and cannot be used.
+ifeq ($(RUN)$(DOCKER_WORKS),docker)
+	@why="$$($(NO_DOCKER))" && [ -z "$$why" ] || { echo "error: $$why" >&2; exit 2; }
+endif
+build up down stop start restart kill ps logs: engine
+
 .PHONY: help
 help: # Lists the targets.
 	@echo "$(PATTERN): $$(sed -n '3p' README.md)"
@@ -100,6 +112,7 @@ models/metadata.json: $(wildcard train/*.py)
 # A training pattern has more targets, and can also train with Docker.
 ifdef TRAINS
 include $(ROOT)/training.mk
+train ui: engine
 endif
 
 .PHONY: build
