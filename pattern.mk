@@ -165,7 +165,7 @@ readme: ## Play the README: run each command and compare its output
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 	@$(call ENVIRONMENT,$(CATEGORIES) measure serving training)
-	@cd $(ROOT) && exec .venv/bin/python -m $(CHAPTER).$(PATTERN).measure $(ARGS)
+	@cd $(ROOT) && exec .venv/bin/python -m tools.measure $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
 test: ## Run the tests of this pattern and the contract test of its servers

@@ -19,7 +19,7 @@ from tools.generate.copies import tracked
 from tools.measure.server import free_port, wait_until
 from tools.read.compose import Compose, load
 from tools.read.patterns import ROOT, patterns
-from tools.run.processes import all_of, group_of, kill_all
+from tools.run.processes import all_of, group_of, is_alive, kill_all
 from tools.run.rewrite import launch_of, state_dir
 
 PATTERN = Path("chapter4_serving_patterns/web_single_pattern")
@@ -243,6 +243,40 @@ def test_restart_with_docker_waits_until_the_service_is_ready(
         "compose restart api",
         "compose up --detach --no-recreate --no-deps --wait api",
     ]
+
+
+MEASUREMENT = """
+import subprocess, sys
+PROGRAM = "import os, sys, time; print(*sys.argv[1:], os.getpid(), flush=True); time.sleep(600)"
+try:
+    with open("started", "w") as started:
+        subprocess.run([sys.executable, "-c", PROGRAM, *sys.argv[1:]], stdout=started)
+finally:
+    print("the servers are stopped")
+"""
+
+
+def test_ctrl_c_ends_a_measurement_quietly(repository: Path, path_of_macos: Path) -> None:
+    (repository / PATTERN / "measure/__main__.py").write_text(MEASUREMENT)
+    command = ["make", "--no-print-directory", "-C", str(repository / PATTERN), "measure"]
+    with subprocess.Popen(
+        [*command, "RUN=local", "MODEL=", "ARGS=--quick"],
+        env=os.environ | {"PATH": f"{path_of_macos}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as making:
+        started = repository / "started"
+        wait_until(lambda: started.exists() and "\n" in started.read_text(), "it starts", 120)
+        argument, pid = started.read_text().split()
+        os.killpg(making.pid, signal.SIGINT)
+        output, errors = making.communicate(timeout=60)
+    assert argument == "--quick"
+    assert output.endswith("the servers are stopped\n")
+    assert errors.startswith("interrupted: nothing is left running\n")
+    assert "Traceback" not in errors
+    assert not psutil.pid_exists(int(pid)) or not is_alive(psutil.Process(int(pid)))
 
 
 def test_results_stop_at_the_first_pattern_that_cannot_be_measured(

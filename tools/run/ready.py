@@ -68,7 +68,8 @@ def progress_of(compose: Compose, pending: dict[str, float]) -> str:
         state_dir(compose.pattern_dir) / "log" / f"{process_names(compose.services[first])[0]}.log"
     )
     waited_seconds = monotonic() - pending[first]
-    return f"waiting for {', '.join(pending)} ({waited_seconds:.0f} s): {last_line(log)}"
+    said = last_line(log)
+    return f"waiting for {', '.join(pending)} ({waited_seconds:.0f} s){said and f': {said}'}"
 
 
 def silent_services(compose: Compose, launches: dict[str, Launch]) -> list[str]:
