@@ -19,9 +19,20 @@ ARGS ?=
 WITH ?=
 KUBECTL ?= kubectl
 
-# The default is Docker if an engine is running, unless the pattern is already up without Docker.
+ifneq ($(wildcard $(BIN)/python),)
+PYTHON ?= .venv/bin/python
+endif
+include $(ROOT)/python.mk
+# The function `shell` ignores unexport.
+READ = cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m
+
+# Prints why Docker cannot be used, or nothing.
+NO_DOCKER = $(READ) tools.read.engine
+# The default is Docker if it can be used, unless the pattern is already up without Docker.
 ifndef RUN
-RUN := $(if $(wildcard .local/supervisord.pid),local,$(shell docker info >/dev/null 2>&1 && echo docker || echo local))
+RUN := $(if $(wildcard .local/supervisord.pid),local,$(if $(shell $(NO_DOCKER)),local,docker))
+# A make that this one starts does not ask again.
+export DOCKER_WORKS := $(filter docker,$(RUN))
 endif
 ifeq ($(filter $(RUN),docker local),)
 $(error RUN is "$(RUN)": it must be docker or local)
@@ -33,12 +44,7 @@ export RUN
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
-ifneq ($(wildcard $(BIN)/python),)
-PYTHON ?= .venv/bin/python
-endif
-include $(ROOT)/python.mk
-# The function `shell` ignores unexport.
-$(foreach line,$(shell cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m tools.read $(HERE)),   $(eval $(line)))
+$(foreach line,$(shell $(READ) tools.read $(HERE)),$(eval $(line)))
 ifndef SERVICES
 $(error the files of $(HERE) cannot be read, see above)
 endif
@@ -82,6 +88,13 @@ endif
 
 TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && $(BIN)/python -m train $(ARGS)
 
+.PHONY: engine
+engine: # Fails if Docker is needed and cannot be used.
+ifeq ($(RUN)$(DOCKER_WORKS),docker)
+	@why="$$($(NO_DOCKER))" && [ -z "$$why" ] || { echo "error: $$why" >&2; exit 2; }
+endif
+build up down stop start restart kill ps logs: engine
+
 .PHONY: help
 help: # Lists the targets.
 	@echo "$(PATTERN): $$(sed -n '3p' README.md)"
@@ -101,6 +114,7 @@ models/metadata.json: $(wildcard train/*.py)
 # A training pattern has more targets, and can also train with Docker.
 ifdef TRAINS
 include $(ROOT)/training.mk
+train ui: engine
 endif
 
 .PHONY: build
@@ -153,7 +167,7 @@ readme: ## Play the README: run each command and compare its output
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 	@$(call ENVIRONMENT,$(CATEGORIES) measure serving training)
-	@cd $(ROOT) && exec .venv/bin/python -m $(CHAPTER).$(PATTERN).measure $(ARGS)
+	@cd $(ROOT) && exec .venv/bin/python -m tools.measure $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
 test: ## Run the tests of this pattern and the contract test of its servers

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from tools.generate.copies import tracked
 from tools.measure.server import free_port, wait_until
 from tools.read.compose import Compose, load
 from tools.read.patterns import ROOT, patterns
-from tools.run.processes import all_of, group_of, kill_all
+from tools.run.processes import all_of, group_of, is_alive, kill_all
 from tools.run.rewrite import launch_of, state_dir
 
 PATTERN = Path("chapter4_serving_patterns/web_single_pattern")
@@ -159,6 +161,127 @@ def test_no_process_of_a_trainer_sends_telemetry(trainer: Compose, run: str) -> 
         if service.image == trainer.services["train"].image:
             launch = launch_of(trainer, service)
             assert launch.environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+ENGINE = {
+    "info": "exit 0",
+    "--version": "echo Docker version 28.2.2",
+    "compose version": "echo Docker Compose version v2.26.1",
+}
+# What the engine does not do, and part of the error message.
+REFUSED_ENGINES = {
+    "no engine": ({"info": "echo Is the daemon running? >&2; exit 1"}, "(Is the daemon running?)"),
+    "no Compose": ({"compose version": "exit 1"}, "install docker-compose-plugin, or run without"),
+    "Podman": ({"--version": "echo podman version 5.2.0"}, "`docker` is Podman, and"),
+    "Podman without its machine": (
+        {"info": "echo Error: cannot connect to Podman; exit 125"},
+        "`docker` is Podman, and",
+    ),
+}
+
+
+def fake_docker(directory: Path, answers: dict[str, str]) -> None:
+    """Replaces the `docker` of `path_of_macos` by one that does as if; others of it fail."""
+    cases = "\n".join(f"{shlex.quote(words)}*) {answer} ;;" for words, answer in answers.items())
+    log = shlex.quote(str(directory.parent / "calls"))
+    script = f'#!/bin/bash\necho "$*" >> {log}\ncase "$*" in\n{cases}\n*) exit 1 ;;\nesac\n'
+    (directory / "docker").write_text(script)
+
+
+def test_docker_is_used_if_there_are_an_engine_and_compose(
+    path_of_macos: Path, docker_calls: Path
+) -> None:
+    fake_docker(path_of_macos, ENGINE)
+    assert "now: docker" in make(ROOT / PATTERN, path_of_macos).stdout
+    assert docker_calls.read_text().splitlines() == [*ENGINE]
+
+
+@pytest.mark.parametrize("name", REFUSED_ENGINES)
+def test_an_engine_that_cannot_be_used_says_what_to_do(path_of_macos: Path, name: str) -> None:
+    answers, reason = REFUSED_ENGINES[name]
+    fake_docker(path_of_macos, ENGINE | answers)
+    assert "now: local" in make(ROOT / PATTERN, path_of_macos).stdout
+    for verb in ("up", "build", "down", "ps", "logs"):
+        refused = make(ROOT / PATTERN, path_of_macos, verb, "RUN=docker")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: ")
+        assert reason in refused.stderr
+        assert "or run without Docker: RUN=local\n" in refused.stderr
+        assert refused.stdout == ""
+
+
+def test_up_with_docker_names_who_holds_the_port_before_anything_is_built(
+    path_of_macos: Path, docker_calls: Path
+) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        other = shlex.quote(str(ROOT / "chapter2_training/model_db"))
+        containers = {
+            f"ps --filter publish={port}": f"printf 'model-db-api-1\\t%s\\n' {other}",
+            "compose up": "exit 0",
+        }
+        fake_docker(path_of_macos, ENGINE | containers)
+        refused = make(ROOT / PATTERN, path_of_macos, "up", "RUN=docker", PORT=port)
+        assert f"error: port {port} on 127.0.0.1 is in use because model_db is up" in refused.stderr
+        assert f"stop it with `make -C {other} down`" in refused.stderr
+        assert "compose up" not in docker_calls.read_text()
+        # The pattern's own container does not stand in the way.
+        own = {
+            name: text.replace("2_training/model_db", "4_serving_patterns/web_single_pattern")
+            for name, text in containers.items()
+        }
+        fake_docker(path_of_macos, ENGINE | own)
+        started = make(ROOT / PATTERN, path_of_macos, "up", "RUN=docker", PORT=port)
+        assert started.returncode == 0, started.stderr
+        assert "compose up --detach" in docker_calls.read_text()
+
+
+def test_restart_with_docker_waits_until_the_service_is_ready(
+    path_of_macos: Path, docker_calls: Path
+) -> None:
+    fake_docker(path_of_macos, ENGINE | {"compose": "exit 0"})
+    done = make(ROOT / PATTERN, path_of_macos, "restart", "RUN=docker", "SERVICE=api")
+    assert done.returncode == 0, done.stderr
+    assert docker_calls.read_text().splitlines()[len(ENGINE) :] == [
+        "compose restart api",
+        "compose up --detach --no-recreate --no-deps --wait api",
+    ]
+
+
+MEASUREMENT = """
+import subprocess, sys
+PROGRAM = "import os, sys, time; print(*sys.argv[1:], os.getpid(), flush=True); time.sleep(600)"
+try:
+    with open("started", "w") as started:
+        subprocess.run([sys.executable, "-c", PROGRAM, *sys.argv[1:]], stdout=started)
+finally:
+    print("the servers are stopped")
+"""
+
+
+def test_ctrl_c_ends_a_measurement_quietly(repository: Path, path_of_macos: Path) -> None:
+    (repository / PATTERN / "measure/__main__.py").write_text(MEASUREMENT)
+    command = ["make", "--no-print-directory", "-C", str(repository / PATTERN), "measure"]
+    with subprocess.Popen(
+        [*command, "RUN=local", "MODEL=", "ARGS=--quick"],
+        env=os.environ | {"PATH": f"{path_of_macos}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as making:
+        started = repository / "started"
+        wait_until(lambda: started.exists() and "\n" in started.read_text(), "it starts", 120)
+        argument, pid = started.read_text().split()
+        os.killpg(making.pid, signal.SIGINT)
+        output, errors = making.communicate(timeout=60)
+    assert argument == "--quick"
+    assert output.endswith("the servers are stopped\n")
+    assert errors.startswith("interrupted: nothing is left running\n")
+    assert "Traceback" not in errors
+    assert not psutil.pid_exists(int(pid)) or not is_alive(psutil.Process(int(pid)))
 
 
 def test_results_stop_at_the_first_pattern_that_cannot_be_measured(

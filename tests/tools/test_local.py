@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -25,12 +26,14 @@ import psycopg2
 import pytest
 import redis
 import yaml
+from rich.text import Text
 
 from tools.read.compose import load
 from tools.read.patterns import canonical
 from tools.run import __main__ as command
 from tools.run import ports, processes, ready, verbs
 from tools.run.processes import all_of
+from tools.run.progress import last_line
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
 from tools.run.supervisor import missing_services, states
@@ -744,6 +747,71 @@ def test_up_after_a_killed_up_waits_for_a_job_that_still_runs(pattern: Path) -> 
     assert missing_services(load(pattern)) == ["job", "worker"]
     (pattern / "go").touch()
     assert "worker ready in" in up(pattern, services)
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+JOB = """
+import pathlib, time
+print("loading", "\\x1b[32mepoch 2 of 3\\x1b[0m", "", sep="\\n", flush=True)
+while not pathlib.Path("go").exists(): time.sleep(0.02)
+"""
+# Runs a command of the runner that shows each state, not one every few seconds.
+EAGER = """
+import sys
+from tools.run import __main__, progress
+progress.LINE_EVERY_SECONDS = 0
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_up_shows_what_it_waits_for_and_the_last_log_line(pattern: Path, is_terminal: bool) -> None:
+    (pattern / "job.py").write_text(JOB, encoding="utf-8")
+    after = {"job": {"condition": "service_completed_successfully"}}
+    write(
+        pattern,
+        {
+            "job": {"build": ".", "command": ["python", "job.py"]},
+            "worker": {**WORKER, "depends_on": after},
+        },
+    )
+    reading, writing = pty.openpty() if is_terminal else os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", EAGER, "up", str(pattern)],
+        cwd=ROOT,
+        stdout=writing,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "60"},
+    ) as process:
+        os.close(writing)
+        output = ""
+        while not re.search(r"waiting for job \(\d+ s\): epoch 2 of 3", output):
+            more = os.read(reading, 10_000).decode(errors="replace")
+            assert more, output
+            output += more
+        # Nothing is shown of the worker, which has not been started.
+        assert "worker" not in output
+        (pattern / "go").touch()
+        # A terminal that has been closed is an error.
+        with suppress(OSError):
+            while more := os.read(reading, 10_000).decode(errors="replace"):
+                output += more
+    os.close(reading)
+    assert process.returncode == 0
+    shown = [line for line in re.split(r"[\r\n]+", output) if "waiting for" in line]
+    assert ("\x1b" in shown[0]) is is_terminal
+    assert max(len(Text.from_ansi(line)) for line in shown) <= (60 if is_terminal else 80)
+    assert output.index("job ready in") < output.index("worker ready in")
+    assert output.endswith('stop it with "make down"' + ("\r\n" if is_terminal else "\n"))
+
+
+def test_the_last_line_of_a_log_is_read_from_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    assert last_line(log) == ""
+    log.write_text("")
+    assert last_line(log) == ""
+    log.write_text("ä" * 10_000 + "\n10 %\r20 %\r30 %\n  \n")
+    assert last_line(log) == "30 %"
 
 
 # --- failures -------------------------------------------------------------------------------------
