@@ -551,6 +551,56 @@ def check_pipelining(subject: Subject) -> Findings:
     return found
 
 
+OFFERS = {
+    "h2c": "Connection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABkAAQAoAAA",
+    "WebSocket": "Upgrade: websocket\nSec-WebSocket-Version: 13\nConnection: keep-alive, Upgrade",
+}
+
+
+def check_offers_of_a_protocol(subject: Subject) -> Findings:
+    """A request that offers to change the protocol is answered as it is without the offer."""
+    found = Findings()
+    path, body = something_to_ask(subject)
+    chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    chunks = chunk + b"0\r\n\r\n"
+    framings = {f"Content-Length: {len(body)}": body, "Transfer-Encoding: chunked": chunks}
+    last = b"GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    for framing, content in framings.items():
+        head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\nHost: a\n{framing}"
+        expected = answers_to(subject, head, content + last)
+        found.expect(len(expected) == 2, f"{framing}: {expected}")
+        for name, offer in OFFERS.items():
+            offering, what = f"{head}\n{offer}", f"{name}, {framing}"
+            again = f"{offering}\n\n".replace("\n", "\r\n").encode() + content
+            answers = answers_to(subject, offering, content + again * 50 + last)
+            found.expect(answers == expected[:1] * 51 + expected[1:], f"{what}: {answers[:3]}")
+            if body:
+                # The server asks for a body once it has read the head.
+                with opened(subject, f"{offering}\nExpect: 100-continue") as connection:
+                    found.expect(status_of(connection) == 100, f"{what}: no 100")
+                    answers = answers_on(connection, content + last)
+                found.expect(answers == expected, f"{what}, later: {answers}")
+            for old in (offering.replace("HTTP/1.1", "HTTP/1.0"), f"{offering}\nConnection: close"):
+                answers = answers_to(subject, old, content + last)
+                found.expect(answers == expected[:1], f"{what}, not kept alive: {answers}")
+    return found
+
+
+def answers_to(subject: Subject, head: str, content: bytes) -> list[bytes]:
+    with opened(subject, head, content) as connection:
+        return answers_on(connection)
+
+
+def answers_on(connection: socket.socket, content: bytes = b"") -> list[bytes]:
+    """Returns the status of each response until the end, and "Invalid JSON" if that is a reason."""
+    received = b""
+    with suppress(ConnectionError, TimeoutError):
+        connection.sendall(content)
+        while more := connection.recv(1_000_000):
+            received += more
+    return [b"".join(found) for found in re.findall(rb"HTTP/1\.1 (\d+)|(Invalid JSON)", received)]
+
+
 NO_HTTP = (
     "POST /predict HTTP/1.1\nHost: a\nContent-Length: x",
     "POST /predict HTTP/1.1\nHost: a\nContent-Length: -5",
@@ -562,8 +612,10 @@ NO_HTTP = (
 
 
 def check_what_is_not_http(subject: Subject) -> Findings:
-    """Anything that is not HTTP gets a 400."""
+    """Anything that is not HTTP gets a 400, but no request before it loses its response."""
     found = Findings()
+    answers = answers_to(subject, "GET /health HTTP/1.1\nHost: a", b"NONSENSE\r\n\r\n")
+    found.expect(answers == [b"200"], f"a request before what is not HTTP: {answers}")
     for head in NO_HTTP:
         with opened(subject, head) as connection:
             connection.shutdown(socket.SHUT_WR)
@@ -858,6 +910,7 @@ CHECKS = (
     check_large_head,
     check_slow_clients,
     check_pipelining,
+    check_offers_of_a_protocol,
     check_what_is_not_http,
     check_methods_and_paths,
     check_docs,
@@ -1022,8 +1075,7 @@ def test_no_pattern_with_a_server_is_left_out() -> None:
 # --- the control ----------------------------------------------------------------------------------
 
 
-# What each check must find, among other things. check_what_is_not_http has its own control below,
-# because uvicorn alone passes it.
+# What each check must find, among other things. What uvicorn alone passes has its control below.
 CONTROL: dict[Check, list[str]] = {
     check_endpoints: ["5 rows: 1 entries", "/label is not declared"],
     check_bad_bodies: [
@@ -1034,6 +1086,8 @@ CONTROL: dict[Check, list[str]] = {
     check_large_body: ["100 MB, Transfer-Encoding: chunked: 422"],
     check_large_head: ["a header without an end: 0"],
     check_slow_clients: ["beside 300 slow clients: {503}"],
+    check_what_is_not_http: ["a request before what is not HTTP: [b'400']"],
+    check_offers_of_a_protocol: ["h2c, Content-Length: 32: [b'422'"],
     check_methods_and_paths: ["GET /nothing: 200"],
     check_docs: [
         *("/docs refers to https://cdn", "/docs allows any host", "get /ready is in no group"),
@@ -1050,7 +1104,7 @@ CONTROL: dict[Check, list[str]] = {
 # These wait for what never comes.
 NEVER = {
     *(check_large_head, check_slow_body, check_slow_head, check_unread_responses),
-    check_clients_that_leave,
+    *(check_clients_that_leave, check_offers_of_a_protocol),
 }
 
 
@@ -1067,7 +1121,7 @@ def test_a_careless_server_does_not_keep_it(check: Check) -> None:
 
 
 def test_every_check_has_a_control() -> None:
-    controlled = {*CONTROL, check_what_is_not_http, check_pipelining}
+    controlled = {*CONTROL, check_pipelining}
     assert controlled == {*CHECKS, *STRICT_CHECKS, check_stop}
 
 
