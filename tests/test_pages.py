@@ -1,49 +1,32 @@
 """The pages for people, as a browser without the internet shows them."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.browser import PATIENCE_MILLISECONDS, needs_browser, run_browser
 from tools.measure.servers import run_uvicorn
 from tools.measure.services import copy_of, run_service
 from tools.read.patterns import ROOT
 
-BROWSERS = (
-    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)
+pytestmark = needs_browser
+
 # Counts the lines of an element's text.
 LINES = """element => {
   const range = document.createRange();
   range.selectNodeContents(element);
   return range.getClientRects().length;
 }"""
-WITHOUT_INTERNET = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-
-
-def program() -> str | None:
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
-
-
-pytestmark = pytest.mark.skipif(
-    not program(), reason="there is no browser: install chromium (apt-get install chromium)"
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # Chromium's sandbox does not start as root.
-    options = [WITHOUT_INTERNET, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program(), args=options)
+    with run_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -52,8 +35,8 @@ def page(browser: Browser) -> Iterator[Page]:
     page = browser.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)
+    page.set_default_timeout(PATIENCE_MILLISECONDS)
+    expect.set_options(timeout=PATIENCE_MILLISECONDS)
     yield page
     page.close()
     assert errors == []

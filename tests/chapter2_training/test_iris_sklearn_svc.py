@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mlflow.entities import Run
+from playwright.sync_api import expect
 from sklearn.datasets import load_iris
 
 from chapter2_training.iris_sklearn_svc.measure.reproduce import rows_equal
@@ -31,11 +33,12 @@ from chapter2_training.iris_sklearn_svc.train.artifact import write_artifact
 from chapter2_training.iris_sklearn_svc.train.iris import LABELS, evaluate, load
 from chapter2_training.iris_sklearn_svc.train.model import fit
 from chapter2_training.iris_sklearn_svc.train.pictures import draw_confusion_matrix
+from tests.browser import PATIENCE_MILLISECONDS, needs_browser, run_browser
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, free_port, serve
 from tools.measure.servers import run_uvicorn
 from tools.read.compose import load as load_compose
-from tools.read.patterns import ROOT
+from tools.read.patterns import ROOT, patterns
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -284,6 +287,43 @@ def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
     assert (run.info.status, run.info.run_name) == ("RUNNING", "quick")
     sha256 = json.loads((tmp_path / "written/metadata.json").read_bytes())["sha256"]
     assert run.data.tags["model.sha256"] == sha256
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_address_that_make_ui_opens_shows_the_runs(
+    models: Path, workplace: Path, embedded: str
+) -> None:
+    assert models.is_dir()
+    with mlflow_server(workplace, embedded) as server, run_browser() as browser:
+        page = browser.new_page()
+        page.goto(address_of_runs(PATTERN).replace("http://localhost:5000", server.url))
+        expect(page.get_by_role("heading", name="Runs")).to_be_visible(
+            timeout=PATIENCE_MILLISECONDS
+        )
+        expect(page.get_by_role("link", name="seed 0")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+        # The control: the page that MLflow opens by itself.
+        page.goto("about:blank")
+        page.goto(server.url)
+        expect(page.get_by_text("Recent Experiments")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+        expect(page.get_by_text("seed 0")).to_have_count(0)
+
+
+def address_of_runs(pattern: Path) -> str:
+    command = ["make", "--dry-run", "ui", "RUN=docker"]
+    shown = subprocess.run(command, cwd=pattern, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"the training runs are at ([^\s\"]+)", shown)
+    assert found
+    return found[1]
+
+
+def test_every_readme_names_the_address_that_make_ui_opens() -> None:
+    readmes = [
+        pattern / "README.md" for pattern in patterns() if "ui" in load_compose(pattern).services
+    ]
+    assert len(readmes) >= 2
+    for readme in readmes:
+        assert f"<{address_of_runs(readme.parent)}>" in readme.read_text("utf-8"), readme
 
 
 def test_without_the_server_nothing_is_trained_and_the_last_model_stays(models: Path) -> None:
