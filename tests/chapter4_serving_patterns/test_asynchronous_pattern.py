@@ -888,9 +888,17 @@ def test_the_claim_fails_for_other_counts(results: Results, change: dict[str, in
     assert not measure.claim_holds(results.counts | change, measure.QUICK.poison_jobs)
 
 
-def test_the_plot_is_drawn_from_the_results(tmp_path: Path) -> None:
-    measure.draw(tmp_path / "plot.png", load_results(measure.HERE).figures)
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+def test_the_figures_are_the_ends_of_the_series() -> None:
+    series = {
+        "model_ms": [7.0, 30.0, 350.0],
+        "ack_p99_ms": [6.0, 9.0, 3.0],
+        "sync_p99_ms": [8.0, 33.0, 352.0],
+    }
+    drains = {"jobs_per_second": 15_000.0, "single_jobs_per_second": 1_500.0}
+    figures = measure.figures_of(series, drains)
+    assert set(figures) == set(load_results(measure.HERE).figures)
+    assert (figures["ack_p99_slow_ms"], figures["ack_p99_ratio"]) == (3, 0.5)
+    assert (figures["sync_p99_ratio"], figures["batched_ratio"]) == (44, 10)
 
 
 @pytest.mark.slow

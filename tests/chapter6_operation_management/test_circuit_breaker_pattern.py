@@ -25,9 +25,9 @@ from chapter6_operation_management.circuit_breaker_pattern.measure.__main__ impo
     HERE,
     LIMIT,
     ROOT,
-    draw,
     ejection,
     model_calls,
+    over_load,
     prediction,
     proxy,
     replica,
@@ -330,7 +330,14 @@ def test_the_measurement_holds(tmp_path: Path) -> None:
     assert results.control["client_errors_while_ejected"] > 0
 
 
-def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    runs = [{"goodput_per_second": 80.0, "per_second": 100.0}] * 3
-    draw({3: dict.fromkeys(("limited", "unlimited", "capacity"), runs)}, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 0
+def test_the_series_relates_the_responses_in_time_to_the_capacity() -> None:
+    capacity = [{"per_second": 100.0}]
+    arms = {"limited": 99.0, "unlimited": 15.0}
+    overload = {arm: [{"goodput_per_second": value}] for arm, value in arms.items()}
+    calm = {arm: [{"goodput_per_second": 50.0}] for arm in arms}
+    measured = {3.0: overload | {"capacity": capacity}, 0.5: calm | {"capacity": capacity}}
+    assert over_load(measured) == {
+        "load_percent": [50, 300],
+        "goodput_percent": [50, 99],
+        "unlimited_goodput_percent": [50, 15],
+    }

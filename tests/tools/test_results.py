@@ -23,6 +23,7 @@ def results_of(pattern: str, /, **changes: Any) -> Results:
         "control": {"lost": 56},
         "holds": True,
         "targets": {"jobs_per_second": (">=", 3000), "lost": ("==", 0), "ack_p99_ms": ("<=", 20)},
+        "series": {"load_percent": [50, 100, 300], "goodput_percent": [50, 99.88888, 100]},
         "measured_on": "2025-01-31",
     }
     return Results(**{**right, **changes})
@@ -42,6 +43,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         "jobs_per_second": 3457.0,
         "start_seconds": 1.0,
     }
+    assert content["series"]["goodput_percent"] == [50.0, 99.89, 100.0]
     assert content["counts"]["done"] == 19_998
     assert content["targets"]["lost"] == ["==", 0]
 
@@ -78,6 +80,11 @@ WRONG = [
     ("targets", {"lost": ("<=", float("nan"))}, r"targets\.lost is"),
     ("targets", {"lost": 3}, r"targets\.lost is 3"),
     ("targets", {"lost": [["<="], 3]}, r"targets\.lost is"),
+    ("series", [1, 2, 3], "series must be an object"),
+    ("series", {"load_percent": 3}, r"series\.load_percent must be a list"),
+    ("series", {"load_percent": [1, 2]}, r"series\.load_percent has 2 points; a line needs 3"),
+    ("series", {"load_percent": [1, 2, None]}, r"series\.load_percent has None, not a finite"),
+    ("series", {"load_percent": [1, 2, float("inf")]}, r"series\.load_percent has inf"),
     ("machine", {"cpu": 3}, r"machine\.cpu must be text"),
     ("measured_on", "yesterday", "measured_on is 'yesterday', not a date"),
 ]

@@ -1,7 +1,7 @@
 """Writes or compares every generated file.
 
-These are marked copies, requirements, Envoy configurations, the index, the results in READMEs and
-RESULTS.md.
+These are marked copies, requirements, Envoy configurations, plots, the index, the results in
+READMEs and RESULTS.md.
 """
 
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.generate import copies, index, requirements
-from tools.measure import results
+from tools.measure import plot, results
 from tools.mesh import istio
 from tools.mesh import translate as mesh
 from tools.read.compose import ComposeError
@@ -26,26 +26,30 @@ ERRORS = (
 DIFF_LINES = 12
 
 
-def generated(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yields each generated file with the text it should have, in the order to write them."""
-    for path, text in copies.copies(root).items():
-        yield root / path, text
-    yield from requirements.exported(root).items()
+def generated(root: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yields each generated file with what it should contain, in the order to write them."""
+    for copy, text in copies.copies(root).items():
+        yield root / copy, text.encode()
+    for path, text in requirements.exported(root).items():
+        yield path, text.encode()
     for pattern in patterns(root):
         try:
             if mesh.is_mesh(pattern):
-                yield pattern / "envoy.yaml", mesh.translate(pattern)
+                yield pattern / "envoy.yaml", mesh.translate(pattern).encode()
         except istio.MeshError as error:
             raise istio.MeshError(f"{pattern.relative_to(root)}: {error}") from None
-    yield from index.indexed(root).items()
-    yield root / "RESULTS.md", results.render(root)
+        if drawn := plot.plot_of(pattern):
+            yield pattern / results.PLOT_FILE, drawn
+    for path, text in index.indexed(root).items():
+        yield path, text.encode()
+    yield root / "RESULTS.md", results.render(root).encode()
 
 
 def write(root: Path) -> None:
     """Writes every generated file that differs from what it should be."""
-    for path, text in generated(root):
-        if content_of(path) != text.encode():
-            path.write_bytes(text.encode())
+    for path, content in generated(root):
+        if content_of(path) != content:
+            path.write_bytes(content)
             print(f"wrote {path.relative_to(root)}")
 
 
@@ -55,10 +59,13 @@ def content_of(path: Path) -> bytes:
 
 def differences(root: Path) -> Iterator[str]:
     """Yields the first lines of the diff for each generated file that differs."""
-    for path, text in generated(root):
+    for path, content in generated(root):
         current = content_of(path)
-        if current != text.encode():
-            old, new = current.decode(errors="replace").split("\n"), text.split("\n")
+        if current == content:
+            continue
+        lines = []
+        if path.suffix != ".png":
+            old, new = (each.decode(errors="replace").split("\n") for each in (current, content))
             lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2 : 2 + DIFF_LINES]
-            shown = "\n".join(lines).replace("\r", "\\r")
-            yield f"{path.relative_to(root)} is out of date: run make fix\n{shown}"
+        shown = "\n".join(lines).replace("\r", "\\r")
+        yield f"{path.relative_to(root)} is out of date: run make fix\n{shown}"

@@ -26,6 +26,8 @@ generated from each pattern's `measure/results.json`; do not edit it.
 # Relative to a pattern's directory.
 RESULTS_FILE = Path("measure/results.json")
 PLOT_FILE = Path("measure/plot.png")
+# A line through fewer points would show a shape that nobody has measured.
+FEWEST_POINTS = 3
 MEETS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -53,6 +55,8 @@ class Results:
     holds: bool
     # Bounds for figures or counts, as in {"ack_p99_ratio": ("<=", 1.5)}.
     targets: dict[str, tuple[str, float]] = field(default_factory=dict)
+    # Medians for a plot, with the unit in the name, as in {"load_percent": [50, 100, 200]}.
+    series: dict[str, list[float]] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=lambda: this_machine())
     measured_on: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 
@@ -61,13 +65,14 @@ class Results:
         self.counts = dict(self.counts)
         self.figures = {name: _rounded(value) for name, value in self.figures.items()}
         self.targets = {name: (sign, bound) for name, (sign, bound) in self.targets.items()}
+        self.series = {name: [_rounded(y) for y in values] for name, values in self.series.items()}
 
     def check(self) -> None:
         """Raises a ResultsError for the first invalid field."""
         for name in ("pattern", "claim", "measured_on"):
             _require(_is_text(getattr(self, name)), f"{name} must be text that is not empty")
         _require(isinstance(self.holds, bool), "holds must be true or false")
-        for name in ("counts", "figures", "control", "targets", "machine"):
+        for name in ("counts", "figures", "control", "targets", "series", "machine"):
             _require(isinstance(getattr(self, name), dict), f"{name} must be an object")
         for name in ("counts", "control"):
             _require(bool(getattr(self, name)), f"{name} is empty: count with and without")
@@ -85,6 +90,14 @@ class Results:
                     pass
                 case _:
                     raise ResultsError(f"targets.{key} is {target!r}, not a sign and a number")
+        for key, values in self.series.items():
+            _require(isinstance(values, list), f"series.{key} must be a list")
+            _require(
+                len(values) >= FEWEST_POINTS,
+                f"series.{key} has {len(values)} points; a line needs {FEWEST_POINTS}",
+            )
+            for value in values:
+                _require(_is_finite(value), f"series.{key} has {value!r}, not a finite number")
         for key, value in self.machine.items():
             _require(_is_text(value), f"machine.{key} must be text that is not empty")
         try:

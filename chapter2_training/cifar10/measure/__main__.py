@@ -24,7 +24,6 @@ from tools.read.patterns import ROOT
 from ..train.cifar import RECORD
 from ..train.onnx_graph import export
 from ..train.parameters import PATTERN
-from ..train.step import EPOCHS
 
 CLAIM = (
     "A step runs only when its inputs have changed, and a model that is no better than chance is "
@@ -126,10 +125,9 @@ def with_statistics_of_imagenet(pipeline: Pipeline, net: str) -> bytes:
         return export(net, {**weights, **others})
 
 
-def measure_times(directory: Path, output: Path) -> dict[str, float]:
-    """Times the training with its defaults, draws its curves, and times two networks."""
-    # Importing PyTorch and Matplotlib takes seconds, and a quick run does not need them.
-    from .curves import draw_curves
+def measure_times(directory: Path) -> dict[str, float]:
+    """Times the training with its defaults, and times two networks."""
+    # Importing PyTorch takes seconds, and a quick run does not need it.
     from .speed import images_per_second
 
     whole = Pipeline(directory, (), tracked=True)
@@ -138,8 +136,6 @@ def measure_times(directory: Path, output: Path) -> dict[str, float]:
     trained = perf_counter()
     whole.steps()
     unchanged_seconds = perf_counter() - trained
-    history = [json.loads(line) for line in (whole.result("fit") / EPOCHS).open()]
-    draw_curves(history, "simple").savefig(output / "plot.png")
     scores: dict[str, Any] = json.loads((whole.result("evaluate") / "scores.json").read_bytes())
     speeds = interleave(
         {net: partial(images_per_second, net) for net in ("simple", "vgg11")}, SPEED_ROUNDS
@@ -172,9 +168,7 @@ def main() -> int:
             resumed, unchanged = killed.result()
         figures, bounds = {}, {}
         if not arguments.quick:
-            output = arguments.directory(PATTERN) or directory
-            output.mkdir(parents=True, exist_ok=True)
-            figures = measure_times(directory / "whole", output)
+            figures = measure_times(directory / "whole")
             bounds = {"accuracy": (">=", 0.9), "train_seconds": ("<=", 120)}
     expected = {
         "steps_first": 4,

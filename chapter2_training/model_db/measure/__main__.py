@@ -30,6 +30,8 @@ CLAIM = (
     "champions."
 )
 WRITERS = 50
+# How many write at once, for the plot.
+CROWDS = (1, 2, 5, 10, 20, WRITERS)
 RIVALS = 10
 TRIES = 10
 # The constraints by which the database rejects duplicates; the control runs without them.
@@ -144,16 +146,16 @@ def add_experiments(url: str, model_ids: list[str]) -> list[str]:
 
 
 def add_evaluations(
-    url: str, targets: list[str], size: Size, *, must: int | None = None
+    url: str, targets: list[str], size: Size, *, writers: int = WRITERS, must: int | None = None
 ) -> tuple[Run, int]:
-    """Has all writers add to the same experiments; returns how many evaluations were stored."""
+    """Has writers add to the same experiments; returns how many evaluations were stored."""
     (model_id,) = add_models(url, 1)
     merges = [
         post(target, f"/experiments/evaluations/{shared}", evaluations={f"writer {number}": 1})
         for shared in add_experiments(url, [model_id] * size.shared)
-        for number, target in zip(range(WRITERS), cycle(targets), strict=False)
+        for number, target in zip(range(writers), cycle(targets), strict=False)
     ]
-    run = send(merges, WRITERS, must=must)
+    run = send(merges, writers, must=must)
     rows = rows_of(url, f"/experiments/model-id/{model_id}")
     return run, sum(key.startswith("writer") for row in rows for key in row["evaluations"])
 
@@ -197,6 +199,12 @@ def count_conflicts(url: str, size: Size) -> dict[str, int]:
         "second_champions": second_champions,
         "duplicate_projects": duplicate_projects,
     }
+
+
+def lost_percent(url: str, size: Size, writers: int) -> float:
+    """Returns the share of acknowledged evaluations that were lost."""
+    run, stored = add_evaluations(url, [url], size, writers=writers, must=200)
+    return 100 * (run.sent - stored) / run.sent
 
 
 def count_refusals(urls: list[str], size: Size) -> dict[str, int]:
@@ -347,6 +355,7 @@ def main() -> int:
     arguments = quick_argument(__doc__)
     size = QUICK if arguments.quick else FULL
     figures: dict[str, float] = {}
+    series: dict[str, list[float]] = {}
     bounds: dict[str, tuple[str, float]] = {}
     with ExitStack() as stack:
         with ThreadPoolExecutor() as threads:
@@ -366,6 +375,11 @@ def main() -> int:
         control = until_it_shows(lambda: count_conflicts(careless.url, size))
         control |= until_it_shows(lambda: count_refusals(late, size))
         if size.experiments:
+            series = {
+                "writers": list(map(float, CROWDS)),
+                "lost_percent": [lost_percent(api.url, size, n) for n in CROWDS],
+                "careless_lost_percent": [lost_percent(careless.url, size, n) for n in CROWDS],
+            }
             figures = measure_times(api, sqlite[0], size)
             figures |= {"start_seconds": api.start_seconds, "memory_mb": api.memory_mb()}
             bounds = BOUNDS
@@ -381,6 +395,7 @@ def main() -> int:
         counts=counts,
         figures=figures,
         control=control,
+        series=series,
         holds=claim_holds(counts) and all(control.values()),
         targets={**dict.fromkeys(NONE, ("==", 0)), **bounds},
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 
-import matplotlib.pyplot as plt
 import numpy as np
 from redis import ResponseError
 from redis.asyncio import Redis
@@ -36,7 +35,8 @@ from .processes import PACKAGE, ROOT, Queue, run_api, run_workers
 
 HERE = Path(__file__).parents[1]
 CLAIM = "A slow model does not delay acceptance, and a killed process loses no accepted job."
-SLOWER = 50
+# How many times slower than the shipped model the models are that a caller may wait for.
+SLOWER = (1, 4, 14, 50)
 RATE_PER_SECOND = 50
 FRAGILE = (f"{PACKAGE}.measure.baselines",)
 SEED = 0
@@ -369,52 +369,53 @@ def claim_holds(counts: dict[str, int], poison_jobs: int = FULL.poison_jobs) -> 
     )
 
 
-def draw(path: Path, figures: dict[str, float]) -> None:
-    """Draws how long a caller waits over how long the model takes."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    model_ms = [figures["model_ms"], figures["slow_model_ms"]]
-    for label, name in (("synchronous endpoint", "sync_p99"), ("this pattern", "ack_p99")):
-        axes.plot(model_ms, [figures[f"{name}_ms"], figures[f"{name}_slow_ms"]], "o-", label=label)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="model, ms per row",
-        ylabel="response to POST /predict, p99 ms",
-    )
-    axes.set_xticks(model_ms, [f"{milliseconds:.0f}" for milliseconds in model_ms])
-    axes.minorticks_off()
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def measure_times(light: Path, parent: Path) -> dict[str, float]:
-    """Measures how fast requests are accepted, and how fast a queue is drained."""
-    heavy, slow = parent / "heavy", parent / "slower"
-    for model, copies in ((heavy, COPIES), (slow, SLOWER * COPIES)):
-        write_artifact(model, *train(copies))
+def measure_acceptance(parent: Path) -> dict[str, list[float]]:
+    """Measures how fast requests are accepted and answered while the model gets slower."""
+    models = [parent / f"times_{slower}" for slower in SLOWER]
     with ExitStack() as stack:
-        arms = {
-            "ack_p99_ms": stack.enter_context(queue_arm(heavy, parent / "queue")),
-            "ack_p99_slow_ms": stack.enter_context(queue_arm(slow, parent / "slow")),
-            "sync_p99_ms": stack.enter_context(synchronous_arm(heavy, 10)),
-            "sync_p99_slow_ms": stack.enter_context(synchronous_arm(slow, 2)),
-        }
+        arms: dict[str, Callable[[], float]] = {}
+        for slower, model in zip(SLOWER, models, strict=True):
+            write_artifact(model, *train(slower * COPIES))
+            queue = queue_arm(model, parent / f"queue_{slower}")
+            waiting = synchronous_arm(model, max(2, 10 // slower))
+            arms[f"ack {slower}"] = stack.enter_context(queue)
+            arms[f"sync {slower}"] = stack.enter_context(waiting)
         measured = interleave(arms, ROUNDS)
+    return {"model_ms": [row_ms(model) for model in models]} | {
+        f"{arm}_p99_ms": [
+            median_and_spread(measured[f"{arm} {slower}"]).median for slower in SLOWER
+        ]
+        for arm in ("ack", "sync")
+    }
+
+
+def measure_drains(light: Path, parent: Path) -> dict[str, float]:
+    """Measures how fast a queue is drained, in batches and one job at a time."""
     drain = partial(jobs_per_second, light, parent)
-    measured |= interleave(
+    measured = interleave(
         {
             "jobs_per_second": partial(drain, 32, DRAINED),
             "single_jobs_per_second": partial(drain, 1, DRAINED // 4),
         },
         DRAINS,
     )
-    figures = {name: median_and_spread(values).median for name, values in measured.items()}
-    return figures | {
-        "model_ms": row_ms(heavy),
-        "slow_model_ms": row_ms(slow),
-        "ack_p99_ratio": figures["ack_p99_slow_ms"] / figures["ack_p99_ms"],
-        "sync_p99_ratio": figures["sync_p99_slow_ms"] / figures["sync_p99_ms"],
-        "batched_ratio": figures["jobs_per_second"] / figures["single_jobs_per_second"],
+    return {name: median_and_spread(values).median for name, values in measured.items()}
+
+
+def figures_of(series: dict[str, list[float]], drains: dict[str, float]) -> dict[str, float]:
+    """Returns the figures of the fastest and the slowest model, and how a queue is drained."""
+    ack, sync, model = (series[name] for name in ("ack_p99_ms", "sync_p99_ms", "model_ms"))
+    return {
+        "ack_p99_ms": ack[0],
+        "ack_p99_slow_ms": ack[-1],
+        "sync_p99_ms": sync[0],
+        "sync_p99_slow_ms": sync[-1],
+        **drains,
+        "model_ms": model[0],
+        "slow_model_ms": model[-1],
+        "ack_p99_ratio": ack[-1] / ack[0],
+        "sync_p99_ratio": sync[-1] / sync[0],
+        "batched_ratio": drains["jobs_per_second"] / drains["single_jobs_per_second"],
     }
 
 
@@ -427,7 +428,8 @@ def main() -> int:
         write_artifact(light, *train(1))
         counts = count_lost(light, parent / "killed", size)
         control = {"lost": count_lost_by_popping(light, parent / "popped", size)}
-        figures = {} if arguments.quick else measure_times(light, parent)
+        series = {} if arguments.quick else measure_acceptance(parent)
+        figures = {} if arguments.quick else figures_of(series, measure_drains(light, parent))
     targets: dict[str, tuple[str, float]] = {
         "lost": ("==", 0),
         "poison_dead_lettered": ("==", size.poison_jobs),
@@ -442,13 +444,12 @@ def main() -> int:
         figures=figures,
         control=control,
         targets={name: target for name, target in targets.items() if name in counts | figures},
+        series=series,
         # A wide margin: with a model 50 times slower, a synchronous response is 50 times slower.
         holds=claim_holds(counts, size.poison_jobs)
         and control["lost"] > 0
         and (arguments.quick or figures["ack_p99_ratio"] < 5),
     )
-    if figures and (directory := arguments.directory(HERE)):
-        draw(directory / "plot.png", figures)
     return results.finish(arguments, HERE)
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -50,13 +52,18 @@ class PredictRequest(BaseModel):
     data: list[list[float]]
 
 
-synchronous = FastAPI()
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Loads the model."""
+    app.state.model = Model(settings.model_directory, FEATURES)
+    yield
+
+
+synchronous = FastAPI(lifespan=lifespan)
 
 
 @synchronous.get("/ready")
 def ready() -> dict[str, str]:
-    """Loads the model on the first call."""
-    synchronous.state.model = Model(settings.model_directory, FEATURES)
     return {"status": "ready"}
 
 

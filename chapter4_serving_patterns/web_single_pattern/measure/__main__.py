@@ -17,7 +17,7 @@ from tools.measure.server import Server
 
 from ..train.iris import load
 from ..train.model import fit
-from .cost import ARMS, CARELESS, CORES, OURS, draw, measure_costs, server
+from .cost import ARMS, CARELESS, CORES, OURS, measure_costs, server
 
 HERE = Path(__file__).parents[1]
 CLAIM = "Every row of a request gets a prediction that equals scikit-learn's."
@@ -81,8 +81,7 @@ def main() -> int:
         if not arguments.quick:
             others = {name: arm for name, arm in ARMS.items() if arm != OURS}
             servers = {name: stack.enter_context(server(*arm)) for name, arm in others.items()}
-            figures, costs = measure_costs(servers | {"ours": ours})
-            figures |= {
+            figures = measure_costs(servers | {"ours": ours}) | {
                 "memory_mb": ours.memory_mb(),
                 "start_seconds": ours.start_seconds,
                 "refuse_100_mb_seconds": refuse_100_mb(ours),
@@ -96,10 +95,7 @@ def main() -> int:
         targets=COUNT_TARGETS | (FIGURE_TARGETS if figures else {}),
         holds=(rows_answered, rows_equal) == (150, 150),
     )
-    exit_code = results.finish(arguments, HERE)
-    if figures and (directory := arguments.directory(HERE)):
-        draw(costs, directory / "plot.png")
-    return exit_code
+    return results.finish(arguments, HERE)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import uvloop
-from matplotlib.figure import Figure
 
 from tools.measure.load import Request, Run, closed_loop, open_loop
 from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
@@ -94,8 +93,8 @@ def ratio(rounds: Rounds, figure: str, other: str) -> float:
     return median_and_spread([mine[figure] / theirs[figure] for mine, theirs in pairs]).median
 
 
-def measure_costs(servers: dict[str, Server]) -> tuple[dict[str, float], Rounds]:
-    """Returns the figures, and what each arm cost in each round."""
+def measure_costs(servers: dict[str, Server]) -> dict[str, float]:
+    """Measures what each arm costs, and the latency of two of them."""
     for running in servers.values():
         cost(running)
     costs = interleave({name: partial(cost, arm) for name, arm in servers.items()}, ROUNDS)
@@ -105,26 +104,13 @@ def measure_costs(servers: dict[str, Server]) -> tuple[dict[str, float], Rounds]
     return {
         "cpu_us": median(costs, "ours", "cpu_us"),
         "plain_cpu_us": median(costs, "plain", "cpu_us"),
+        "quiet_cpu_us": median(costs, "no access log", "cpu_us"),
+        "async_cpu_us": median(costs, "async def", "cpu_us"),
+        "without_json_route_cpu_us": median(costs, "no JsonRoute", "cpu_us"),
         "noop_cpu_us": median(costs, "noop", "cpu_us"),
         "cpu_ratio_to_plain": ratio(costs, "cpu_us", "plain"),
         "cpu_ratio_to_noop": ratio(costs, "cpu_us", "noop"),
         "p99_ms": median(delays, "ours", "p99_ms"),
         "p99_ratio_to_plain": ratio(delays, "p99_ms", "plain"),
         "generator_lag_p99_ms": median(delays, "ours", "lag_p99_ms"),
-    }, costs
-
-
-def draw(costs: Rounds, path: Path) -> None:
-    """Draws the CPU time of each arm as a bar, and the floor as a line."""
-    bars = {name: median(costs, name, "cpu_us") for name in ARMS if name != "noop"}
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.bar_label(axes.barh(list(bars), list(bars.values())), fmt="%.0f", padding=3)
-    axes.margins(x=0.1)
-    axes.axvline(
-        median(costs, "noop", "cpu_us"), color="black", linestyle="--", label="no-op route"
-    )
-    axes.set(xlabel="CPU time per prediction (microseconds)")
-    axes.invert_yaxis()
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    }

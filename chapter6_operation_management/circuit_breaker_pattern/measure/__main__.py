@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 
 import tools.mesh.proxy
 from tools.measure.load import Request, Run, closed_loop, open_loop
@@ -35,6 +34,8 @@ POLICY = RULE["spec"]["trafficPolicy"]
 LIMIT: int = POLICY["connectionPool"]["http"]["http2MaxRequests"]
 ERRORS: int = POLICY["outlierDetection"]["consecutive5xxErrors"]
 OVERLOAD = 3
+# Measured for the plot, besides the overload.
+OFFERED = (0.5, 1.0, 1.5, 2.0)
 DEADLINE_MS = 1_000
 # A quick run checks no times: an accepted request may take as long as a busy machine needs.
 QUICK_DEADLINE_MS = 30_000
@@ -205,19 +206,19 @@ def median_ratio(
     return median_and_spread(ratios).median
 
 
-def draw(measured: dict[float, dict[str, list[dict[str, float]]]], path: Path) -> None:
-    """Draws the responses in time over the requests sent, both relative to the capacity."""
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for arm, label in {"limited": "with the limit", "unlimited": "without"}.items():
-        ratios = [
-            median_ratio(runs[arm], runs["capacity"], "per_second") for runs in measured.values()
+def over_load(
+    measured: dict[float, dict[str, list[dict[str, float]]]],
+) -> dict[str, list[float]]:
+    """Returns the responses in time over the requests sent, both relative to the capacity."""
+    arms = {"goodput_percent": "limited", "unlimited_goodput_percent": "unlimited"}
+    loads = sorted(measured)
+    return {"load_percent": [100 * load for load in loads]} | {
+        name: [
+            100 * median_ratio(measured[load][arm], measured[load]["capacity"], "per_second")
+            for load in loads
         ]
-        axes.plot(list(measured), ratios, marker="o", label=label)
-    axes.set(xlabel="requests sent, 1 = capacity", ylabel="answered within 1 s, 1 = capacity")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+        for name, arm in arms.items()
+    }
 
 
 EXPECTED = {
@@ -262,7 +263,7 @@ def main() -> int:
     rounds, seconds, count = 3, 12, 300
     with ExitStack() as stack:
         pair = [stack.enter_context(replica()) for _ in range(2)]
-        by_load = {offered: measure_at(offered, pair, count, 5, 1) for offered in (0.5, 1.0, 2.0)}
+        by_load = {offered: measure_at(offered, pair, count, 5, 1) for offered in OFFERED}
         measured = by_load[OVERLOAD] = measure_at(OVERLOAD, pair, count, seconds, rounds)
         base_seconds = int(POLICY["outlierDetection"]["baseEjectionTime"].removesuffix("s"))
         ejected = ejection(shipped(HERE), pair[0], watch_seconds=base_seconds + 2)
@@ -313,12 +314,10 @@ def main() -> int:
             "goodput_ratio_to_unlimited": (">=", 5),
             "refused_p99_ms": ("<=", 20),
         },
+        series=over_load(by_load),
         holds={name: counts[name] for name in EXPECTED} == EXPECTED and counts["refused"] > 0,
     )
-    exit_code = results.finish(arguments, HERE)
-    if directory := arguments.directory(HERE):
-        draw(by_load, directory / "plot.png")
-    return exit_code
+    return results.finish(arguments, HERE)
 
 
 if __name__ == "__main__":
