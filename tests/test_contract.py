@@ -34,6 +34,7 @@ import onnx.numpy_helper
 import pytest
 
 from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows
+from tools.check.repository import book
 from tools.check.selection import FULL
 from tools.measure.server import Server, wait_until
 from tools.measure.servers import run_uvicorn
@@ -846,6 +847,17 @@ Check = Callable[[Subject], Findings]
 def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
     found = check(subject)
     assert not found, "\n".join(found)
+
+
+def test_the_endpoints_named_beside_those_of_the_book_exist(
+    subject: Subject, request: pytest.FixtureRequest
+) -> None:
+    pattern, _ = request.node.callspec.params["start"]
+    # A file server has no document.
+    named = book.endpoints(pattern / "BOOK.md") if subject.document else set()
+    if subject.predicts:
+        named |= book.endpoints(ROOT / "COMING_FROM_THE_BOOK.md")
+    assert named <= set(subject.operations)
 
 
 @pytest.mark.parametrize("check", STRICT_CHECKS, ids=lambda check: check.__name__)

@@ -24,7 +24,11 @@ MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
 
 
 def tokens(path: Path) -> list[Token]:
-    return MarkdownIt("commonmark").enable("table").parse(path.read_text("utf-8"))
+    return parsed(path.read_text("utf-8"))
+
+
+def parsed(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(text)
 
 
 def fences(path: Path) -> list[Token]:
