@@ -860,6 +860,17 @@ def test_the_endpoints_named_beside_those_of_the_book_exist(
     assert named <= set(subject.operations)
 
 
+def test_the_server_predicts_the_sample_of_its_directory(
+    subject: Subject, request: pytest.FixtureRequest
+) -> None:
+    pattern, _ = request.node.callspec.params["start"]
+    if subject.predicts:
+        body = (pattern / "sample.json").read_bytes()
+        assert {len(row) for row in json.loads(body)["data"]} == {subject.rows.width}
+        answer = subject.post("/predict", body)
+        assert answer.status_code in (200, 202), answer.text
+
+
 @pytest.mark.parametrize("check", STRICT_CHECKS, ids=lambda check: check.__name__)
 def test_the_server_keeps_its_limits(strict: Subject, check: Check) -> None:
     found = check(strict)

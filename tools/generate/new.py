@@ -111,7 +111,7 @@ def start(root: Path, name: str) -> None:
         copy, text = path.replace(ORIGINAL, name), (root / path).read_text("utf-8")
         if path == f"{ORIGINAL}/README.md":
             write(root / copy, draft(replaced(text, replacements), name))
-        elif Path(path).name.startswith("requirements"):
+        elif Path(path).name.startswith(("requirements", "sample.json")):
             write(root / copy, text)
         elif path == f"{ORIGINAL}/{PART_OF_THE_BOOK}":
             write(root / copy, f"# From the book to {new}\n\nThe book has no code for it.\n")

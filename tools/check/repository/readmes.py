@@ -15,7 +15,7 @@ from tools.check.rules import rule
 
 HEADINGS = (
     "When to use it · Not when · How it works · Run it · Break it · What it buys and costs · "
-    "On Kubernetes · Trade-offs"
+    "On Kubernetes · Make it yours · Trade-offs"
 )
 # A diagram, a session that tests play, and commands that they do not.
 README_FENCES = {"mermaid", "console", "sh"}
