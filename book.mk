@@ -3,10 +3,12 @@
 # Makefile and pattern.mk include this file last, and set IN_PATTERN and IN_ROOT to the command that
 # runs make in the directory of a pattern and in the root.
 
-build_all build_% c_build d_build: INSTEAD = $(IN_PATTERN) build
+build_all c_build d_build: INSTEAD = $(IN_PATTERN) build
+build_%: INSTEAD = $(IN_PATTERN) build
 c_up run_all: INSTEAD = $(IN_PATTERN) up
 c_down: INSTEAD = $(IN_PATTERN) down
-push_all push_%: INSTEAD = $(IN_PATTERN) build, then load the image: see README.md, On Kubernetes
+push_all: INSTEAD = $(IN_PATTERN) build, then load the image: see README.md, On Kubernetes
+push_%: INSTEAD = $(IN_PATTERN) build, then load the image: see README.md, On Kubernetes
 req: INSTEAD = $(IN_ROOT) lock
 sync: INSTEAD = $(IN_ROOT) dev_sync
 fmt: INSTEAD = $(IN_ROOT) fix

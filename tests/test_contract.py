@@ -34,6 +34,7 @@ import onnx.numpy_helper
 import pytest
 
 from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows
+from tools.check.repository import book
 from tools.check.selection import FULL
 from tools.measure.server import Server, wait_until
 from tools.measure.servers import run_uvicorn
@@ -930,6 +931,28 @@ Check = Callable[[Subject], Findings]
 def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
     found = check(subject)
     assert not found, "\n".join(found)
+
+
+def test_the_endpoints_named_beside_those_of_the_book_exist(
+    subject: Subject, request: pytest.FixtureRequest
+) -> None:
+    pattern, _ = request.node.callspec.params["start"]
+    # A file server has no document.
+    named = book.endpoints(pattern / "BOOK.md") if subject.document else set()
+    if subject.predicts:
+        named |= book.endpoints(ROOT / "COMING_FROM_THE_BOOK.md")
+    assert named <= set(subject.operations)
+
+
+def test_the_server_predicts_the_sample_of_its_directory(
+    subject: Subject, request: pytest.FixtureRequest
+) -> None:
+    pattern, _ = request.node.callspec.params["start"]
+    if subject.predicts:
+        body = (pattern / "sample.json").read_bytes()
+        assert {len(row) for row in json.loads(body)["data"]} == {subject.rows.width}
+        answer = subject.post("/predict", body)
+        assert answer.status_code in (200, 202), answer.text
 
 
 @pytest.mark.parametrize("check", STRICT_CHECKS, ids=lambda check: check.__name__)

@@ -339,6 +339,36 @@ def test_a_file_named_as_a_target_of_the_book_changes_nothing(
         assert refused.stderr.startswith(f"error: instead of the book's make {name}, run make ")
 
 
+@pytest.mark.parametrize("pattern", sorted(ROOT.glob("*/*/Makefile")), ids=lambda p: p.parent.name)
+def test_a_copied_directory_alone_works_with_docker_alone(
+    tmp_path: Path, path_of_macos: Path, pattern: Path
+) -> None:
+    alone = tmp_path / 'my $own, "it\'s" `new`' / pattern.parent.name
+    ignored = shutil.ignore_patterns("models", ".local", "__pycache__")
+    shutil.copytree(pattern.parent, alone, ignore=ignored)
+    helped = make(alone, path_of_macos, RUN="local", ROOT="/")
+    assert helped.returncode == 0, helped.stderr
+    assert helped.stdout.startswith(f"{alone.name}: ")
+    expected = {
+        "up": "up --detach --build --wait",
+        "down": "down --remove-orphans",
+        "build": "build",
+        "logs": "logs api",
+        "ps": "ps api",
+        "stop": "stop api",
+        "start": "up --detach --no-deps --wait --no-recreate api",
+        "kill": "kill api",
+    }
+    for verb, command in expected.items():
+        assert f" {verb} " in helped.stdout
+        printed = make(alone, path_of_macos, "-n", verb, "SERVICE=api", RUN="local")
+        assert printed.returncode == 0, printed.stderr
+        (run,) = [line for line in printed.stdout.splitlines() if "docker compose" in line]
+        assert " ".join(run.partition("docker compose ")[2].split()).startswith(command)
+    without = make(alone, path_of_macos, "kill")
+    assert "which service? make ps lists them" in without.stderr
+
+
 def test_a_chapter_lists_its_patterns_and_runs_their_tests(
     repository: Path, path_of_macos: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from onnx import numpy_helper
 from pydantic import BaseModel
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
 
 from chapter4_serving_patterns.web_single_pattern.app import model
 from chapter4_serving_patterns.web_single_pattern.app.route import JsonRoute
@@ -30,6 +31,7 @@ from chapter4_serving_patterns.web_single_pattern.train.artifact import write_ar
 from chapter4_serving_patterns.web_single_pattern.train.iris import load
 from chapter4_serving_patterns.web_single_pattern.train.model import fit
 from tests.bad_bodies import Rows, of_any_object, of_rows
+from tools.check.repository import readmes
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, ServerError
 from tools.measure.servers import run_uvicorn
@@ -371,3 +373,34 @@ def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     assert results.counts == {"rows_answered": 150, "rows_equal": 150}
     # One row of each of the fifteen requests, and a prediction for the request without rows.
     assert results.control == {"rows_answered": 15, "rows_equal": 14}
+
+
+# What "Make it yours" of the README says: the changes for scikit-learn's wine data.
+OF_WINE = {
+    ("train/iris.py", "load_iris"): (r"load_iris", "load_wine"),
+    ("train/iris.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = load_wine().feature_names"),
+    ("train/iris.py", "LABELS"): (r"^LABELS = .*$", 'LABELS = ["barolo", "grignolino", "barbera"]'),
+    ("train/iris.py", "SAMPLE"): (r"^SAMPLE = .*$", "SAMPLE = load_wine().data[:1].tolist()"),
+    ("train/model.py", "NAME"): (r"^NAME = .*$", 'NAME = "wine_svc"'),
+    ("app/schema.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = 13"),
+}
+
+
+def test_the_changes_that_the_readme_names_serve_another_model(tmp_path: Path) -> None:
+    yours = readmes.sections(PATTERN / "README.md")["Make it yours"]
+    named = [link for paragraph in yours for link in readmes.links(paragraph)]
+    assert {(file, code) for file, code in named if code} == set(OF_WINE)
+    ignored = shutil.ignore_patterns("models", "measure", ".local", "__pycache__")
+    copy = shutil.copytree(PATTERN, tmp_path / "copy", ignore=ignored)
+    for (file, _), (old, new) in OF_WINE.items():
+        text, count = re.subn(old, new, (copy / file).read_text(), flags=re.MULTILINE)
+        assert count, f"{file} holds no {old}"
+        (copy / file).write_text(text)
+    subprocess.run([sys.executable, "-m", "train"], cwd=copy, check=True, capture_output=True)
+    rows = load_wine().data[[0, 70, 150]].tolist()
+    with run_uvicorn("app.main:app", cwd=copy) as server:
+        answer = httpx.post(f"{server.url}/predict/label", json={"data": rows})
+        assert answer.json() == {"prediction": ["barolo", "grignolino", "barbera"]}
+        narrow = httpx.post(f"{server.url}/predict/label", json={"data": [SAMPLE]})
+        assert narrow.status_code == 422
+        assert httpx.get(f"{server.url}/metadata").json()["name"] == "wine_svc"

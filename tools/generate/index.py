@@ -1,4 +1,8 @@
-"""Writes the index of patterns into the root README and the measured figures into each README."""
+"""Writes what is collected from the patterns into Markdown files.
+
+These are the index in the root README, the sections of COMING_FROM_THE_BOOK.md, and the measured
+figures in each pattern's README.
+"""
 
 import re
 from pathlib import Path
@@ -12,6 +16,9 @@ HEADER = """
 | pattern | what it is | processes | claim | measured |
 | --- | --- | --- | --- | --- |
 """
+# A pattern's part of the second file is in the first.
+PART_OF_THE_BOOK = "BOOK.md"
+COMING_FROM_THE_BOOK = "COMING_FROM_THE_BOOK.md"
 # More rows are hard to take in; results.json and RESULTS.md have the rest.
 MOST_ROWS = 5
 ROW = re.compile(r"\| (.+?) <!-- (\w+)(?: (\w+))? --> \|")
@@ -71,6 +78,16 @@ def index(root: Path) -> str:
     return "".join(tables.values()) + "\n"
 
 
+def from_the_book(root: Path) -> str:
+    """Returns a section for each pattern: its BOOK.md with another title."""
+    sections = []
+    for pattern in patterns(root):
+        name = pattern.relative_to(root).as_posix()
+        _, _, text = (pattern / PART_OF_THE_BOOK).read_text("utf-8").partition("\n\n")
+        sections.append(f"\n## [{name}]({name})\n\n{text}")
+    return "".join(sections) + "\n"
+
+
 def figures(pattern: Path, block: str) -> str:
     """Fills in the results table of a README from results.json.
 
@@ -107,14 +124,16 @@ def figures(pattern: Path, block: str) -> str:
 
 
 def indexed(root: Path = ROOT) -> dict[Path, str]:
-    """Returns the text that the root README and each pattern's README should have."""
+    """Returns the text that each of these files should have."""
     for pattern in patterns(root):
-        for name in ("README.md", "docker-compose.yml"):
+        for name in ("README.md", "docker-compose.yml", PART_OF_THE_BOOK):
             if not (pattern / name).is_file():
                 raise MarkerError(f"{pattern.relative_to(root)} has no {name}")
-    readme = root / "README.md"
-    shown = readme.relative_to(root)
-    texts = {readme: between(readme.read_text("utf-8"), "index", index(root), shown)}
+    texts = {}
+    collected = {"README.md": ("index", index), COMING_FROM_THE_BOOK: ("book", from_the_book)}
+    for file, (marker, content) in collected.items():
+        text = (root / file).read_text("utf-8")
+        texts[root / file] = between(text, marker, content(root), Path(file))
     for pattern in patterns(root):
         path = pattern / "README.md"
         shown = path.relative_to(root)

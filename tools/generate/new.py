@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tools.generate import copies, files
-from tools.generate.index import tagline
+from tools.generate.index import PART_OF_THE_BOOK, tagline
 from tools.read.patterns import ROOT
 
 CHAPTERS = (
@@ -31,6 +31,7 @@ NEXT = """{name} is there, a working copy of web_single_pattern. Next:
   - Write README.md, beginning with line 3, which is also the docstring of app/main.py.
   - `make fix` keeps a file that begins with "# Copied from" equal to its original.
     To change such a file, delete that line first.
+  - Compare it in BOOK.md with what the book prints for it.
   - Say in the chapter's README how the pattern differs from the others.
   - Run make measure and make test in the directory, then make fix and make check here."""
 
@@ -110,8 +111,10 @@ def start(root: Path, name: str) -> None:
         copy, text = path.replace(ORIGINAL, name), (root / path).read_text("utf-8")
         if path == f"{ORIGINAL}/README.md":
             write(root / copy, draft(replaced(text, replacements), name))
-        elif Path(path).name.startswith("requirements"):
+        elif Path(path).name.startswith(("requirements", "sample.json")):
             write(root / copy, text)
+        elif path == f"{ORIGINAL}/{PART_OF_THE_BOOK}":
+            write(root / copy, f"# From the book to {new}\n\nThe book has no code for it.\n")
         else:
             copies.write_copy(root, path, copy, [pair for pair in replacements if pair[0] in text])
     module = root / test_module(name)

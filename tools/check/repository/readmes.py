@@ -15,7 +15,7 @@ from tools.check.rules import rule
 
 HEADINGS = (
     "When to use it · Not when · How it works · Run it · Break it · What it buys and costs · "
-    "On Kubernetes · Trade-offs"
+    "On Kubernetes · Make it yours · Trade-offs"
 )
 # A diagram, a session that tests play, and commands that they do not.
 README_FENCES = {"mermaid", "console", "sh"}
@@ -24,7 +24,11 @@ MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
 
 
 def tokens(path: Path) -> list[Token]:
-    return MarkdownIt("commonmark").enable("table").parse(path.read_text("utf-8"))
+    return parsed(path.read_text("utf-8"))
+
+
+def parsed(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(text)
 
 
 def fences(path: Path) -> list[Token]:
