@@ -284,6 +284,17 @@ def test_ctrl_c_ends_a_measurement_quietly(repository: Path, path_of_macos: Path
     assert not psutil.pid_exists(int(pid)) or not is_alive(psutil.Process(int(pid)))
 
 
+def test_only_up_is_told_a_port_that_moves(repository: Path, path_of_macos: Path) -> None:
+    pattern, port = repository / PATTERN, free_port()
+    started = make(pattern, path_of_macos, "up", "RUN=local", PORT=str(port))
+    assert started.returncode == 0, started.stdout + started.stderr
+    for verb in ("restart", "kill", "start"):
+        done = make(pattern, path_of_macos, verb, "SERVICE=api", "RUN=local")
+        assert done.returncode == 0, done.stderr
+    assert f"  127.0.0.1:{port}\n" in make(pattern, path_of_macos, "ps", "RUN=local").stdout
+    assert make(pattern, path_of_macos, "down", "RUN=local").stdout.endswith(" is down\n")
+
+
 def test_results_stop_at_the_first_pattern_that_cannot_be_measured(
     repository: Path, path_of_macos: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Starts real patterns without Docker: small HTTP servers, Redis, PostgreSQL and Envoy."""
 
+import errno
 import getpass
 import json
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from textwrap import shorten
 from time import monotonic, sleep
 from typing import Any
 
@@ -361,7 +363,7 @@ def test_up_names_the_pattern_that_has_the_port_and_leaves_both_as_they_were(
 
 
 def shown(pid: int) -> str:
-    return " ".join(psutil.Process(pid).cmdline())[: ports.COMMAND_MAX]
+    return shorten(" ".join(psutil.Process(pid).cmdline()), ports.COMMAND_MAX)
 
 
 def suggested(message: str) -> int:
@@ -424,6 +426,38 @@ def test_a_port_is_taken_by_who_listens_on_any_address_of_localhost() -> None:
         port = holder.getsockname()[1]
         assert ports.is_taken(port)
     assert not ports.is_taken(port)
+
+
+def test_a_port_that_this_user_may_not_use_is_an_error_or_moves(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(port: int) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write(pattern, {"api": server(80), "other": {**WORKER, "expose": ["81"]}})
+    compose = load(pattern)
+    monkeypatch.setattr(ports, "is_taken", refuse)
+    chosen = ports.choose(compose, own=set(), immovable=set())
+    assert chosen[80] == 80
+    assert chosen[81] > 1024
+    with pytest.raises(ports.PortError, match="port 80 cannot be used: Permission denied"):
+        ports.refuse_taken(pattern, [80])
+
+
+def test_with_docker_a_taken_port_is_named_before_anything_is_installed(pattern: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        write(pattern, {"api": server(port)})
+        # Without the packages of the environment, and without Docker.
+        command = [sys.executable, "-S", "-m", "tools.run.ports", str(pattern)]
+        environment = os.environ | {"PATH": "/none"}
+        asked = partial(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
+        refused = asked(text=True)
+    message = f"error: port {port} on 127.0.0.1 is in use by another program: stop it\n"
+    assert (refused.returncode, refused.stderr) == (1, message)
+    assert asked(text=True).returncode == 0
 
 
 def test_a_port_without_a_variable_is_refused_if_it_cannot_move(pattern: Path) -> None:

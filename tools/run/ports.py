@@ -14,8 +14,8 @@ import subprocess
 import sys
 from collections.abc import Container
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from tools.read.patterns import canonical, patterns
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROJECT_DIRECTORY = "com.docker.compose.project.working_dir"
 CALL_SECONDS = 1
 DOCKER_SECONDS = 10
-COMMAND_MAX = 100
+COMMAND_MAX = 200
 
 
 class PortError(Exception):
@@ -45,7 +45,7 @@ def choose(compose: Compose, own: Container[int], immovable: Container[str]) -> 
     for service in compose.services.values():
         for port in service.ports:
             if port not in chosen:
-                taken = port in chosen.values() or (port not in own and is_taken(port))
+                taken = port in chosen.values() or not (port in own or is_free(port))
                 may_move = taken and service.name not in immovable
                 chosen[port] = free_port({*stated, *chosen.values()}) if may_move else port
     return chosen
@@ -60,7 +60,15 @@ def free_port(but_not: Container[int]) -> int:
             return port
 
 
+def is_free(port: int) -> bool:
+    try:
+        return not is_taken(port)
+    except OSError:
+        return False
+
+
 def is_taken(port: int) -> bool:
+    """Tells whether somebody listens; raises an OSError if this user may not use the port."""
     with socket.socket() as probe:
         # Without this a port counts as taken for a minute after its connections were closed.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -69,7 +77,7 @@ def is_taken(port: int) -> bool:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return True
-            raise PortError(f"port {port} cannot be used: {error.strerror}") from None
+            raise
     # macOS allows this address even if another program listens on all addresses, and `localhost`
     # is the address of IPv6 first.
     return any(accepts(family, port) for family in (socket.AF_INET, socket.AF_INET6))
@@ -90,10 +98,15 @@ def refuse_taken(pattern_dir: Path, ports: list[int]) -> None:
     text = (pattern_dir / "docker-compose.yml").read_text(encoding="utf-8")
     variables = {port.host: port.variable for port in published_ports(text, os.environ)}
     for port in ports:
-        if is_taken(port):
+        try:
+            taken = is_taken(port)
+        except OSError as error:
+            raise PortError(f"port {port} cannot be used: {error.strerror}; set another") from None
+        if taken:
             ways_out = [holder_of(port)]
             if variable := variables.get(str(port)):
-                free = next(n for n in count(port + 1) if n not in ports and not is_taken(n))
+                above = (n for n in range(port + 1, 65536) if n not in ports and is_free(n))
+                free = next(above, None) or free_port(ports)
                 ways_out.append(f"or use another port: {variable}={free} make up")
             raise PortError(f"port {port} on 127.0.0.1 is in use {', '.join(ways_out)}")
 
@@ -109,7 +122,7 @@ def holder_of(port: int) -> str:
         from tools.run.processes import command_of, listener_of, state_of
 
         if process := listener_of(port):
-            who = f"pid {process.pid}, {command_of(process)[:COMMAND_MAX]}"
+            who = f"pid {process.pid}, {shorten(command_of(process), COMMAND_MAX)}"
             if state := state_of(process, [canonical(path) / ".local" for path in patterns()]):
                 return is_up(state.parent, who)
             return f"by another program ({who}): stop it"
@@ -141,14 +154,16 @@ def main() -> None:
     hosts = [port.host for port in published_ports(text, os.environ)]
     # What is not a port is for Compose to refuse.
     ports = [int(host) for host in hosts if host.isdecimal() and 0 < int(host) < 65536]
-    try:
-        for port in ports:
+    for port in ports:
+        # Docker may publish a port that this user may not use.
+        with suppress(OSError):
             container = container_on(port) if is_taken(port) else None
             # Compose replaces the pattern's own containers.
             if not container or container[1].resolve() != pattern_dir:
-                refuse_taken(pattern_dir, [port])
-    except PortError as error:
-        sys.exit(f"error: {error}")
+                try:
+                    refuse_taken(pattern_dir, [port])
+                except PortError as error:
+                    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
