@@ -28,11 +28,12 @@ $(error RUN is "$(RUN)": it must be docker or local)
 endif
 export RUN
 
-# Read from the pattern's files: the CATEGORIES to install, its SERVICES, and whether one TRAINS. The
-# environment may not exist yet.
+# Read from the pattern's files: the CATEGORIES to install, its SERVICES, whether one TRAINS,
+# and what they have MOUNTED. The environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
+MOUNTED :=
 ifneq ($(wildcard $(BIN)/python),)
 PYTHON ?= .venv/bin/python
 endif
@@ -53,7 +54,8 @@ LOCAL := cd $(ROOT) && exec .venv/bin/python -m tools.run
 ifeq ($(RUN),docker)
 WAY := with Docker: see its logs with make logs, stop it with make down
 BUILD = $(COMPOSE) build
-UP = $(COMPOSE) up --detach --build --wait --quiet-pull || \
+# The user of a container has to read what is mounted, whatever the umask of the clone.
+UP = $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && )$(COMPOSE) up --detach --build --wait --quiet-pull || \
   { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }
 DOWN = $(COMPOSE) down --remove-orphans
 STOP = $(COMPOSE) stop
