@@ -39,11 +39,12 @@ $(error RUN is "$(RUN)": it must be docker or local)
 endif
 export RUN
 
-# Read from the pattern's files: the CATEGORIES to install, its SERVICES, and whether one TRAINS. The
-# environment may not exist yet.
+# Read from the pattern's files: the CATEGORIES to install, its SERVICES, whether one TRAINS,
+# and what they have MOUNTED. The environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
+MOUNTED :=
 $(foreach line,$(shell $(READ) tools.read $(HERE)),$(eval $(line)))
 ifndef SERVICES
 $(error the files of $(HERE) cannot be read, see above)
@@ -59,9 +60,10 @@ LOCAL := cd $(ROOT) && exec .venv/bin/python -m tools.run
 ifeq ($(RUN),docker)
 WAY := with Docker: see its logs with make logs, stop it with make down
 BUILD = $(COMPOSE) build
-# Says who holds a port before the images are built.
+# Says who holds a port before the images are built. The user of a container has to read what is
+# mounted, whatever the umask of the clone.
 UP = (cd $(ROOT) && "$(PYTHON)" -m tools.run.ports $(HERE)) && \
-  { $(COMPOSE) up --detach --build --wait --quiet-pull || \
+  $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && ){ $(COMPOSE) up --detach --build --wait --quiet-pull || \
   { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }; }
 DOWN = $(COMPOSE) down --remove-orphans
 STOP = $(COMPOSE) stop

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,17 @@ def test_make_run_terminated_twice_leaves_nothing_running(
         os.killpg(playing.pid, signal.SIGTERM)
     wait_until(lambda: group_of(playing.pid) == [], "every process of make ends")
     assert all_of(state_dir(repository / PATTERN)) == []
+
+
+def test_what_containers_mount_is_readable_whatever_the_umask(
+    repository: Path, path_of_macos: Path, docker_calls: Path
+) -> None:
+    mounted = next(repository.glob("chapter*/*/envoy.yaml"))
+    mounted.chmod(0o600)
+    # The `docker` here only logs its calls, so nothing starts.
+    make(mounted.parent, path_of_macos, "up", "RUN=docker")
+    assert docker_calls.read_text().startswith("compose up ")
+    assert stat.S_IMODE(mounted.stat().st_mode) == 0o644
 
 
 def test_help_calls_docker_once(path_of_macos: Path, docker_calls: Path) -> None:
