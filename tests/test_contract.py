@@ -70,6 +70,10 @@ DESCRIBED = {
     *("name", "version", "sha256", "input", "output", "labels", "metrics", "sample"),
     "training_data_sha256",
 }
+BOOK = (
+    *("data_type", "data_structure", "data_sample"),
+    *("prediction_type", "prediction_structure", "prediction_sample"),
+)
 
 
 class Findings(list[str]):
@@ -207,7 +211,7 @@ def check_endpoints(subject: Subject) -> Findings:
     """All endpoints exist, return what they should, and predict one entry per row, in order."""
     found = Findings()
     health = subject.get("/health")
-    found.expect(health.json() == {"status": "ok"}, f"GET /health: {health.text}")
+    found.expect(health.json() == {"status": "ok", "health": "ok"}, f"GET /health: {health.text}")
     ready = subject.get("/ready")
     found.expect(ready.status_code == 200, f"GET /ready: {ready.status_code}")
     if not subject.predicts:
@@ -221,9 +225,26 @@ def check_endpoints(subject: Subject) -> Findings:
     found.expect(not DESCRIBED - set(metadata), f"/metadata has no {DESCRIBED - set(metadata)}")
     labels = subject.get("/label").json()
     names = [labels.get(str(index)) for index in range(len(labels))]
+    book = {name: metadata.get(name) for name in BOOK}
+    found.expect(book == described_by_the_book(subject, names, found), f"/metadata: {book}")
     found.expect(names == metadata.get("labels"), f"GET /label: {labels}")
     check_predictions(subject, names, found)
     return found
+
+
+def described_by_the_book(
+    subject: Subject, names: list[str | None], found: Findings
+) -> dict[str, Any]:
+    """Returns what `/metadata` has to say under the names of the book."""
+    prediction = predicted(subject, "/predict/test", found)
+    return {
+        "data_type": "float32",
+        "data_structure": f"(1,{subject.rows.width})",
+        "data_sample": [subject.rows.sample],
+        "prediction_type": "float32",
+        "prediction_structure": f"(1,{len(names)})",
+        "prediction_sample": [pytest.approx(entry, abs=1e-5) for entry in prediction],
+    }
 
 
 def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
@@ -1046,7 +1067,11 @@ def test_no_pattern_with_a_server_is_left_out() -> None:
 
 # What each check must find, among other things. What uvicorn alone passes has its control below.
 CONTROL: dict[Check, list[str]] = {
-    check_endpoints: ["5 rows: 1 entries", "/label is not declared"],
+    check_endpoints: [
+        "5 rows: 1 entries",
+        "/label is not declared",
+        "/metadata: {'data_type': None",
+    ],
     check_bad_bodies: [
         *("/predict, true: 200", "/predict, NaN: 5"),
         "/predict, only invalid values: 4000 reasons",

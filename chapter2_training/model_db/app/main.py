@@ -96,7 +96,7 @@ def is_without_tables(error: Exception) -> bool:
 @app.get("/v0.1/health")
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
 @app.get("/ready", responses=UNAVAILABLE)

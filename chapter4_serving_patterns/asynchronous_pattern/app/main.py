@@ -166,7 +166,7 @@ async def predict_test_label(request: Request, response: Response) -> Accepted:
 @app.get("/health")
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
 @app.get("/ready", responses=UNAVAILABLE)
