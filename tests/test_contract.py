@@ -936,6 +936,27 @@ def test_the_server_stops_in_order(start: Start) -> None:
     assert not found, "\n".join(found)
 
 
+def test_the_server_sends_no_telemetry(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime writes its device ID into the home directory before it sends the first event."""
+    # What the tests set must not hide that a server does not.
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with start(**home) as server, Subject(server) as subject:
+        assert subject.lives()
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where it writes was only seen on Linux")
+def test_onnx_runtime_alone_leaves_a_device_id(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for switch, sends in (("1", False), ("0", True)):
+        environment = os.environ | home | {"ORT_DISABLE_TELEMETRY": switch}
+        subprocess.run([sys.executable, "-c", "import onnxruntime"], check=True, env=environment)
+        assert bool([*tmp_path.rglob("deviceid")]) == sends
+
+
 @pytest.mark.slow
 def test_a_rolling_restart_loses_no_request(start: Start) -> None:
     """Six times, one of two replicas is replaced while 40 clients keep their connections."""

@@ -4,13 +4,17 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 # A model that cannot predict two rows within this time is not served.
 CHECK_SECONDS = 10.0
