@@ -71,6 +71,10 @@ DESCRIBED = {
     *("name", "version", "sha256", "input", "output", "labels", "metrics", "sample"),
     "training_data_sha256",
 }
+BOOK = (
+    *("data_type", "data_structure", "data_sample"),
+    *("prediction_type", "prediction_structure", "prediction_sample"),
+)
 
 
 class Findings(list[str]):
@@ -212,7 +216,7 @@ def check_endpoints(subject: Subject) -> Findings:
     """All endpoints exist, return what they should, and predict one entry per row, in order."""
     found = Findings()
     health = subject.get("/health")
-    found.expect(health.json() == {"status": "ok"}, f"GET /health: {health.text}")
+    found.expect(health.json() == {"status": "ok", "health": "ok"}, f"GET /health: {health.text}")
     ready = subject.get("/ready")
     found.expect(ready.status_code == 200, f"GET /ready: {ready.status_code}")
     if not subject.predicts:
@@ -226,9 +230,26 @@ def check_endpoints(subject: Subject) -> Findings:
     found.expect(not DESCRIBED - set(metadata), f"/metadata has no {DESCRIBED - set(metadata)}")
     labels = subject.get("/label").json()
     names = [labels.get(str(index)) for index in range(len(labels))]
+    book = {name: metadata.get(name) for name in BOOK}
+    found.expect(book == described_by_the_book(subject, names, found), f"/metadata: {book}")
     found.expect(names == metadata.get("labels"), f"GET /label: {labels}")
     check_predictions(subject, names, found)
     return found
+
+
+def described_by_the_book(
+    subject: Subject, names: list[str | None], found: Findings
+) -> dict[str, Any]:
+    """Returns what `/metadata` has to say under the names of the book."""
+    prediction = predicted(subject, "/predict/test", found)
+    return {
+        "data_type": "float32",
+        "data_structure": f"(1,{subject.rows.width})",
+        "data_sample": [subject.rows.sample],
+        "prediction_type": "float32",
+        "prediction_structure": f"(1,{len(names)})",
+        "prediction_sample": [pytest.approx(entry, abs=1e-5) for entry in prediction],
+    }
 
 
 def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
@@ -969,6 +990,27 @@ def test_the_server_stops_in_order(start: Start) -> None:
     assert not found, "\n".join(found)
 
 
+def test_the_server_sends_no_telemetry(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime writes its device ID into the home directory before it sends the first event."""
+    # What the tests set must not hide that a server does not.
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with start(**home) as server, Subject(server) as subject:
+        assert subject.lives()
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where it writes was only seen on Linux")
+def test_onnx_runtime_alone_leaves_a_device_id(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for switch, sends in (("1", False), ("0", True)):
+        environment = os.environ | home | {"ORT_DISABLE_TELEMETRY": switch}
+        subprocess.run([sys.executable, "-c", "import onnxruntime"], check=True, env=environment)
+        assert bool([*tmp_path.rglob("deviceid")]) == sends
+
+
 @pytest.mark.slow
 def test_a_rolling_restart_loses_no_request(start: Start) -> None:
     """Six times, one of two replicas is replaced while 40 clients keep their connections."""
@@ -1100,7 +1142,11 @@ def test_no_pattern_with_a_server_is_left_out() -> None:
 
 # What each check must find, among other things. What uvicorn alone passes has its control below.
 CONTROL: dict[Check, list[str]] = {
-    check_endpoints: ["5 rows: 1 entries", "/label is not declared"],
+    check_endpoints: [
+        "5 rows: 1 entries",
+        "/label is not declared",
+        "/metadata: {'data_type': None",
+    ],
     check_bad_bodies: [
         *("/predict, true: 200", "/predict, NaN: 5"),
         "/predict, only invalid values: 4000 reasons",

@@ -88,7 +88,7 @@ def predict_test_label(request: Request) -> Labels:
 @app.get("/health", tags=["health"])
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
 @app.get("/ready", tags=["health"], responses=UNAVAILABLE)

@@ -100,7 +100,7 @@ def is_without_tables(error: Exception) -> bool:
 @app.get("/v0.1/health", tags=["health"])
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
 @app.get("/ready", tags=["health"], responses=UNAVAILABLE)

@@ -175,7 +175,7 @@ async def predict_test_label(request: Request, response: Response) -> Accepted:
 @app.get("/health", tags=["health"])
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
 @app.get("/ready", tags=["health"], responses=UNAVAILABLE)
