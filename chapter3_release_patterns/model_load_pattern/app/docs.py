@@ -27,5 +27,4 @@ def add_docs(app: FastAPI) -> None:
         return page
 
     app.add_route("/docs", docs, include_in_schema=False)
-    # It streams files, so slow readers of large ones cost no memory.
     app.mount("/docs/files", StaticFiles(packages=[(fastapi_swagger.__name__, "resources")]))
