@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tools.generate import files, index, new, requirements
+from tools.generate import files, index, new, readme, requirements
 from tools.mesh import istio
 from tools.read.patterns import ROOT, patterns
 
@@ -43,7 +43,14 @@ def test_freshly_written_files_do_not_differ(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "RESULTS.md", f"{ORIGINAL}/README.md", f"{ORIGINAL}/requirements.txt"]
+    "name",
+    [
+        "README.md",
+        "RESULTS.md",
+        "CHOOSING.md",
+        f"{ORIGINAL}/README.md",
+        f"{ORIGINAL}/requirements.txt",
+    ],
 )
 def test_a_manually_changed_generated_file_is_named(root: Path, name: str) -> None:
     text = (root / name).read_text()
@@ -123,22 +130,24 @@ def test_an_error_in_manifests_names_the_pattern(root: Path) -> None:
 
 
 def test_a_readme_without_a_results_block_is_an_error(root: Path) -> None:
-    readme = root / ORIGINAL / "README.md"
-    readme.write_text(readme.read_text().replace("<!-- /results -->", ""))
-    with pytest.raises(index.MarkerError, match="results"):
+    path = root / ORIGINAL / "README.md"
+    path.write_text(path.read_text().replace("<!-- /results -->", ""))
+    with pytest.raises(readme.MarkerError, match="results"):
         files.write(root)
 
 
 def test_a_readme_chooses_and_describes_its_figures(root: Path) -> None:
-    readme = root / ORIGINAL / "README.md"
-    text = readme.read_text()
+    path = root / ORIGINAL / "README.md"
+    text = path.read_text()
     row = next(line for line in text.splitlines() if "<!-- rows_equal -->" in line)
     assert row.startswith("| rows that equal") and "| 150 | 14 | = 150: met |" in row
-    readme.write_text(text.replace(row, "| CPU time (µs) <!-- cpu_us plain_cpu_us --> | | | |"))
+    with (root / ORIGINAL / "measure/words.yml").open("a", encoding="utf-8") as words:
+        words.write("rows_equal: rows that equal\n")
+    path.write_text(text.replace(row, "| CPU time (µs) <!-- cpu_us plain_cpu_us --> | | | |"))
     files.write(root)
     measured = json.loads((root / ORIGINAL / "measure/results.json").read_text())["figures"]
     cells = " | ".join(f"{measured[name]:g}" for name in ("cpu_us", "plain_cpu_us"))
-    assert f"| CPU time (µs) <!-- cpu_us plain_cpu_us --> | {cells} |" in readme.read_text()
+    assert f"| CPU time (µs) <!-- cpu_us plain_cpu_us --> | {cells} |" in path.read_text()
     wrong = {
         "7 rows of results": f"{row}\n{row}\n",
         "0 rows of results": "",
@@ -148,8 +157,8 @@ def test_a_readme_chooses_and_describes_its_figures(root: Path) -> None:
     assert rows
     for reason, instead in wrong.items():
         kept = rows[0] if reason.startswith("7") else ""
-        readme.write_text(text.replace(rows[0], kept + instead))
-        with pytest.raises(index.MarkerError, match=reason):
+        path.write_text(text.replace(rows[0], kept + instead))
+        with pytest.raises(readme.MarkerError, match=reason):
             files.write(root)
 
 
@@ -159,15 +168,15 @@ def test_after_a_quick_measurement_the_rows_of_figures_stay_empty(root: Path) ->
     counted["targets"] = {"rows_equal": ["==", 150]}
     path.write_text(json.dumps(counted))
     files.write(root)
-    readme = (root / ORIGINAL / "README.md").read_text()
-    assert "<!-- cpu_us plain_cpu_us --> |  |  |  |" in readme
-    assert "<!-- rows_equal --> | 150 | 14 | = 150: met |" in readme
+    text = (root / ORIGINAL / "README.md").read_text()
+    assert "<!-- cpu_us plain_cpu_us --> |  |  |  |" in text
+    assert "<!-- rows_equal --> | 150 | 14 | = 150: met |" in text
 
 
 @pytest.mark.parametrize("name", ["README.md", "BOOK.md"])
 def test_a_pattern_without_a_document_is_an_error(root: Path, name: str) -> None:
     (root / ORIGINAL / name).unlink()
-    with pytest.raises(index.MarkerError, match=f"has no {name}"):
+    with pytest.raises(readme.MarkerError, match=f"has no {name}"):
         files.write(root)
 
 
@@ -187,7 +196,7 @@ def test_coming_from_the_book_has_a_section_for_every_pattern(root: Path) -> Non
 def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
     text = (root / "README.md").read_text()
     assert f"[web_single_pattern]({ORIGINAL})" in text
-    assert index.tagline(root / ORIGINAL) in text
+    assert readme.tagline(root / ORIGINAL) in text
     (root / ORIGINAL / "measure/results.json").unlink()
     assert "not measured yet" in index.index(root)
 
@@ -275,10 +284,10 @@ def test_a_new_pattern_is_a_marked_copy_under_its_own_name_in_every_chapter(
     compose = (root / name / "docker-compose.yml").read_text()
     assert "name: hello-there-pattern" in compose
     assert "web-single" not in compose.split("\n", 1)[1]
-    readme = (root / name / "README.md").read_text()
-    assert readme.startswith("# Hello there pattern\n")
-    for link in re.findall(r"\]\((\.\./[^)]*)\)", readme):
-        assert (ROOT / name / link).resolve().is_dir(), link
+    text = (root / name / "README.md").read_text()
+    assert text.startswith("# Hello there pattern\n")
+    for link in re.findall(r"\]\((\.\./[^)]*)\)", text):
+        assert (ROOT / name / link).resolve().exists(), link
     assert f"[hello_there_pattern]({name})" in (root / "README.md").read_text()
     # A changed copy is detected.
     (root / name / "app/guard.py").write_text(guard.replace("503", "500"))

@@ -1,4 +1,4 @@
-"""Results are written, read, validated and collected into RESULTS.md."""
+"""Results are written, read and validated."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools.measure.results import Arguments, Results, ResultsError, load, quick_argument, render
+from tools.measure.results import Arguments, Results, ResultsError, load, quick_argument
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -164,47 +164,3 @@ def test_a_claim_that_does_not_hold_is_written_and_fails(tmp_path: Path) -> None
     results = results_of("queue_pattern", holds=False)
     assert results.finish(Arguments(quick=False, output=None), tmp_path) == 1
     assert load(tmp_path).holds is False
-
-
-def test_the_results_of_all_patterns_are_collected_and_what_is_missed_comes_first(
-    tmp_path: Path,
-) -> None:
-    queue, cache = (
-        tmp_path / "chapter4_serving" / name for name in ("queue_pattern", "cache_pattern")
-    )
-    results_of("queue_pattern").write(queue / "measure")
-    missed = results_of("cache_pattern", holds=False, targets={"start_seconds": ("<=", 0.5)})
-    missed.write(cache / "measure")
-    (queue / "measure/plot.png").touch()
-    unmeasured = tmp_path / "chapter5_operations" / "log_pattern"
-    (unmeasured / "measure").mkdir(parents=True)
-    (unmeasured / "measure/__main__.py").touch()
-    text = render(tmp_path)
-    head, cache_section, queue_section = text.split("\n## [")
-    assert (
-        "## Missed\n\n"
-        "- [log_pattern](chapter5_operations/log_pattern): not measured yet\n"
-        "- [cache_pattern](chapter4_serving/cache_pattern): **the claim does not hold**\n"
-        "- [cache_pattern](chapter4_serving/cache_pattern): `start_seconds` is 1, target ≤ 0.5\n"
-    ) in head
-    assert "| `start_seconds` | 1 |  | ≤ 0.5: missed |" in cache_section
-    assert "**The claim does not hold**" in cache_section
-    assert "plot.png" not in cache_section
-    assert queue_section.startswith("queue_pattern](chapter4_serving/queue_pattern)\n\nNo job is")
-    assert "The claim holds; measured on 2025-01-31: cpu " in queue_section
-    assert "| `lost` | 0 | 56 | = 0: met |" in queue_section
-    assert "| `done` | 19,998 |  |  |" in queue_section
-    assert "(chapter4_serving/queue_pattern/measure/plot.png)" in queue_section
-
-
-def test_a_page_without_missed_targets_says_so(tmp_path: Path) -> None:
-    results_of("queue_pattern").write(tmp_path / "chapter4/queue_pattern/measure")
-    assert "None: every claim holds" in render(tmp_path)
-
-
-def test_missing_results_and_those_of_another_pattern_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=r"no chapter\*/\*/measure/results\.json found"):
-        render(tmp_path)
-    results_of("queue_pattern").write(tmp_path / "chapter4/cache_pattern/measure")
-    with pytest.raises(ResultsError, match="cache_pattern: pattern is 'queue_pattern'"):
-        render(tmp_path)

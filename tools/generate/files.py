@@ -1,14 +1,14 @@
 """Writes or compares every generated file.
 
 These are marked copies, requirements, Envoy configurations, plots, the index, the results in
-READMEs and RESULTS.md.
+READMEs, RESULTS.md and CHOOSING.md.
 """
 
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.generate import copies, index, requirements
+from tools.generate import choosing, collected, copies, index, readme, requirements
 from tools.measure import plot, results
 from tools.mesh import istio
 from tools.mesh import translate as mesh
@@ -18,8 +18,8 @@ from tools.read.patterns import patterns
 ERRORS = (
     ComposeError,
     copies.MarkError,
-    index.MarkerError,
     istio.MeshError,
+    readme.MarkerError,
     requirements.RequirementsError,
     results.ResultsError,
 )
@@ -42,7 +42,8 @@ def generated(root: Path) -> Iterator[tuple[Path, bytes]]:
             yield pattern / results.PLOT_FILE, drawn
     for path, text in index.indexed(root).items():
         yield path, text.encode()
-    yield root / "RESULTS.md", results.render(root).encode()
+    yield root / "RESULTS.md", collected.page(root).encode()
+    yield root / "CHOOSING.md", choosing.page(root).encode()
 
 
 def write(root: Path) -> None:

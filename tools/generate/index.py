@@ -4,66 +4,37 @@ These are the index in the root README, the sections of COMING_FROM_THE_BOOK.md,
 figures in each pattern's README.
 """
 
-import re
 from pathlib import Path
-from typing import cast
 
+from tools.generate.choosing import need
+from tools.generate.readme import (
+    MarkerError,
+    between,
+    counted,
+    inside,
+    link,
+    points,
+    rows_of,
+    tagline,
+)
 from tools.measure.results import PLOT_FILE, ResultsError, load
-from tools.read.compose import load as load_compose
 from tools.read.patterns import ROOT, patterns
 
 HEADER = """
-| pattern | what it is | processes | claim | measured |
-| --- | --- | --- | --- | --- |
+| pattern | what it is | use it when | measured |
+| --- | --- | --- | --- |
+"""
+EXPLANATION = """
+[CHOOSING.md](CHOOSING.md) leads from what you need to a pattern, and says what it costs.
+
+*Measured* is what the pattern's claim counts and, in brackets, the same count without the pattern's
+mechanism.
 """
 # A pattern's part of the second file is in the first.
 PART_OF_THE_BOOK = "BOOK.md"
 COMING_FROM_THE_BOOK = "COMING_FROM_THE_BOOK.md"
 # More rows are hard to take in; results.json and RESULTS.md have the rest.
 MOST_ROWS = 5
-ROW = re.compile(r"\| (.+?) <!-- (\w+)(?: (\w+))? --> \|")
-
-
-class MarkerError(Exception):
-    """A README is missing, or has no place for the generated text."""
-
-
-def inside(text: str, name: str, shown: Path) -> str:
-    """Returns the text between `<!-- name -->` and `<!-- /name -->`."""
-    found = re.findall(f"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
-    if len(found) != 1:
-        raise MarkerError(f"{shown} needs exactly one <!-- {name} --> and <!-- /{name} -->")
-    return cast("str", found[0])
-
-
-def between(text: str, name: str, content: str, shown: Path) -> str:
-    """Replaces the text between `<!-- name -->` and `<!-- /name -->`."""
-    opening = f"<!-- {name} -->\n"
-    return text.replace(opening + inside(text, name, shown), opening + content, 1)
-
-
-def tagline(pattern: Path) -> str:
-    """Returns the third line of a pattern's README."""
-    lines = (pattern / "README.md").read_text("utf-8").splitlines()
-    return lines[2] if len(lines) > 2 else ""
-
-
-def processes(pattern: Path) -> str:
-    """Returns the services of a pattern, with the number of replicas."""
-    services = sorted(load_compose(pattern, variables={}).services.values(), key=lambda s: s.name)
-    return ", ".join(s.name if s.replicas == 1 else f"{s.replicas} {s.name}" for s in services)
-
-
-def measured(pattern: Path) -> tuple[str, str]:
-    """Returns the claim of a pattern and its first figure with a target."""
-    try:
-        results = load(pattern)
-    except ResultsError:
-        return "", "not measured yet"
-    for name, value, _, target in results.rows():
-        if target and name in results.figures:
-            return results.claim, f"`{name}` {value} ({target})"
-    return results.claim, ""
 
 
 def index(root: Path) -> str:
@@ -71,11 +42,11 @@ def index(root: Path) -> str:
     tables: dict[str, str] = {}
     for pattern in patterns(root):
         chapter = pattern.parent.name
-        link = f"[{pattern.name}]({chapter}/{pattern.name})"
-        cells = [link, tagline(pattern), processes(pattern), *measured(pattern)]
+        first, *_ = [*points(pattern, "When to use it"), ""]
+        cells = [link(pattern), tagline(pattern), need(first)[0], counted(pattern)]
         row = f"| {' | '.join(cells)} |\n"
         tables[chapter] = tables.get(chapter, f"\n### {chapter}\n{HEADER}") + row
-    return "".join(tables.values()) + "\n"
+    return EXPLANATION + "".join(tables.values()) + "\n"
 
 
 def from_the_book(root: Path) -> str:
@@ -95,7 +66,7 @@ def figures(pattern: Path, block: str) -> str:
     of a count or figure. A second name in the comment is the figure without the mechanism; a count
     with a control does not need one. `block` is the current text of the table.
     """
-    rows = [row for line in block.splitlines() if (row := ROW.match(line))]
+    rows = rows_of(block)
     if not 1 <= len(rows) <= MOST_ROWS:
         raise MarkerError(
             f"{pattern.name}/README.md: {len(rows)} rows of results; write 1 to {MOST_ROWS}, "
@@ -106,8 +77,7 @@ def figures(pattern: Path, block: str) -> str:
     except ResultsError:
         results = None
     lines = ["", "| | measured | without | target |", "| --- | ---: | ---: | --- |"]
-    for row in rows:
-        words, name, without = row.groups()
+    for words, name, without in rows:
         names = [name, without] if without else [name]
         unknown = [each for each in names if results and each not in results.measured]
         # A quick measurement has counts only, so the rows of figures stay empty after it.
@@ -130,14 +100,16 @@ def indexed(root: Path = ROOT) -> dict[Path, str]:
             if not (pattern / name).is_file():
                 raise MarkerError(f"{pattern.relative_to(root)} has no {name}")
     texts = {}
-    collected = {"README.md": ("index", index), COMING_FROM_THE_BOOK: ("book", from_the_book)}
-    for file, (marker, content) in collected.items():
-        text = (root / file).read_text("utf-8")
-        texts[root / file] = between(text, marker, content(root), Path(file))
     for pattern in patterns(root):
         path = pattern / "README.md"
         shown = path.relative_to(root)
         text = path.read_text("utf-8")
         table = figures(pattern, inside(text, "results", shown))
         texts[path] = between(text, "results", table, shown)
+    for name, marker, content in (
+        ("README.md", "index", index(root)),
+        (COMING_FROM_THE_BOOK, "book", from_the_book(root)),
+    ):
+        text = (root / name).read_text("utf-8")
+        texts[root / name] = between(text, marker, content, Path(name))
     return texts

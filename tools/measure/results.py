@@ -1,4 +1,4 @@
-"""Writes and checks results.json, and collects the results of all patterns into RESULTS.md."""
+"""Writes and checks results.json."""
 
 import argparse
 import json
@@ -17,12 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-INTRODUCTION = """# Results
-
-The claim of each pattern and its measured results, with and without the pattern's mechanism. Run
-`make measure` in a pattern to measure it, or `make results` to measure all of them. This file is
-generated from each pattern's `measure/results.json`; do not edit it.
-"""
 # Relative to a pattern's directory.
 RESULTS_FILE = Path("measure/results.json")
 PLOT_FILE = Path("measure/plot.png")
@@ -212,52 +206,6 @@ def this_machine() -> dict[str, str]:
     }
 
 
-def render(root: Path) -> str:
-    """Returns the text of RESULTS.md."""
-    found = {
-        path.parents[1]: load(path.parents[1])
-        for path in sorted(root.glob(f"chapter*/*/{RESULTS_FILE}"))
-    }
-    for path, results in found.items():
-        _require(results.pattern == path.name, f"{path.name}: pattern is {results.pattern!r}")
-    _require(bool(found), f"no chapter*/*/{RESULTS_FILE} found: run make measure in a pattern")
-    unmeasured = [
-        path.parents[1]
-        for path in sorted(root.glob("chapter*/*/measure/__main__.py"))
-        if path.parents[1] not in found
-    ]
-    failures = [f"- {_link(path, root)}: not measured yet" for path in unmeasured]
-    for path, results in found.items():
-        if not results.holds:
-            failures.append(f"- {_link(path, root)}: **the claim does not hold**")
-        failures += [
-            f"- {_link(path, root)}: `{name}` is {results.cells(name)[0]}, "
-            f"target {results.cells(name)[2].removesuffix(': missed')}"
-            for name in results.targets
-            if results.verdict(name) == "missed"
-        ]
-    missed = ["## Missed\n", *(failures or ["None: every claim holds, every target is met."])]
-    sections = [_section(path, root, results) for path, results in found.items()]
-    return "\n".join([INTRODUCTION, *missed, *sections])
-
-
-def _section(path: Path, root: Path, results: Results) -> str:
-    verdict = "The claim holds" if results.holds else "**The claim does not hold**"
-    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
-    lines = [
-        f"\n## {_link(path, root)}\n",
-        f"{results.claim}\n",
-        f"{verdict}; measured on {results.measured_on}: {machine}.\n",
-        "| | measured | without | target |",
-        "| --- | ---: | ---: | --- |",
-        *(f"| `{name}` | {' | '.join(cells)} |" for name, *cells in results.rows()),
-    ]
-    plot = path / PLOT_FILE
-    if plot.exists():
-        lines.append(f"\n![Results of {path.name}]({plot.relative_to(root).as_posix()})")
-    return "\n".join(lines) + "\n"
-
-
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ResultsError(message)
@@ -278,7 +226,3 @@ def _rounded(value: float) -> float:
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,}"
-
-
-def _link(path: Path, root: Path) -> str:
-    return f"[{path.name}]({path.relative_to(root).as_posix()})"

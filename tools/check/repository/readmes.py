@@ -19,6 +19,7 @@ HEADINGS = (
 )
 # A diagram, a session that tests play, and commands that they do not.
 README_FENCES = {"mermaid", "console", "sh"}
+CHOICE = "../../CHOOSING.md"
 # The first of these that exists has the tagline as its docstring.
 MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
 
@@ -94,6 +95,14 @@ def how_it_works_links_to_what_it_names(repository: Repository) -> Iterator[str]
 def defined(path: Path) -> set[str]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return {node.name for node in ast.walk(module(path)) if isinstance(node, kinds)}
+
+
+@rule()
+def not_when_leads_to_the_choice_of_patterns(repository: Repository) -> Iterator[str]:
+    for path, _ in repository.readmes():
+        found = sections(path).get("Not when", [])
+        if not any(target.endswith(CHOICE) for token in found for target, _ in links(token)):
+            yield f"{path}: nothing under Not when leads to {CHOICE}; link to it"
 
 
 @rule()
