@@ -380,13 +380,14 @@ def test_a_copied_directory_alone_works_with_docker_alone(
         "ps": "ps api",
         "stop": "stop api",
         "start": "up --detach --no-deps --wait --no-recreate api",
+        "restart": "stop api",
         "kill": "kill api",
     }
     for verb, command in expected.items():
         assert f" {verb} " in helped.stdout
         printed = make(alone, path_of_macos, "-n", verb, "SERVICE=api", RUN="local")
         assert printed.returncode == 0, printed.stderr
-        (run,) = [line for line in printed.stdout.splitlines() if "docker compose" in line]
+        run, *_ = [line for line in printed.stdout.splitlines() if "docker compose" in line]
         assert " ".join(run.partition("docker compose ")[2].split()).startswith(command)
     without = make(alone, path_of_macos, "kill")
     assert "which service? make ps lists them" in without.stderr

@@ -40,6 +40,9 @@ stop kill: service ## Stop or kill one service: make kill SERVICE=api
 start: service ## Start a stopped service and wait until it is ready
 	$(COMPOSE) up --detach --no-deps --wait --no-recreate $(SERVICE)
 
+.PHONY: restart
+restart: stop start ## Stop one service, start it again and wait until it is ready
+
 .PHONY: deploy
 deploy: ## Apply the manifests to the cluster of the current kubectl context
 	kubectl apply -k manifests/
