@@ -4,8 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# The interpreter that creates the environment; everything else uses the environment's own.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
+include python.mk
 # Relative, because the path of the clone may contain spaces and dollar signs.
 BIN := .venv/bin
 PIPENV_VERSION := 2026.10.3
@@ -90,10 +89,13 @@ fix: environment ## Format, and write all generated files: copies, requirements,
 new: environment ## Create a pattern: make new NAME=chapter4_serving_patterns/foo_pattern
 	@$(BIN)/python -m tools.generate.new "$(NAME)"
 
+# The environment comes before what the startup file adds to PATH, such as the shims of pyenv.
 .PHONY: dev
-dev: environment .venv/bin/pipenv ## Open a shell in the environment
+dev: environment ## Open a shell in the environment
 	@echo "A shell in the environment of ml-system-in-actions; exit leaves it."
-	@$(PIPENV) shell
+	@printf '%s\n' '[ ! -f ~/.bashrc ] || . ~/.bashrc' 'PATH="$$VIRTUAL_ENV/bin:$$PATH"' \
+	  'PS1="(ml-system-in-actions) $$PS1"' >.venv/bashrc
+	@unset MAKEFLAGS MAKELEVEL MFLAGS; VIRTUAL_ENV="$$PWD/.venv" bash --rcfile .venv/bashrc -i || true
 
 .PHONY: dev_sync
 dev_sync: ## Reset every package of the environment to the locked version
@@ -116,11 +118,15 @@ environment: .venv/bin/python
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "Creating .venv with $$("$(PYTHON)" --version)"
-	@"$(PYTHON)" -m venv --without-pip .venv
+	  { echo "error: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -m tools.generate.environment --create
 
-# Only `make lock` and `make dev` need it.
+# Only `make lock` needs it.
 .venv/bin/pipenv: .venv/bin/python
 	@$(BIN)/python -m ensurepip >/dev/null && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pipenv==$(PIPENV_VERSION)
+
+# The book's targets.
+IN_PATTERN := make -C CHAPTER/PATTERN
+IN_ROOT := make
+include book.mk

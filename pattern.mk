@@ -19,25 +19,33 @@ ARGS ?=
 WITH ?=
 KUBECTL ?= kubectl
 
-# The default is Docker if an engine is running, unless the pattern is already up without Docker.
+ifneq ($(wildcard $(BIN)/python),)
+PYTHON ?= .venv/bin/python
+endif
+include $(ROOT)/python.mk
+# The function `shell` ignores unexport.
+READ = cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m
+
+# Prints why Docker cannot be used, or nothing.
+NO_DOCKER = $(READ) tools.read.engine
+# The default is Docker if it can be used, unless the pattern is already up without Docker.
 ifndef RUN
-RUN := $(if $(wildcard .local/supervisord.pid),local,$(shell docker info >/dev/null 2>&1 && echo docker || echo local))
+RUN := $(if $(wildcard .local/supervisord.pid),local,$(if $(shell $(NO_DOCKER)),local,docker))
+# A make that this one starts does not ask again.
+export DOCKER_WORKS := $(filter docker,$(RUN))
 endif
 ifeq ($(filter $(RUN),docker local),)
 $(error RUN is "$(RUN)": it must be docker or local)
 endif
 export RUN
 
-# Read from the pattern's files: the CATEGORIES to install, its SERVICES, and whether one TRAINS. The
-# environment may not exist yet.
+# Read from the pattern's files: the CATEGORIES to install, its SERVICES, whether one TRAINS,
+# and what they have MOUNTED. The environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
 TRAINS :=
-ifndef PYTHON
-PYTHON := $(firstword $(patsubst $(ROOT)/%,%,$(wildcard $(BIN)/python)) \
-  $(foreach name,python3.11 python3 python,$(if $(shell command -v $(name)),$(name))))
-endif
-$(foreach line,$(shell cd $(ROOT) && "$(PYTHON)" -m tools.read $(HERE)),$(eval $(line)))
+MOUNTED :=
+$(foreach line,$(shell $(READ) tools.read $(HERE)),$(eval $(line)))
 ifndef SERVICES
 $(error the files of $(HERE) cannot be read, see above)
 endif
@@ -52,12 +60,17 @@ LOCAL := cd $(ROOT) && exec .venv/bin/python -m tools.run
 ifeq ($(RUN),docker)
 WAY := with Docker: see its logs with make logs, stop it with make down
 BUILD = $(COMPOSE) build
-UP = $(COMPOSE) up --detach --build --wait --quiet-pull || \
-  { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }
+# Says who holds a port before the images are built. The user of a container has to read what is
+# mounted, whatever the umask of the clone.
+UP = (cd $(ROOT) && "$(PYTHON)" -m tools.run.ports $(HERE)) && \
+  $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && ){ $(COMPOSE) up --detach --build --wait --quiet-pull || \
+  { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }; }
 DOWN = $(COMPOSE) down --remove-orphans
 STOP = $(COMPOSE) stop
 START = $(COMPOSE) up --detach --no-recreate --no-deps --wait
+RESTART = $(COMPOSE) restart $(SERVICE) && $(START)
 KILL = $(COMPOSE) kill
+PS = $(COMPOSE) ps --all
 LOGS = $(COMPOSE) logs
 else
 WAY := without Docker
@@ -67,13 +80,22 @@ UP = $(call ENVIRONMENT,$(CATEGORIES)) && $(LOCAL) up $(HERE)
 DOWN = $(LOCAL) down $(HERE)
 STOP = $(LOCAL) stop $(HERE)
 START = $(LOCAL) start $(HERE)
+RESTART = $(LOCAL) restart $(HERE)
 KILL = $(LOCAL) kill $(HERE)
+PS = $(LOCAL) ps $(HERE)
 LOGS = $(LOCAL) logs $(HERE)
 up: $(MODEL)
 build: $(if $(TRAINS),models/metadata.json,$(MODEL))
 endif
 
 TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && $(BIN)/python -m train $(ARGS)
+
+.PHONY: engine
+engine: # Fails if Docker is needed and cannot be used.
+ifeq ($(RUN)$(DOCKER_WORKS),docker)
+	@why="$$($(NO_DOCKER))" && [ -z "$$why" ] || { echo "error: $$why" >&2; exit 2; }
+endif
+build up down stop start restart kill ps logs: engine
 
 .PHONY: help
 help: # Lists the targets.
@@ -82,6 +104,7 @@ help: # Lists the targets.
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
+	@echo "  PORT=8123          another port than 8000 (UI_PORT: than 5000), as in PORT=8123 make up"
 
 .PHONY: train
 train: ## Train the model into models/
@@ -93,6 +116,7 @@ models/metadata.json: $(wildcard train/*.py)
 # A training pattern has more targets, and can also train with Docker.
 ifdef TRAINS
 include $(ROOT)/training.mk
+train ui: engine
 endif
 
 .PHONY: build
@@ -109,8 +133,9 @@ down: ## Stop everything; ARGS=--volumes also deletes the data
 	@$(DOWN) $(ARGS)
 
 .PHONY: service
-service: # Fails without SERVICE.
-	@[ -n "$(SERVICE)" ] || { echo "error: which service? SERVICE= is one of: $(SERVICES)" >&2; exit 2; }
+service: # Fails without SERVICE; the book's make stop has none.
+	@[ -n "$(SERVICE)" ] || { echo "error: which service? SERVICE= is one of: $(SERVICES)$(if \
+	  $(filter stop,$(MAKECMDGOALS)),; make down stops all)" >&2; exit 2; }
 
 .PHONY: stop
 stop: service ## Stop one service: make stop SERVICE=api
@@ -120,9 +145,17 @@ stop: service ## Stop one service: make stop SERVICE=api
 start: service ## Start a stopped service and wait until it is ready
 	@$(START) $(SERVICE)
 
+.PHONY: restart
+restart: service ## Stop one service, start it again and wait until it is ready
+	@$(RESTART) $(SERVICE)
+
 .PHONY: kill
 kill: service ## Kill one service with SIGKILL
 	@$(KILL) $(SERVICE)
+
+.PHONY: ps
+ps: ## List what runs, since when, and on which port
+	@$(PS)
 
 .PHONY: logs
 logs: ## Show the logs: make logs ARGS=--follow
@@ -136,7 +169,7 @@ readme: ## Play the README: run each command and compare its output
 .PHONY: measure
 measure: $(MODEL) ## Measure the claim: make measure ARGS=--quick takes seconds
 	@$(call ENVIRONMENT,$(CATEGORIES) measure serving training)
-	@cd $(ROOT) && exec .venv/bin/python -m $(CHAPTER).$(PATTERN).measure $(ARGS)
+	@cd $(ROOT) && exec .venv/bin/python -m tools.measure $(CHAPTER).$(PATTERN).measure $(ARGS)
 
 .PHONY: test
 test: ## Run the tests of this pattern and the contract test of its servers
@@ -156,3 +189,8 @@ deploy: ## Apply the manifests to the cluster of the current kubectl context
 .PHONY: delete
 delete: ## Delete what `make deploy` has created
 	@$(KUBECTL) delete -k manifests/ --ignore-not-found
+
+# The book's targets.
+IN_PATTERN := make
+IN_ROOT := make -C $(ROOT)
+include $(ROOT)/book.mk

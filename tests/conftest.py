@@ -1,6 +1,11 @@
-"""Restores the default signal handling of a terminal for tests that run in the background."""
+"""Restores the default signal handling of a terminal, and switches telemetry off."""
 
+import os
 import signal
+
+# Read when a test imports MLflow or ONNX Runtime.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def pytest_configure() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def test_an_image_that_serves_holds_no_training_code(pattern: Path, service: Ser
     code = "import importlib.util as u; print([n for n in ('sklearn', 'torch') if u.find_spec(n)])"
     found = docker("run", "--rm", "--read-only", str(service.image), "python", "-c", code)
     assert (found == "[]") is (service.image not in TRAINING)
+
+
+@pytest.mark.pattern("chapter4_serving_patterns/web_single_pattern")
+def test_the_modes_of_a_clone_do_not_matter(tmp_path: Path) -> None:
+    pattern = ROOT / "chapter4_serving_patterns/web_single_pattern"
+    copy = shutil.copytree(pattern, tmp_path / "copy")
+    for path in [*copy.glob("app/**/*"), *copy.glob("train/**/*")]:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    (copy / "app").chmod(0o700)
+    # Without a tag, so that the image of the pattern stays the one that was built.
+    image = docker("build", "--quiet", str(copy))
+    assert docker("run", "--rm", image, "python", "-c", "import app.settings") == ""
 
 
 @pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)

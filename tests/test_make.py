@@ -2,8 +2,11 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,14 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tools.check.repository.verbs import targets
 from tools.generate.copies import tracked
 from tools.measure.server import free_port, wait_until
-from tools.read.patterns import ROOT
-from tools.run.processes import all_of, group_of, kill_all
-from tools.run.rewrite import state_dir
+from tools.read.compose import Compose, load
+from tools.read.patterns import ROOT, patterns
+from tools.run.processes import all_of, group_of, is_alive, kill_all
+from tools.run.rewrite import launch_of, state_dir
 
 PATTERN = Path("chapter4_serving_patterns/web_single_pattern")
 PORT = "8000"
+TRAINERS = {
+    compose.name: compose for compose in map(load, patterns()) if "train" in compose.services
+}
 README = """# A pattern
 
 It is played.
@@ -30,7 +38,7 @@ $ make up
 $ curl -s localhost:8000/ready
 {"status":"ready"}
 $ make stop
-error: which service? SERVICE= is one of: api
+error: which service? SERVICE= is one of: api; make down stops all
 make: *** ... Error 2
 $ make stop SERVICE=api
 ...
@@ -94,7 +102,12 @@ def docker_calls(tmp_path: Path) -> Path:
 def test_make_run_plays_a_pattern_and_calls_docker_once(
     repository: Path, path_of_macos: Path, docker_calls: Path
 ) -> None:
-    played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}")
+    for name in ("tools", "train"):
+        hostile = repository.with_name("hostile") / name
+        hostile.mkdir(parents=True)
+        (hostile / "__init__.py").write_text("raise ImportError('this is another module')\n")
+    variables = {"PYTHONPATH": str(hostile.parent), "PYTHONSAFEPATH": "1"}
+    played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}", **variables)
     assert played.returncode == 0, played.stdout + played.stderr
     assert '{"status":"ready"}' in played.stdout
     assert docker_calls.read_text() == "info\n"
@@ -122,11 +135,176 @@ def test_make_run_terminated_twice_leaves_nothing_running(
     assert all_of(state_dir(repository / PATTERN)) == []
 
 
+def test_what_containers_mount_is_readable_whatever_the_umask(
+    repository: Path, path_of_macos: Path, docker_calls: Path
+) -> None:
+    mounted = next(repository.glob("chapter*/*/envoy.yaml"))
+    mounted.chmod(0o600)
+    # The `docker` here only logs its calls, so nothing starts.
+    make(mounted.parent, path_of_macos, "up", "RUN=docker")
+    assert docker_calls.read_text().startswith("compose up ")
+    assert stat.S_IMODE(mounted.stat().st_mode) == 0o644
+
+
 def test_help_calls_docker_once(path_of_macos: Path, docker_calls: Path) -> None:
     shown = make(ROOT / PATTERN, path_of_macos)
     assert shown.returncode == 0
     assert "now: local" in shown.stdout
     assert docker_calls.read_text() == "info\n"
+
+
+@pytest.mark.parametrize("run", ["docker", "local"])
+@pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
+def test_no_process_of_a_trainer_sends_telemetry(trainer: Compose, run: str) -> None:
+    probe = "include Makefile\nprobe:\n\t@echo $$MLFLOW_DISABLE_TELEMETRY\n"
+    command = ["make", "--no-print-directory", "-f", "-", "probe", f"RUN={run}"]
+    environment = {key: value for key, value in os.environ.items() if key[:7] != "MLFLOW_"}
+    told = subprocess.run(
+        command,
+        cwd=trainer.pattern_dir,
+        env=environment,
+        input=probe,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "true\n"
+    for service in trainer.built():
+        if service.image == trainer.services["train"].image:
+            launch = launch_of(trainer, service)
+            assert launch.environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+ENGINE = {
+    "info": "exit 0",
+    "--version": "echo Docker version 28.2.2",
+    "compose version": "echo Docker Compose version v2.26.1",
+}
+# What the engine does not do, and part of the error message.
+REFUSED_ENGINES = {
+    "no engine": ({"info": "echo Is the daemon running? >&2; exit 1"}, "(Is the daemon running?)"),
+    "no Compose": ({"compose version": "exit 1"}, "install docker-compose-plugin, or run without"),
+    "Podman": ({"--version": "echo podman version 5.2.0"}, "`docker` is Podman, and"),
+    "Podman without its machine": (
+        {"info": "echo Error: cannot connect to Podman; exit 125"},
+        "`docker` is Podman, and",
+    ),
+}
+
+
+def fake_docker(directory: Path, answers: dict[str, str]) -> None:
+    """Replaces the `docker` of `path_of_macos` by one that does as if; others of it fail."""
+    cases = "\n".join(f"{shlex.quote(words)}*) {answer} ;;" for words, answer in answers.items())
+    log = shlex.quote(str(directory.parent / "calls"))
+    script = f'#!/bin/bash\necho "$*" >> {log}\ncase "$*" in\n{cases}\n*) exit 1 ;;\nesac\n'
+    (directory / "docker").write_text(script)
+
+
+def test_docker_is_used_if_there_are_an_engine_and_compose(
+    path_of_macos: Path, docker_calls: Path
+) -> None:
+    fake_docker(path_of_macos, ENGINE)
+    assert "now: docker" in make(ROOT / PATTERN, path_of_macos).stdout
+    assert docker_calls.read_text().splitlines() == [*ENGINE]
+
+
+@pytest.mark.parametrize("name", REFUSED_ENGINES)
+def test_an_engine_that_cannot_be_used_says_what_to_do(path_of_macos: Path, name: str) -> None:
+    answers, reason = REFUSED_ENGINES[name]
+    fake_docker(path_of_macos, ENGINE | answers)
+    assert "now: local" in make(ROOT / PATTERN, path_of_macos).stdout
+    for verb in ("up", "build", "down", "ps", "logs"):
+        refused = make(ROOT / PATTERN, path_of_macos, verb, "RUN=docker")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: ")
+        assert reason in refused.stderr
+        assert "or run without Docker: RUN=local\n" in refused.stderr
+        assert refused.stdout == ""
+
+
+def test_up_with_docker_names_who_holds_the_port_before_anything_is_built(
+    path_of_macos: Path, docker_calls: Path
+) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        other = shlex.quote(str(ROOT / "chapter2_training/model_db"))
+        containers = {
+            f"ps --filter publish={port}": f"printf 'model-db-api-1\\t%s\\n' {other}",
+            "compose up": "exit 0",
+        }
+        fake_docker(path_of_macos, ENGINE | containers)
+        refused = make(ROOT / PATTERN, path_of_macos, "up", "RUN=docker", PORT=port)
+        assert f"error: port {port} on 127.0.0.1 is in use because model_db is up" in refused.stderr
+        assert f"stop it with `make -C {other} down`" in refused.stderr
+        assert "compose up" not in docker_calls.read_text()
+        # The pattern's own container does not stand in the way.
+        own = {
+            name: text.replace("2_training/model_db", "4_serving_patterns/web_single_pattern")
+            for name, text in containers.items()
+        }
+        fake_docker(path_of_macos, ENGINE | own)
+        started = make(ROOT / PATTERN, path_of_macos, "up", "RUN=docker", PORT=port)
+        assert started.returncode == 0, started.stderr
+        assert "compose up --detach" in docker_calls.read_text()
+
+
+def test_restart_with_docker_waits_until_the_service_is_ready(
+    path_of_macos: Path, docker_calls: Path
+) -> None:
+    fake_docker(path_of_macos, ENGINE | {"compose": "exit 0"})
+    done = make(ROOT / PATTERN, path_of_macos, "restart", "RUN=docker", "SERVICE=api")
+    assert done.returncode == 0, done.stderr
+    assert docker_calls.read_text().splitlines()[len(ENGINE) :] == [
+        "compose restart api",
+        "compose up --detach --no-recreate --no-deps --wait api",
+    ]
+
+
+MEASUREMENT = """
+import subprocess, sys
+PROGRAM = "import os, sys, time; print(*sys.argv[1:], os.getpid(), flush=True); time.sleep(600)"
+try:
+    with open("started", "w") as started:
+        subprocess.run([sys.executable, "-c", PROGRAM, *sys.argv[1:]], stdout=started)
+finally:
+    print("the servers are stopped")
+"""
+
+
+def test_ctrl_c_ends_a_measurement_quietly(repository: Path, path_of_macos: Path) -> None:
+    (repository / PATTERN / "measure/__main__.py").write_text(MEASUREMENT)
+    command = ["make", "--no-print-directory", "-C", str(repository / PATTERN), "measure"]
+    with subprocess.Popen(
+        [*command, "RUN=local", "MODEL=", "ARGS=--quick"],
+        env=os.environ | {"PATH": f"{path_of_macos}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as making:
+        started = repository / "started"
+        wait_until(lambda: started.exists() and "\n" in started.read_text(), "it starts", 120)
+        argument, pid = started.read_text().split()
+        os.killpg(making.pid, signal.SIGINT)
+        output, errors = making.communicate(timeout=60)
+    assert argument == "--quick"
+    assert output.endswith("the servers are stopped\n")
+    assert errors.startswith("interrupted: nothing is left running\n")
+    assert "Traceback" not in errors
+    assert not psutil.pid_exists(int(pid)) or not is_alive(psutil.Process(int(pid)))
+
+
+def test_only_up_is_told_a_port_that_moves(repository: Path, path_of_macos: Path) -> None:
+    pattern, port = repository / PATTERN, free_port()
+    started = make(pattern, path_of_macos, "up", "RUN=local", PORT=str(port))
+    assert started.returncode == 0, started.stdout + started.stderr
+    for verb in ("restart", "kill", "start"):
+        done = make(pattern, path_of_macos, verb, "SERVICE=api", "RUN=local")
+        assert done.returncode == 0, done.stderr
+    assert f"  127.0.0.1:{port}\n" in make(pattern, path_of_macos, "ps", "RUN=local").stdout
+    assert make(pattern, path_of_macos, "down", "RUN=local").stdout.endswith(" is down\n")
 
 
 def test_results_stop_at_the_first_pattern_that_cannot_be_measured(
@@ -152,9 +330,86 @@ def test_a_pattern_whose_files_cannot_be_read_is_an_error(
     assert "cannot be read, see above" in refused.stderr
 
 
+OF_THE_BOOK = sorted(targets(ROOT / "book.mk") - {"of_the_book"})
+
+
+@pytest.mark.parametrize("name", [*OF_THE_BOOK, "build_setosa", "push_proxy"])
+@pytest.mark.parametrize("directory", [ROOT, ROOT / PATTERN], ids=["root", "pattern"])
+def test_a_target_that_the_book_prints_names_the_one_to_use(
+    path_of_macos: Path, directory: Path, name: str
+) -> None:
+    if directory == ROOT and name in targets(ROOT / "Makefile"):
+        assert name in {"run", "dev"}
+        return
+    refused = make(directory, path_of_macos, name, "RUN=local")
+    assert refused.returncode == 2
+    begin = f"error: instead of the book's make {name}, run make "
+    assert refused.stderr.startswith(begin)
+    words = refused.stderr.splitlines()[0].partition(", run ")[2].partition(",")[0].split()
+    root_or_pattern = {"CHAPTER/PATTERN": ROOT / PATTERN, "../..": ROOT}
+    where = root_or_pattern[words[2]] if "-C" in words else directory
+    makefile = ROOT / ("Makefile" if where == ROOT else "pattern.mk")
+    assert words[-1] in targets(makefile)
+
+
+def test_a_file_named_as_a_target_of_the_book_changes_nothing(
+    repository: Path, path_of_macos: Path
+) -> None:
+    for name in ("c_up", "build_setosa", "of_the_book"):
+        (repository / PATTERN / name).write_text("")
+    for name in ("c_up", "build_setosa"):
+        refused = make(repository / PATTERN, path_of_macos, name, "RUN=local")
+        assert refused.stderr.startswith(f"error: instead of the book's make {name}, run make ")
+
+
+@pytest.mark.parametrize("pattern", sorted(ROOT.glob("*/*/Makefile")), ids=lambda p: p.parent.name)
+def test_a_copied_directory_alone_works_with_docker_alone(
+    tmp_path: Path, path_of_macos: Path, pattern: Path
+) -> None:
+    alone = tmp_path / 'my $own, "it\'s" `new`' / pattern.parent.name
+    ignored = shutil.ignore_patterns("models", ".local", "__pycache__")
+    shutil.copytree(pattern.parent, alone, ignore=ignored)
+    helped = make(alone, path_of_macos, RUN="local", ROOT="/")
+    assert helped.returncode == 0, helped.stderr
+    assert helped.stdout.startswith(f"{alone.name}: ")
+    expected = {
+        "up": "up --detach --build --wait",
+        "down": "down --remove-orphans",
+        "build": "build",
+        "logs": "logs api",
+        "ps": "ps api",
+        "stop": "stop api",
+        "start": "up --detach --no-deps --wait --no-recreate api",
+        "restart": "stop api",
+        "kill": "kill api",
+    }
+    for verb, command in expected.items():
+        assert f" {verb} " in helped.stdout
+        printed = make(alone, path_of_macos, "-n", verb, "SERVICE=api", RUN="local")
+        assert printed.returncode == 0, printed.stderr
+        run, *_ = [line for line in printed.stdout.splitlines() if "docker compose" in line]
+        assert " ".join(run.partition("docker compose ")[2].split()).startswith(command)
+    without = make(alone, path_of_macos, "kill")
+    assert "which service? make ps lists them" in without.stderr
+
+
+def test_a_chapter_lists_its_patterns_and_runs_their_tests(
+    repository: Path, path_of_macos: Path
+) -> None:
+    chapter = repository / PATTERN.parent
+    shown = make(chapter, path_of_macos)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(rf"^  {PATTERN.name} +It is played\.$", shown.stdout, re.MULTILINE)
+    tests = make(chapter, path_of_macos, "test", "ARGS=--collect-only -q", "PROCESSES=0")
+    found = set(re.findall(r"^tests/(chapter.*)::", tests.stdout, re.MULTILINE))
+    names = {path.parent.name for path in chapter.glob("*/Makefile")}
+    assert found == {f"{chapter.name}/test_{name}.py" for name in names}
+
+
 MAKEFILES = {
     str(path.relative_to(ROOT)): path
-    for path in sorted([*ROOT.glob("*.mk"), *ROOT.glob("Makefile"), *ROOT.glob("*/*/Makefile")])
+    for depth in ("", "*/", "*/*/")
+    for path in sorted([*ROOT.glob(f"{depth}*.mk"), *ROOT.glob(f"{depth}Makefile")])
 }
 # Features of GNU make 3.82 or later.
 LATER = {

@@ -30,7 +30,11 @@ def train(run: str, version: str, arguments: list[str]) -> None:
         subprocess.run([sys.executable, *command[1:]], cwd=HERE, check=True)
         return
     models = HERE / "models"
-    models.mkdir(exist_ok=True)
+    try:
+        models.mkdir(exist_ok=True)
+    except OSError as error:
+        reason = f"cannot create {models}: {error.strerror}; make its directory writable"
+        raise ReleaseError(reason) from error
     subprocess.run(
         ["docker", "build", "--quiet", "--target", "train", "--tag", TRAINER, str(HERE)],
         stdout=subprocess.DEVNULL,

@@ -263,7 +263,7 @@ def test_a_damaged_result_is_made_again(state: Path) -> None:
 
 
 def test_a_killed_fit_resumes_after_its_last_epoch_and_gives_the_same_model(
-    state: Path, capfd: pytest.CaptureFixture[str]
+    state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fitted = only(state, "fit")
     before = result_of(fitted)["sha256"]
@@ -277,7 +277,11 @@ def test_a_killed_fit_resumes_after_its_last_epoch_and_gives_the_same_model(
     assert partial == train_step.partial_of(fitted)
     ended = len(torch.load(partial / "checkpoint.pt", weights_only=True)["history"])
     assert 1 <= ended < EPOCHS
+    # A link in place of the file that the kill may have left is not followed.
+    (partial / "checkpoint.pt.partial").unlink(missing_ok=True)
+    (partial / "checkpoint.pt.partial").symlink_to(tmp_path / "elsewhere")
     run_step("fit", state)
+    assert not (tmp_path / "elsewhere").exists()
     assert "resumes from" in capfd.readouterr().out
     assert result_of(fitted)["sha256"] == before
     assert len((fitted / "epochs.jsonl").read_text().splitlines()) == EPOCHS
@@ -409,6 +413,13 @@ def test_a_second_run_at_the_same_time_is_rejected(state: Path) -> None:
         pytest.raises(SystemExit, match="another process holds"),
     ):
         run_pipeline(state)
+
+
+@pytest.mark.parametrize("option", ["--steps", "--output"])
+def test_an_unwritable_directory_is_reported_in_one_line(state: Path, option: str) -> None:
+    elsewhere = f"{option}=/sys/elsewhere"
+    with pytest.raises(SystemExit, match=r"^error: cannot write into /sys/elsewhere: .*$"):
+        run_pipeline(state, f"--steps={state / 'data'}", elsewhere)
 
 
 def test_an_unreachable_tracking_server_is_an_error_before_any_step(
@@ -562,6 +573,19 @@ def test_a_download_that_is_wrong_or_too_large_leaves_no_file(
     target.write_bytes(b"another file")
     with pytest.raises(DataError, match="delete it"):
         fetch("http://example.org", "0" * 32, target, lambda *_: None)
+
+
+def test_a_download_follows_no_symlink(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "a").write_bytes(b"x" * 1_000)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"keep")
+    (tmp_path / "archive.partial").symlink_to(elsewhere)
+    with web(site) as url:
+        fetch(f"{url}/a", sha256(site / "a"), tmp_path / "archive", lambda *_: None)
+    assert elsewhere.read_bytes() == b"keep"
+    assert (tmp_path / "archive").read_bytes() == b"x" * 1_000
 
 
 def test_a_path_in_the_archive_cannot_escape(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mlflow.entities import Run
+from playwright.sync_api import expect
 from sklearn.datasets import load_iris
 
 from chapter2_training.iris_sklearn_svc.measure.reproduce import rows_equal
@@ -27,13 +29,16 @@ from chapter2_training.iris_sklearn_svc.train import __main__ as training
 from chapter2_training.iris_sklearn_svc.train import model as train_model
 from chapter2_training.iris_sklearn_svc.train import recorded, tracking
 from chapter2_training.iris_sklearn_svc.train import register as registering
+from chapter2_training.iris_sklearn_svc.train.artifact import write_artifact
 from chapter2_training.iris_sklearn_svc.train.iris import LABELS, evaluate, load
 from chapter2_training.iris_sklearn_svc.train.model import fit
 from chapter2_training.iris_sklearn_svc.train.pictures import draw_confusion_matrix
+from tests.browser import PATIENCE_MILLISECONDS, needs_browser, run_browser
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, free_port, serve
+from tools.measure.servers import run_uvicorn
 from tools.read.compose import load as load_compose
-from tools.read.patterns import ROOT
+from tools.read.patterns import ROOT, patterns
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -195,7 +200,7 @@ def test_if_the_model_cannot_be_written_the_run_fails_but_holds_it(
 ) -> None:
     (tmp_path / "a file").touch()
     for output in ("a file", "a file/models"):
-        reason = f"error: cannot write the model to {tmp_path / output}: "
+        reason = f"error: cannot write into {tmp_path / output}: "
         with pytest.raises(SystemExit, match=reason):
             train(tmp_path / output, embedded, "--seed", "3")
         run = newest_run(embedded)
@@ -212,6 +217,14 @@ def test_a_damaged_store_gives_an_error_of_one_line(tmp_path: Path) -> None:
     assert line.startswith(f"error: cannot record a run at sqlite:///{tmp_path}/mlflow.db: ")
     assert "file is not a database" in line
     assert not (tmp_path / "models").exists()
+
+
+def test_a_store_that_cannot_be_written_gives_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "models", "sqlite:////sys/tracking/mlflow.db")
+    (line,) = str(ended.value).splitlines()
+    assert line.startswith("error: cannot record a run at sqlite:////sys/tracking/mlflow.db: ")
+    assert "make its directory writable" in line
 
 
 def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
@@ -244,14 +257,14 @@ def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
             assert killed.wait(60)
             return trains()
 
-        def write_and_kill(*arguments: Any) -> dict[str, Any]:
-            written = write_model(*arguments)
-            server.kill()
-            killed.set()
+        def write_and_kill(directory: Path, *arguments: Any) -> dict[str, Any]:
+            written = write_artifact(directory, *arguments)
+            if directory == tmp_path / "written":
+                server.kill()
+                killed.set()
             return written
 
-        write_model = recorded.write_model
-        monkeypatch.setattr(recorded, "write_model", write_and_kill)
+        monkeypatch.setattr(recorded, "write_artifact", write_and_kill)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         record = partial(recorded.train_recorded, "lost", draw=draw_confusion_matrix)
@@ -274,6 +287,43 @@ def test_a_server_records_the_run_and_no_model_is_lost_when_it_dies(
     assert (run.info.status, run.info.run_name) == ("RUNNING", "quick")
     sha256 = json.loads((tmp_path / "written/metadata.json").read_bytes())["sha256"]
     assert run.data.tags["model.sha256"] == sha256
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_address_that_make_ui_opens_shows_the_runs(
+    models: Path, workplace: Path, embedded: str
+) -> None:
+    assert models.is_dir()
+    with mlflow_server(workplace, embedded) as server, run_browser() as browser:
+        page = browser.new_page()
+        page.goto(address_of_runs(PATTERN).replace("http://localhost:5000", server.url))
+        expect(page.get_by_role("heading", name="Runs")).to_be_visible(
+            timeout=PATIENCE_MILLISECONDS
+        )
+        expect(page.get_by_role("link", name="seed 0")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+        # The control: the page that MLflow opens by itself.
+        page.goto("about:blank")
+        page.goto(server.url)
+        expect(page.get_by_text("Recent Experiments")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+        expect(page.get_by_text("seed 0")).to_have_count(0)
+
+
+def address_of_runs(pattern: Path) -> str:
+    command = ["make", "--dry-run", "ui", "RUN=docker"]
+    shown = subprocess.run(command, cwd=pattern, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"the training runs are at ([^\s\"]+)", shown)
+    assert found
+    return found[1]
+
+
+def test_every_readme_names_the_address_that_make_ui_opens() -> None:
+    readmes = [
+        pattern / "README.md" for pattern in patterns() if "ui" in load_compose(pattern).services
+    ]
+    assert len(readmes) >= 2
+    for readme in readmes:
+        assert f"<{address_of_runs(readme.parent)}>" in readme.read_text("utf-8"), readme
 
 
 def test_without_the_server_nothing_is_trained_and_the_last_model_stays(models: Path) -> None:
@@ -355,8 +405,16 @@ def register(url: str, models: Path, *options: str) -> None:
 
 
 def version_of(models: Path) -> str:
+    described = (models / "metadata.json").read_bytes()
+    return f"{json.loads(described)['version']}.{hashlib.sha256(described).hexdigest()[:12]}"
+
+
+def relabelled(models: Path, target: Path, labels: list[str]) -> Path:
+    """Copies a model and gives it other labels."""
+    shutil.copytree(models, target, ignore=shutil.ignore_patterns("1.*"))
     metadata = json.loads((models / "metadata.json").read_bytes())
-    return f"{metadata['version']}.{metadata['sha256'][:12]}"
+    (target / "metadata.json").write_text(json.dumps(metadata | {"labels": labels}))
+    return target
 
 
 def experiment_of(server: Server, version: str) -> dict[str, Any]:
@@ -387,15 +445,25 @@ def test_a_registered_and_promoted_model_is_the_champion(
     register(registry.url, models, "--promote")
     champion = champion_of(registry).json()
     assert champion["evaluations"] == metadata["metrics"]
-    assert champion["artifact_sha256"] == metadata["sha256"]
     path = Path(httpx.URL(champion["artifact_file_paths"]["onnx"]).path)
-    assert path == models / champion["model_version_id"] / "model.onnx"
+    assert path == models / champion["model_version_id"] / "metadata.json"
+    # The digest covers the labels, and that of the model.
+    assert champion["artifact_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert files_of(path.parent) == files_of(models)
 
     train(workplace / "challenger", embedded, "--seed", "5")
     register(registry.url, workplace / "challenger", "--promote")
-    challenger = json.loads((workplace / "challenger/metadata.json").read_bytes())
-    assert champion_of(registry).json()["artifact_sha256"] == challenger["sha256"]
+    assert champion_of(registry).json()["model_version_id"] == version_of(workplace / "challenger")
+
+
+def test_the_same_model_with_other_labels_is_another_version(
+    registry: Server, models: Path, tmp_path: Path
+) -> None:
+    both = models, relabelled(models, tmp_path / "models", ["a", "b", "c"])
+    for directory in both:
+        register(registry.url, directory)
+    digests = {experiment_of(registry, version_of(each))["artifact_sha256"] for each in both}
+    assert len(digests) == 2
 
 
 def test_registering_the_same_model_from_another_clone_updates_its_address(
@@ -406,35 +474,38 @@ def test_registering_the_same_model_from_another_clone_updates_its_address(
     register(registry.url, tmp_path / "clone")
     version = version_of(models)
     where = address_of(registry, version)
-    assert where == (tmp_path / "clone" / version / "model.onnx").as_uri()
+    assert where == (tmp_path / "clone" / version / "metadata.json").as_uri()
 
 
-def test_the_registry_stores_the_given_address(
-    registry: Server, models: Path, workplace: Path, embedded: str
-) -> None:
-    uri = f"s3://models/{version_of(models)}/model.onnx"
+def test_the_registry_stores_the_given_address(registry: Server, models: Path) -> None:
+    uri = f"s3://models/{version_of(models)}/metadata.json"
     register(registry.url, models, "--artifact-uri", uri)
     assert address_of(registry, version_of(models)) == uri
-    # This version is registered with the digest of the model, not of the metadata.
+
+
+def test_a_version_that_is_registered_with_another_digest_keeps_its_address(
+    registry: Server, models: Path, tmp_path: Path
+) -> None:
+    model = relabelled(models, tmp_path / "models", ["x", "y", "z"])
+    with httpx.Client(base_url=f"{registry.url}/v0.1/api/") as client:
+        content = {"project_name": "other"}
+        project_id = registering.post(client, "projects", content)["project_id"]
+        content = {"project_id": project_id, "model_name": "iris_svc"}
+        model_id = registering.post(client, "models", content)["model_id"]
+        content = {"model_id": model_id, "model_version_id": version_of(model)}
+        registering.post(client, "experiments", content | {"artifact_sha256": "0" * 64})
     with pytest.raises(SystemExit, match="a different SHA-256"):
-        register(registry.url, models, "--artifact-uri", "s3://models/metadata.json")
-    assert address_of(registry, version_of(models)) == uri
-
-    described = workplace / "described"
-    train(described, embedded, "--seed", "7")
-    register(registry.url, described, "--artifact-uri", "s3://models/7/metadata.json")
-    experiment = experiment_of(registry, version_of(described))
-    digest = hashlib.sha256((described / "metadata.json").read_bytes()).hexdigest()
-    assert experiment["artifact_sha256"] == digest
+        register(registry.url, model, "--project=other")
+    assert experiment_of(registry, version_of(model))["artifact_file_paths"] == {}
 
 
-@pytest.mark.parametrize("uri", ["", "s3://models", "s3://models/x.onnx", "model.onnx/"])
-def test_an_address_must_end_in_a_file_of_a_model(
+@pytest.mark.parametrize("uri", ["", "s3://models", "s3://models/model.onnx", "metadata.json/"])
+def test_an_address_must_be_that_of_the_metadata(
     uri: str, registry: Server, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         register(registry.url, models, f"--artifact-uri={uri}")
-    assert "--artifact-uri must end in /model.onnx or /metadata.json" in capsys.readouterr().err
+    assert "--artifact-uri must end in /metadata.json" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_match_its_metadata_is_not_registered(
@@ -463,8 +534,25 @@ def test_a_failed_registration_gives_the_reason(
             register(registry.url, tmp_path)
     with pytest.raises(SystemExit, match=r"^error: no model_db at http://x:80a, .*$"):
         register("http://x:80a", models)
-    with pytest.raises(SystemExit, match=" returned 404"):
+    with pytest.raises(SystemExit, match=r"^error: no model_db at .* returned 404: "):
         register(f"{registry.url}/elsewhere", models)
+
+
+@pytest.mark.parametrize(
+    ("app", "title"),
+    [
+        ("chapter4_serving_patterns.web_single_pattern.app.main:app", "web_single_pattern"),
+        # It answers every request with 200.
+        ("tests.careless:app", "FastAPI"),
+    ],
+)
+def test_another_service_is_named_instead_of_registering_there(
+    app: str, title: str, models: Path
+) -> None:
+    with run_uvicorn(app, cwd=ROOT, env={"MODEL_DIRECTORY": str(models)}) as server:
+        message = f"^error: no model_db at {server.url}, .*: that is {title}$"
+        with pytest.raises(SystemExit, match=message):
+            register(server.url, models)
 
 
 @pytest.mark.docker

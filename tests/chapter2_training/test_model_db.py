@@ -443,11 +443,30 @@ def test_the_page_shows_models_with_their_champion_and_metrics(tmp_path: Path) -
         assert "?page=2" in pages[0]
         assert "?page=1" in pages[1]
         assert "?page=3" not in pages[1]
+        assert "Page 2<" in pages[1]
+        assert "6 of 7 experiments<" in shown
         assert 'Champion: <span class="champion">version 7</span>' in shown
         # The five newest experiments, and the older champion.
         assert shown.count("accuracy 0.1<") == 5
         assert shown.count("accuracy 0.9555<") == 1
         assert httpx.get(f"{server.url}/?page=0").status_code == 422
+
+
+def test_the_page_says_what_it_leaves_out(api: httpx.Client, url: str) -> None:
+    model_id = add_model(api, name := f"model {uuid4().hex}")
+
+    def section() -> str:
+        return httpx.get(url).text.partition(f"/ {name}</h2>")[2].partition("</section>")[0]
+
+    folds = {f"fold_{number}": 0.9 for number in range(51)}
+    for evaluations in (folds, {"accuracy": 0.9, "note": "a text"}, {"accuracy": 0.9}, {}, folds):
+        add_experiment(api, model_id, evaluations=evaluations)
+    assert section().count("12 of 51 evaluations") == 2
+    assert section().count("1 of 2 evaluations") == 1
+    assert section().count(" evaluations<") == 3
+    assert " experiments<" not in section()
+    add_experiment(api, model_id)
+    assert "5 of 6 experiments<" in section()
 
 
 def test_the_page_escapes_everything_that_is_registered(api: httpx.Client, url: str) -> None:
@@ -542,7 +561,7 @@ def test_without_the_database_every_endpoint_is_a_503_and_rows_survive_kills(
             response = client.request(method, server.url + path, json=body)
             if not path.endswith("/health"):
                 assert (response.status_code, response.headers["retry-after"]) == (503, "1"), path
-        assert httpx.get(f"{server.url}/v0.1/health").json() == {"status": "ok"}
+        assert httpx.get(f"{server.url}/v0.1/health").json()["status"] == "ok"
         log = server.log.read_text()
         assert re.search("the database is unreachable: .*Connection refused", log)
         assert postgres.password not in log

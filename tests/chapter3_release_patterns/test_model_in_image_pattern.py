@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_iris
 
+from chapter3_release_patterns.model_in_image_pattern import release
 from chapter3_release_patterns.model_in_image_pattern.measure.__main__ import (
     measure_images,
     probabilities_of,
@@ -165,6 +166,12 @@ def test_an_unwritable_output_is_reported_in_one_line(
     message = str(ended.value.code)
     assert message.startswith(f"error: cannot write into {output}: ")
     assert "\n" not in message
+
+
+def test_an_unwritable_directory_of_models_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "HERE", Path("/sys"))
+    with pytest.raises(release.ReleaseError, match=r"^cannot create /sys/models: .* writable$"):
+        release.train("docker", "1.0.0", [])
 
 
 def damage(directory: Path) -> None:

@@ -207,28 +207,21 @@ def test_a_champion_of_the_store_fixes_the_labels_too(trained: Path) -> None:
 # --- addresses ------------------------------------------------------------------------------------
 
 
-def test_a_release_that_names_the_metadata_fixes_the_labels_too(
-    store: Path, tmp_path: Path
-) -> None:
+def test_a_release_fixes_the_labels_too(store: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(store / "iris_svc/1", tmp_path / "store")
-    environments = {
-        name: {
-            "MODEL_URI": f"file://{copy}/{name}",
-            "MODEL_SHA256": sha256(copy / name).upper(),
-            "MODEL_DIRECTORY": str(tmp_path / "model"),
-        }
-        for name in ("model.onnx", "metadata.json")
+    environment = {
+        "MODEL_URI": f"file://{copy}/metadata.json",
+        "MODEL_SHA256": sha256(copy / "metadata.json").upper(),
+        "MODEL_DIRECTORY": str(tmp_path / "model"),
     }
-    loaded = run_load(environments["metadata.json"])
+    loaded = run_load(environment)
     assert loaded.returncode == 0, loaded.stderr
     assert files_in(tmp_path / "model") == artifact(store, "iris_svc")
     labels = (copy / "metadata.json").read_text().replace("setosa", "virginica")
     (copy / "metadata.json").write_text(labels)
-    refused = run_load(environments["metadata.json"])
+    refused = run_load(environment)
     assert refused.returncode == 1
     assert "metadata.json: the SHA-256 is" in refused.stderr
-    # The control: the model's digest does not cover the labels.
-    assert run_load(environments["model.onnx"]).returncode == 0
 
 
 @contextmanager
@@ -271,8 +264,8 @@ def test_champion_and_model_are_loaded_from_an_s3_server_that_checks_signatures(
     ("environment", "reason"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "lacked the necessary privileges"),
-        ({"MODEL_URI": "s3://store/iris_svc/2/model.onnx"}, "not found"),
-        ({"MODEL_URI": "s3://another/iris_svc/1/model.onnx"}, "not found"),
+        ({"MODEL_URI": "s3://store/iris_svc/2/metadata.json"}, "not found"),
+        ({"MODEL_URI": "s3://another/iris_svc/1/metadata.json"}, "not found"),
         ({"MODEL_SHA256": "0" * 64}, "the SHA-256 is"),
     ],
     ids=["wrong key", "no such object", "no such bucket", "wrong digest"],
@@ -334,7 +327,9 @@ def test_a_broken_release_is_never_ready_and_the_running_replica_keeps_serving(
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificate of an authority; the files of a local server are next to it."""
     directory = tmp_path_factory.mktemp("certificates")
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    (directory / "names").write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n"
+    )
     key = ["-newkey", "rsa:2048", "-nodes"]
     signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
     for command in (
@@ -359,20 +354,66 @@ def test_https_works_only_with_a_trusted_authority(
     assert files_in(tmp_path) == artifact(store, "iris_svc")
 
 
-def test_https_does_not_follow_a_redirect_to_http(
-    store: Path, url: str, authority: Path, tmp_path: Path
-) -> None:
+def redirecting(url: str) -> Handle:
+    """Responds with a redirect to the same path of another server."""
+
     def redirect(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(302)
         handler.send_header("location", f"{url}{handler.path}")
         handler.end_headers()
         handler.close_connection = True
 
+    return redirect
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+def test_https_does_not_follow_a_redirect_to_http(
+    store: Path, url: str, authority: Path, tmp_path: Path, scheme: str
+) -> None:
+    redirect = redirecting(url)
     with store_with(store, {"metadata.json": redirect}, authority) as tls_url:
-        environment = release(store, tls_url, "iris_svc") | {"MODEL_DIRECTORY": str(tmp_path)}
+        address = tls_url.replace("https", scheme)
+        environment = release(store, address, "iris_svc") | {"MODEL_DIRECTORY": str(tmp_path)}
         refused = run_load(environment | {"SSL_CERT_FILE": str(authority)})
     assert (refused.returncode, files_in(tmp_path)) == (1, {})
-    assert "cannot read https://" in refused.stderr
+    assert f"cannot read {scheme}://" in refused.stderr
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 0), ("localhost", 1)])
+@pytest.mark.parametrize("name", ["metadata.json", "model.onnx"])
+def test_a_redirect_is_followed_only_within_the_host(
+    store: Path, authority: Path, tmp_path: Path, tls: bool, host: str, code: int, name: str
+) -> None:
+    asked = []
+    content = artifact(store, "iris_svc")[name]
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.headers["host"])
+        sending(content)(handler)
+
+    served_with = authority if tls else None
+    with (
+        store_with(store, {name: answer}, served_with) as other,
+        store_with(
+            store, {name: redirecting(other.replace("127.0.0.1", host))}, served_with
+        ) as url,
+    ):
+        environment = release(store, url, "iris_svc") | {"MODEL_DIRECTORY": str(tmp_path)}
+        loaded = run_load(environment | {"SSL_CERT_FILE": str(authority)})
+    assert loaded.returncode == code, loaded.stderr
+    # The other host is not even asked.
+    assert len(asked) == 1 - code
+    assert len(files_in(tmp_path)) == 2 * len(asked)
+
+
+def test_a_proxy_of_the_environment_is_used(store: Path, tmp_path: Path) -> None:
+    environment = release(store, "http://models.invalid", "iris_svc")
+    with store_with(store, {}) as url:
+        directory = {"MODEL_DIRECTORY": str(tmp_path)}
+        loaded = run_load(environment | directory | {"HTTP_PROXY": url})
+    assert loaded.returncode == 0, loaded.stderr
+    assert files_in(tmp_path) == artifact(store, "iris_svc")
 
 
 # --- invalid settings and files -------------------------------------------------------------------
@@ -381,14 +422,15 @@ def test_https_does_not_follow_a_redirect_to_http(
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"MODEL_URI": "x"}, "x is neither model.onnx"),
-        ({"MODEL_SHA256": "0" * 64}, "nothing is neither model.onnx"),
-        ({"MODEL_URI": "file:///a/model.onnx"}, "the SHA-256 is missing"),
-        ({"MODEL_URI": "file:///a/model.onnx", "MODEL_SHA256": "z" * 64}, "not 64 hex digits"),
-        ({"MODEL_URI": "/a/model.onnx", "MODEL_SHA256": "0" * 64}, "relative URL"),
-        ({"MODEL_URI": "ftp://a/b/model.onnx", "MODEL_SHA256": "0" * 64}, "Unable to recognise"),
-        ({"MODEL_URI": "http://a.invalid/model.onnx", "MODEL_SHA256": "0" * 64}, "cannot read"),
-        ({"MODEL_URI": "http://[x/model.onnx", "MODEL_SHA256": "0" * 64}, "invalid"),
+        ({"MODEL_URI": "x"}, "x is not the address of metadata.json"),
+        ({"MODEL_SHA256": "0" * 64}, "nothing is not the address of"),
+        ({"MODEL_URI": "file:///a/model.onnx"}, "a/model.onnx is not the address of"),
+        ({"MODEL_URI": "file:///a/metadata.json"}, "the SHA-256 is missing"),
+        ({"MODEL_URI": "file:///a/metadata.json", "MODEL_SHA256": "z" * 64}, "not 64 hex digits"),
+        ({"MODEL_URI": "/a/metadata.json", "MODEL_SHA256": "0" * 64}, "relative URL"),
+        ({"MODEL_URI": "ftp://a/b/metadata.json", "MODEL_SHA256": "0" * 64}, "Unable to recognise"),
+        ({"MODEL_URI": "http://a.invalid/metadata.json", "MODEL_SHA256": "0" * 64}, "cannot read"),
+        ({"MODEL_URI": "http://[x/metadata.json", "MODEL_SHA256": "0" * 64}, "Invalid IPv6 URL"),
         ({"LOAD_DEADLINE_SECONDS": "inf"}, "less than or equal to 86400"),
         ({"CHAMPION_STORES": "file://"}, 'value for field "champion_stores"'),
         ({"LOAD_DEADLINE_SECONDS": "soon"}, "a valid number"),
@@ -412,12 +454,12 @@ def test_an_invalid_release_is_refused_with_a_reason(
         (b'{"artifact_file_paths": null, "artifact_sha256": "0"}', "names no model"),
         (b'{"artifact_file_paths": {"onnx": 1}, "artifact_sha256": "0"}', "names no model"),
         (
-            b'{"artifact_file_paths": {"onnx": ["model.onnx"]}, "artifact_sha256": "0"}',
-            "neither model.onnx",
+            b'{"artifact_file_paths": {"onnx": ["metadata.json"]}, "artifact_sha256": "0"}',
+            "not the address of metadata.json",
         ),
-        (b'{"artifact_file_paths": {"onnx": "a/model.onnx"}}', "names no model"),
+        (b'{"artifact_file_paths": {"onnx": "a/metadata.json"}}', "names no model"),
         (
-            b'{"artifact_file_paths": {"onnx": "a/model.onnx"}, "artifact_sha256": null}',
+            b'{"artifact_file_paths": {"onnx": "a/metadata.json"}, "artifact_sha256": null}',
             "the SHA-256 is missing",
         ),
         (b" " * 1_000_001, "more than 1000000"),
@@ -436,13 +478,13 @@ def test_an_invalid_champion_is_refused_with_a_reason(
 @pytest.mark.parametrize(
     "address",
     [
-        "http://{host}/1/model.onnx",
-        "http://169.254.169.254/1/model.onnx",
-        "file:///etc/model.onnx",
-        "https://user@{host}/1/model.onnx",
-        "https://{host}.evil.example/1/model.onnx",
-        "https://{host}\\@evil.example/1/model.onnx",
-        "?://{host}/1/model.onnx",
+        "http://{host}/1/metadata.json",
+        "http://169.254.169.254/1/metadata.json",
+        "file:///etc/metadata.json",
+        "https://user@{host}/1/metadata.json",
+        "https://{host}.evil.example/1/metadata.json",
+        "https://{host}\\@evil.example/1/metadata.json",
+        "?://{host}/1/metadata.json",
     ],
 )
 def test_a_champion_over_https_cannot_lead_to_another_host_or_scheme(
@@ -485,7 +527,7 @@ def test_a_champion_may_be_in_a_store_that_is_allowed(
         (b"", "is not JSON"),
         (b"[]", "is not a JSON object"),
         (b'{"name": "a"}', "does not contain sha256, version"),
-        (b'{"name": "a", "version": "1", "sha256": ["0"]}', "the SHA-256 is ['0']"),
+        (b'{"name": "a", "version": "1", "sha256": ["0"]}', "not ['0']"),
     ],
 )
 def test_invalid_metadata_is_refused_with_a_reason(
@@ -495,8 +537,8 @@ def test_invalid_metadata_is_refused_with_a_reason(
     write_artifact(store, b"a model", {})
     (store / "metadata.json").write_bytes(metadata)
     environment = {
-        "MODEL_URI": f"file://{store}/model.onnx",
-        "MODEL_SHA256": sha256(store / "model.onnx"),
+        "MODEL_URI": f"file://{store}/metadata.json",
+        "MODEL_SHA256": sha256(store / "metadata.json"),
     }
     assert reason in refusal(environment | {"MODEL_DIRECTORY": str(tmp_path / "model")})
 
@@ -519,14 +561,14 @@ def test_what_is_logged_has_no_control_characters(store: Path, tmp_path: Path) -
     model = artifact(store, "iris_svc")["model.onnx"]
     write_artifact(copy, model, {"name": name, "version": "1"})
     environment = {
-        "MODEL_URI": f"file://{copy}/model.onnx",
-        "MODEL_SHA256": sha256(copy / "model.onnx"),
+        "MODEL_URI": f"file://{copy}/metadata.json",
+        "MODEL_SHA256": sha256(copy / "metadata.json"),
         "MODEL_DIRECTORY": str(tmp_path / "model"),
     }
     loaded = run_load(environment)
     assert loaded.returncode == 0, loaded.stderr
     assert r"iris\n2026-11-26 ERROR forged \x1b[2J\u202e version 1, SHA-256" in loaded.stderr
-    refused = run_load(environment | {"MODEL_URI": f"file:///{name}/model.onnx"})
+    refused = run_load(environment | {"MODEL_URI": f"file:///{name}/metadata.json"})
     assert refused.returncode == 1
     for run in (loaded, refused):
         assert run.stderr.removesuffix("\n").isprintable()
@@ -535,12 +577,12 @@ def test_what_is_logged_has_no_control_characters(store: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     "uri",
     [
-        "http://user:hush@127.0.0.1:{port}/1/model.onnx",
+        "http://user:hush@127.0.0.1:{port}/1/metadata.json",
         "http://user:hush@127.0.0.1:{port}/1/other",
-        "https://user:hu/sh@127.0.0.1:{port}/1/model.onnx",
-        "http://user:hu@sh@127.0.0.1:{port}/1/model.onnx",
-        "http://127.0.0.1:{port}/1/model.onnx?signature=hush/model.onnx",
-        "s3://models/1/model.onnx?X-Amz-Signature=hush",
+        "https://user:hu/sh@127.0.0.1:{port}/1/metadata.json",
+        "http://user:hu@sh@127.0.0.1:{port}/1/metadata.json",
+        "http://127.0.0.1:{port}/1/metadata.json?signature=hush/metadata.json",
+        "s3://models/1/metadata.json?X-Amz-Signature=hush",
     ],
 )
 def test_a_refusal_shows_no_password(tmp_path: Path, uri: str) -> None:

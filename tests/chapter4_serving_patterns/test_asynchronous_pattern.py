@@ -45,6 +45,7 @@ from chapter4_serving_patterns.asynchronous_pattern.measure.processes import (
     run_workers,
 )
 from chapter4_serving_patterns.asynchronous_pattern.train import model as trainer
+from chapter4_serving_patterns.asynchronous_pattern.train.__main__ import main as train_main
 from chapter4_serving_patterns.asynchronous_pattern.train.artifact import write_artifact
 from tools.measure.results import Results
 from tools.measure.results import load as load_results
@@ -170,6 +171,12 @@ def finished(api: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 # --- the model ------------------------------------------------------------------------------------
+
+
+def test_an_unwritable_output_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "--output=/sys/models", "--copies=1"])
+    with pytest.raises(SystemExit, match=r"^error: cannot write into /sys/models: .*$"):
+        train_main()
 
 
 @pytest.mark.parametrize("copies", [1, 50])

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,14 +22,16 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from onnx import numpy_helper
 from pydantic import BaseModel
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
 
 from chapter4_serving_patterns.web_single_pattern.app import model
 from chapter4_serving_patterns.web_single_pattern.app.route import JsonRoute
 from chapter4_serving_patterns.web_single_pattern.app.schema import HIGHEST, LOWEST
+from chapter4_serving_patterns.web_single_pattern.train.artifact import write_artifact
 from chapter4_serving_patterns.web_single_pattern.train.iris import load
 from chapter4_serving_patterns.web_single_pattern.train.model import fit
 from tests.bad_bodies import Rows, of_any_object, of_rows
+from tools.check.repository import readmes
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, ServerError
 from tools.measure.servers import run_uvicorn
@@ -337,6 +340,28 @@ def test_training_twice_gives_the_same_bytes(models: Path, tmp_path: Path) -> No
         assert (tmp_path / name).read_bytes() == (models / name).read_bytes()
 
 
+def test_an_unwritable_output_is_reported_in_one_line() -> None:
+    command = [sys.executable, "-m", "train", "--output", "/sys/models"]
+    refused = subprocess.run(command, cwd=PATTERN, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: cannot write into /sys/models: ")
+    assert line.endswith("; make it writable, or choose another directory")
+
+
+def test_a_partial_file_follows_no_symlink(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"keep")
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("model.onnx", "metadata.json"):
+        (models / f"{name}.partial").symlink_to(elsewhere)
+    write_artifact(models, b"a model", {})
+    assert elsewhere.read_bytes() == b"keep"
+    assert not any(path.is_symlink() for path in models.iterdir())
+    assert (models / "model.onnx").read_bytes() == b"a model"
+
+
 @pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     if not (PATTERN / "models/metadata.json").exists():
@@ -348,3 +373,34 @@ def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     assert results.counts == {"rows_answered": 150, "rows_equal": 150}
     # One row of each of the fifteen requests, and a prediction for the request without rows.
     assert results.control == {"rows_answered": 15, "rows_equal": 14}
+
+
+# What "Make it yours" of the README says: the changes for scikit-learn's wine data.
+OF_WINE = {
+    ("train/iris.py", "load_iris"): (r"load_iris", "load_wine"),
+    ("train/iris.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = load_wine().feature_names"),
+    ("train/iris.py", "LABELS"): (r"^LABELS = .*$", 'LABELS = ["barolo", "grignolino", "barbera"]'),
+    ("train/iris.py", "SAMPLE"): (r"^SAMPLE = .*$", "SAMPLE = load_wine().data[:1].tolist()"),
+    ("train/model.py", "NAME"): (r"^NAME = .*$", 'NAME = "wine_svc"'),
+    ("app/schema.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = 13"),
+}
+
+
+def test_the_changes_that_the_readme_names_serve_another_model(tmp_path: Path) -> None:
+    yours = readmes.sections(PATTERN / "README.md")["Make it yours"]
+    named = [link for paragraph in yours for link in readmes.links(paragraph)]
+    assert {(file, code) for file, code in named if code} == set(OF_WINE)
+    ignored = shutil.ignore_patterns("models", "measure", ".local", "__pycache__")
+    copy = shutil.copytree(PATTERN, tmp_path / "copy", ignore=ignored)
+    for (file, _), (old, new) in OF_WINE.items():
+        text, count = re.subn(old, new, (copy / file).read_text(), flags=re.MULTILINE)
+        assert count, f"{file} holds no {old}"
+        (copy / file).write_text(text)
+    subprocess.run([sys.executable, "-m", "train"], cwd=copy, check=True, capture_output=True)
+    rows = load_wine().data[[0, 70, 150]].tolist()
+    with run_uvicorn("app.main:app", cwd=copy) as server:
+        answer = httpx.post(f"{server.url}/predict/label", json={"data": rows})
+        assert answer.json() == {"prediction": ["barolo", "grignolino", "barbera"]}
+        narrow = httpx.post(f"{server.url}/predict/label", json={"data": [SAMPLE]})
+        assert narrow.status_code == 422
+        assert httpx.get(f"{server.url}/metadata").json()["name"] == "wine_svc"

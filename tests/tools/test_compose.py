@@ -1,5 +1,8 @@
 """Compose files: what is supported, what is rejected, and how addresses are rewritten."""
 
+import json
+import os
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -7,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.read.compose import ComposeError, Service, load
+from tools.read.compose import ComposeError, PublishedPort, Service, load
 from tools.read.images import repository
 from tools.run import __main__ as command
 from tools.run.binaries import MissingServerError, find
 from tools.run.rewrite import (
+    addressed_without_port,
     host_paths,
     launch_of,
     rewriter,
@@ -31,7 +35,7 @@ GOOD: dict[str, Any] = {
             },
             "command": ["uvicorn", "app.main:app", "--port", "8000"],
             "environment": {"REDIS_URL": "redis://redis:6379/0", "WORKERS": 2, "RATE": 0.5},
-            "ports": ["127.0.0.1:8000:8000"],
+            "ports": ["127.0.0.1:${PORT:-8000}:8000"],
             "volumes": ["./models:/app/models:ro"],
             "depends_on": {
                 "redis": {"condition": "service_healthy"},
@@ -108,7 +112,11 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     assert (api.health.interval_seconds, api.health.timeout_seconds) == (90, 0.5)
     assert (api.health.retries, api.health.start_period_seconds) == (4, 0.5)
     assert (api.restart, api.stop_signal, api.stop_grace_seconds) == ("on-failure", "SIGINT", 25)
-    assert (api.published_ports, redis.published_ports, redis.ports) == ((8000,), (), (6379,))
+    assert (api.ports, redis.published_ports, redis.ports) == ((8000,), (), (6379,))
+    assert (api.published_ports, compose.published()) == (
+        (PublishedPort(8000, 8000),),
+        {8000: 8000},
+    )
     assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
     assert compose.one_shots() == {"migrate"}
     # Limits of containers are kept for the rules that check them.
@@ -141,6 +149,44 @@ def test_variables_come_from_the_environment_or_their_default(
     monkeypatch.setenv("EMPTY", "")
     api = load(write(tmp_path, changed("api", environment=values))).services["api"]
     assert api.environment == {"A": "debug", "B": "x y", "C": "$HOME", "D": "full"}
+
+
+def test_a_variable_moves_a_published_port_but_not_that_of_the_container(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    for variables, host in (({"PORT": "8123"}, 8123), ({"PORT": ""}, 8000), ({}, 8000)):
+        compose = load(tmp_path, variables)
+        assert compose.published() == {8000: host}
+        assert compose.services["api"].ports == (8000,)
+    with pytest.raises(ComposeError, match=r'ports: "127\.0\.0\.1:http:8000" is not'):
+        load(tmp_path, {"PORT": "http"})
+
+
+@pytest.mark.docker
+def test_compose_itself_fills_in_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"A": "${LEVEL:-info}", "B": "${OTHER:-http://x:1/ y-z}", "C": "$$HOME$${A:-b}"}
+    values |= {"D": "${EMPTY:-full}", "E": "${SPACE:-full}", "F": "${UNSET:-}"}
+    for name, value in {"LEVEL": "$OTHER", "EMPTY": "", "SPACE": " ", "PORT": "8123"}.items():
+        monkeypatch.setenv(name, value)
+    services = {"api": GOOD["services"]["api"] | {"environment": values, "depends_on": []}}
+    write(tmp_path, {"services": services})
+    command = ["docker", "compose", "config", "--format", "json"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = json.loads(shown.stdout)["services"]["api"]
+    compose = load(tmp_path)
+    # What Compose prints has each `$` twice, so that it is a Compose file again.
+    printed = {name: value.replace("$$", "$") for name, value in expected["environment"].items()}
+    assert compose.services["api"].environment == printed
+    (port,) = expected["ports"]
+    assert compose.published() == {port["target"]: int(port["published"])}
+
+
+def test_a_file_of_variables_that_only_docker_reads_is_rejected(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    (tmp_path / ".env").write_text("PORT=8123\n")
+    with pytest.raises(ComposeError, match="env is read by Docker only; use the environment"):
+        load(tmp_path)
 
 
 def test_the_ports_of_a_service_include_those_in_addresses(tmp_path: Path) -> None:
@@ -207,9 +253,13 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "environment with a boolean": ({"environment": {"A": True}}, "environment: A: must be text"),
     "environment from outside": ({"environment": {"A": None}}, "environment: A: must be text"),
     "port on every address": ({"ports": ["8000:8000"]}, 'ports: "8000:8000" is not supported'),
-    "port that differs": ({"ports": ["127.0.0.1:80:8000"]}, 'write "127.0.0.1:PORT:PORT"'),
-    "port range": ({"ports": ["127.0.0.1:1-2:1-2"]}, 'write "127.0.0.1:PORT:PORT"'),
-    "port too large": ({"ports": ["127.0.0.1:70000:70000"]}, 'write "127.0.0.1:PORT:PORT"'),
+    "any port": ({"ports": ["127.0.0.1:0:8000"]}, 'write "127.0.0.1:${PORT:-8000}:8000"'),
+    "port range": ({"ports": ["127.0.0.1:1-2:1-2"]}, 'write "127.0.0.1:${PORT:-8000}:8000"'),
+    "port too large": ({"ports": ["127.0.0.1:70000:8000"]}, 'write "127.0.0.1:${PORT:-8000}:'),
+    "port twice": (
+        {"ports": ["127.0.0.1:80:8000", "127.0.0.1:80:8001"]},
+        "port 80 of this machine is published twice",
+    ),
     "expose of a word": ({"expose": ["http"]}, "expose: 'http' is not a port"),
     "volume outside": ({"volumes": ["../x:/x"]}, "is outside the pattern"),
     "volume above": ({"volumes": ["./a/../../x:/x"]}, "is outside the pattern"),
@@ -267,8 +317,15 @@ def test_an_unsupported_value_is_rejected_with_the_reason(tmp_path: Path, case: 
     message = message_of(tmp_path, changed("api", **keys))
     assert message.startswith("docker-compose.yml: ")
     assert reason in message
-    if "both use" not in message:
+    if "both use" not in message and "twice" not in message:
         assert 'service "api"' in message
+
+
+def multiplying(form: str) -> str:
+    """Returns six anchors that each refer ten times to the previous one: 10^6 values."""
+    references = [",".join([f"*a{number}"] * 10) for number in range(6)]
+    lines = [f"a{n}: &a{n} {form.format(parts)}" for n, parts in enumerate(references, 1)]
+    return "\n".join(["a0: &a0 {x: 1}", *lines])
 
 
 REFUSED_FILES: dict[str, tuple[object, str]] = {
@@ -277,6 +334,8 @@ REFUSED_FILES: dict[str, tuple[object, str]] = {
     "not YAML": ("services: [", "not valid YAML"),
     "thousands of levels": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply; write fewer"),
     "anchor in itself": ("services: &a {api: *a}", "an anchor refers to itself; write out"),
+    "anchors that multiply": (multiplying("[{}]"), "anchors stand for more than 100000 values"),
+    "merges that multiply": (multiplying("{{<<: [{}]}}"), "stand for more than 100000 values"),
     "a list as a key": ("? [a]\n: b", "a key or a value cannot be read: unhashable"),
     "a day that does not exist": ("a: 2020-99-01", "cannot be read: month must be in 1..12"),
     "two documents": ("services:\n  a: {build: .}\n---\nservices: {}\n", "several documents"),
@@ -345,6 +404,7 @@ def test_an_image_is_identified_by_its_repository(image: str, expected: str) -> 
 
 # --- rewriting ------------------------------------------------------------------------------------
 
+MOVED = {8000: 8123, 6379: 40001}
 NAMES = ("api", "redis", "redis-replica", "worker")
 PATHS = {"/data": Path("/srv/me/a b/.local/volumes/data"), "/app/models": Path("/srv/me/models")}
 
@@ -376,6 +436,70 @@ def test_addresses_and_mounted_paths_become_local_ones(text: str, expected: str)
     assert rewriter(NAMES, PATHS)(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("redis://redis:6379/0", "redis://127.0.0.1:40001/0"),
+        ("redis:6379,api:8000", "127.0.0.1:40001,127.0.0.1:8123"),
+        ("http://127.0.0.1:8000/ready", "http://127.0.0.1:8123/ready"),
+        ("http://localhost:8000", "http://localhost:8123"),
+        ("0.0.0.0:8000", "127.0.0.1:8123"),
+        ("exec 3<>/dev/tcp/127.0.0.1/8000", "exec 3<>/dev/tcp/127.0.0.1/8123"),
+        ("/dev/tcp/redis/6379", "/dev/tcp/127.0.0.1/40001"),
+        ("http://api:9000", "http://127.0.0.1:9000"),
+        ("http://example.org:8000", "http://example.org:8000"),
+        ("8000", "8000"),
+        ("http://api/8000", "http://127.0.0.1/8000"),
+    ],
+)
+def test_ports_in_addresses_become_those_of_this_machine(text: str, expected: str) -> None:
+    assert rewriter(NAMES, {}, MOVED)(text) == expected
+
+
+def test_a_number_is_a_port_only_as_the_value_of_a_port(tmp_path: Path) -> None:
+    rewrite = rewriter(NAMES, {}, MOVED)
+    for given, expected in (
+        (("serve", "--port", "8000", "--limit", "8000"), ("--port", "8123", "--limit", "8000")),
+        (("serve", "--admin-port=8000", "-p", "6379"), ("--admin-port=8123", "-p", "40001")),
+    ):
+        assert rewritten_arguments(given, NAMES, rewrite, MOVED) == ("serve", *expected)
+    variables = {"UVICORN_PORT": "8000", "LIMIT": "8000", "REDIS_HOST": "redis"}
+    compose = load(write(tmp_path, changed("api", environment=variables)))
+    environment = launch_of(compose, compose.services["api"], MOVED).environment
+    assert {name: environment[name] for name in variables} == {
+        "UVICORN_PORT": "8123",
+        "LIMIT": "8000",
+        "REDIS_HOST": "127.0.0.1",
+    }
+
+
+def test_the_programs_of_an_image_are_told_a_port_that_has_moved(tmp_path: Path) -> None:
+    compose = load(write(tmp_path, GOOD))
+    launch = launch_of(compose, compose.services["redis"], MOVED)
+    assert launch.command[-2:] == ("--port", "40001")
+    assert launch.health_command == ("redis-cli", "-p", "40001", "ping")
+    unmoved = launch_of(compose, compose.services["redis"])
+    assert "--port" not in unmoved.command
+    assert unmoved.health_command == ("redis-cli", "ping")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"REDIS_URL": "redis://redis:6379/0"}, set()),
+        ({"REDIS_URL": "redis://redis/0"}, {"redis"}),
+        ({"REDIS_URL": "redis://user:word@redis/0"}, {"redis"}),
+        ({"REDIS_HOST": "redis"}, {"redis"}),
+        ({"REDIS_HOST": "redis", "REDIS_PORT": "6379"}, set()),
+    ],
+)
+def test_a_port_that_is_not_written_down_cannot_move(
+    tmp_path: Path, environment: dict[str, str], expected: set[str]
+) -> None:
+    compose = load(write(tmp_path, changed("api", environment=environment)))
+    assert addressed_without_port(compose) == expected
+
+
 def test_a_bare_name_is_an_address_only_as_the_value_of_a_host() -> None:
     rewrite = rewriter(NAMES, {})
     for given, expected in (
@@ -402,6 +526,19 @@ def test_addresses_in_an_envoy_file_are_rewritten_and_names_are_kept() -> None:
     }
 
 
+def test_ports_in_an_envoy_file_are_rewritten_beside_a_local_address() -> None:
+    def address(host: str, port: int) -> dict[str, Any]:
+        return {"socket_address": {"address": host, "port_value": port}}
+
+    given = [address("0.0.0.0", 8000), address("redis", 6379), address("example.org", 8000)]
+    expected = [
+        address("127.0.0.1", 8123),
+        address("127.0.0.1", 40001),
+        address("example.org", 8000),
+    ]
+    assert rewritten_config(given, NAMES, rewriter(NAMES, {}, MOVED), MOVED) == expected
+
+
 def test_the_data_of_an_image_is_in_its_volume_or_in_a_scratch_folder(tmp_path: Path) -> None:
     compose = load(write(tmp_path, GOOD))
     assert data_folder(tmp_path, compose.services["redis"]) == ".local/volumes/data"
@@ -415,16 +552,19 @@ def data_folder(directory: Path, service: Service) -> str:
     return str(path.relative_to(directory.resolve()))
 
 
-def test_uvicorn_options_of_an_image_also_apply_without_docker(tmp_path: Path) -> None:
+def test_the_variables_of_an_image_also_apply_without_docker(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM python:3.11 AS train\nENV UVICORN_PORT=1\n"
         "FROM python:3.11 AS serve\n# Comment.\nENV UVICORN_HOST=0.0.0.0 \\\n"
-        '    UVICORN_LIFESPAN="on" PATH=/venv/bin:$PATH\n'
+        '    UVICORN_LIFESPAN="on" PATH=/venv/bin:$PATH HOME=/nowhere REPORTS=off\n'
     )
     compose = load(write(tmp_path, changed("api", environment={"UVICORN_LIFESPAN": "off"})))
     environment = launch_of(compose, compose.services["api"]).environment
-    found = {name: value for name, value in environment.items() if name.startswith("UVICORN_")}
-    assert found == {"UVICORN_HOST": "127.0.0.1", "UVICORN_LIFESPAN": "off"}
+    told = {"REPORTS": "off", "UVICORN_HOST": "127.0.0.1", "UVICORN_LIFESPAN": "off"}
+    assert told.items() <= environment.items()
+    assert "UVICORN_PORT" not in environment
+    assert environment["HOME"] != "/nowhere"
+    assert "/venv/bin" not in environment["PATH"].split(os.pathsep)
 
 
 def test_a_mounted_configuration_folder_is_rejected(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The environment gets the locked packages, and a failed installation is repeated."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,13 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
+from tools.measure.server import wait_until
 from tools.read.patterns import ROOT
 
 # The make of macOS ignores .SHELLFLAGS.
@@ -26,9 +30,11 @@ class Repository:
     def __init__(self, directory: Path) -> None:
         self.root = root = directory / "Bücher und Code" / "ml $system, it's `new`"
         root.mkdir(parents=True)
+        self.command = ["make", "-C", str(root), "environment"]
         self.wheels = directory / "wheels"
         self.wheels.mkdir()
-        shutil.copy(ROOT / "Makefile", root)
+        for makefile in (ROOT / "Makefile", *ROOT.glob("*.mk")):
+            shutil.copy(makefile, root)
         shutil.copytree(ROOT / "tools", root / "tools")
         self.wheel("demo")
         self.lock(demo=self.digest("demo"))
@@ -64,30 +70,42 @@ class Repository:
         content = {"_meta": {}, "demo": packages}
         (self.root / "Pipfile.lock").write_text(json.dumps(content))
 
-    def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def variables(self, **more: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
-        python = sys.executable.replace("$", "\\$$")
-        command = ["make", "-C", str(self.root), f"PYTHON={python}", "environment"]
+        return inherited | {"PYTHON": sys.executable} | more
+
+    def only_packages_here(self, **more: str) -> dict[str, str]:
+        """Variables with which pip installs, from the packages here."""
+        return self.variables(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.wheels), **more)
+
+    def make(
+        self, environment: dict[str, str], *arguments: str, typed: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, *arguments],
-            env=inherited | environment,
+            [*self.command, *arguments],
+            env=environment,
+            input=typed,
             capture_output=True,
             text=True,
             check=False,
         )
 
-    def with_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Makes pip install, because its settings restrict it to the packages here."""
-        return self.make(*arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.wheels))
+    def with_pip(
+        self, *arguments: str, typed: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.make(self.only_packages_here(**more), *arguments, typed=typed)
 
     def with_uv(self, directory: Path) -> subprocess.CompletedProcess[str]:
         """Makes the `uv` of a directory install, because pip has no settings."""
-        return self.make(
+        settings = directory / "uv.toml"
+        settings.write_text("no-index = true\n")
+        environment = self.variables(
             PATH=f"{directory}{os.pathsep}{os.environ['PATH']}",
             PIP_CONFIG_FILE=os.devnull,
-            UV_NO_INDEX="1",
+            UV_CONFIG_FILE=str(settings),
             UV_FIND_LINKS=str(self.wheels),
         )
+        return self.make(environment)
 
     def installed(self, name: str) -> bool:
         found = subprocess.run(
@@ -148,6 +166,32 @@ def test_a_failed_installation_is_an_error_and_is_retried(
     assert repository.markers() == {"demo.installed"}
 
 
+def test_one_make_creates_the_environment_and_the_others_wait(
+    repository: Repository, tmp_path: Path
+) -> None:
+    environment = repository.root / ".venv"
+    environment.mkdir()
+    logs = [tmp_path / "first", tmp_path / "second"]
+    waiting = "Waiting for another make that installs into the environment\n"
+    with (environment / "installing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        makes = []
+        for log in logs:
+            with log.open("w") as output:
+                started = subprocess.Popen(
+                    repository.command, env=repository.only_packages_here(), stdout=output
+                )
+            makes.append(started)
+        wait_until(lambda: all(waiting in log.read_text() for log in logs), "both makes to wait")
+        assert list(environment.iterdir()) == [Path(file.name)]
+        fcntl.flock(file, fcntl.LOCK_UN)
+    assert [each.wait() for each in makes] == [0, 0]
+    printed = "".join(log.read_text() for log in logs)
+    assert printed.count("Creating .venv with Python") == 1
+    assert printed.count("Installing from the lock: demo") == 1
+    assert repository.runs("demo")
+
+
 def test_a_changed_lock_is_installed_again(repository: Repository) -> None:
     assert repository.with_pip().returncode == 0
     repository.wheel("more")
@@ -205,6 +249,44 @@ def test_uv_checks_digests_too(repository: Repository, uv: Path) -> None:
     assert repository.markers() == set()
 
 
+def test_a_shim_of_pyenv_without_its_version_is_skipped(
+    repository: Repository, tmp_path: Path
+) -> None:
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    shim = '#!/bin/sh\necho "pyenv: $0: command not found" >&2\nexit 127\n'
+    real = shlex.quote(str(Path(sys.executable).resolve()))
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):
+        (shims / name).write_text(f'#!/bin/sh\nexec {real} "$@"\n' if name == "python3" else shim)
+        (shims / name).chmod(0o755)
+    installed = repository.with_pip(PYTHON="", PATH=f"{shims}{os.pathsep}{os.environ['PATH']}")
+    assert installed.returncode == 0, installed.stderr
+    assert "pyenv" not in installed.stderr
+    assert repository.installed("demo")
+
+
+def test_variables_that_change_where_python_finds_modules_are_ignored(
+    repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/__init__.py").write_text("raise ImportError('these are other tools')\n")
+    installed = repository.with_pip(PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+    assert installed.returncode == 0, installed.stderr
+    assert repository.installed("demo")
+
+
+def test_make_dev_opens_a_shell_in_the_environment(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / ".bashrc").write_text(f'PATH="{tmp_path}:$PATH"\n')
+    typed = 'command -v python\necho "$VIRTUAL_ENV ${MAKELEVEL-outside}"\nexit 3\n'
+    shell = repository.with_pip("dev", typed=typed, HOME=str(tmp_path))
+    assert shell.returncode == 0, shell.stderr
+    environment = repository.root / ".venv"
+    printed = shell.stdout.partition("exit leaves it.\n")[2]
+    assert printed.startswith(f"{environment}/bin/python\n{environment} outside\n")
+
+
 def test_nothing_is_installed_outside_an_environment(repository: Repository) -> None:
     outside = Path(sys.executable).resolve()
     refused = subprocess.run(
@@ -216,6 +298,12 @@ def test_nothing_is_installed_outside_an_environment(repository: Repository) -> 
     )
     assert refused.returncode == 1
     assert "error: this Python is not in an environment" in refused.stderr
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0"])
+def test_pipenv_does_not_warn_about_a_supported_python(version: str) -> None:
+    required = tomllib.loads((ROOT / "Pipfile").read_text())["requires"]["python_version"]
+    assert version in SpecifierSet(required)
 
 
 @pytest.mark.parametrize("module", ["tools.generate.environment", "tools.generate.diff"])

@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
         ignore=shutil.ignore_patterns("models", ".local", "__pycache__"),
     )
     (tmp_path / TEST).parent.mkdir(parents=True)
-    for name in (TEST, ".gitignore", "Pipfile.lock", "README.md"):
+    for name in (TEST, ".gitignore", "Pipfile.lock", "README.md", "COMING_FROM_THE_BOOK.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     files.write(tmp_path)
@@ -173,10 +173,24 @@ def test_after_a_quick_measurement_the_rows_of_figures_stay_empty(root: Path) ->
     assert "<!-- rows_equal --> | 150 | 14 | = 150: met |" in text
 
 
-def test_a_pattern_without_a_readme_is_an_error(root: Path) -> None:
-    (root / ORIGINAL / "README.md").unlink()
-    with pytest.raises(readme.MarkerError, match="has no README"):
+@pytest.mark.parametrize("name", ["README.md", "BOOK.md"])
+def test_a_pattern_without_a_document_is_an_error(root: Path, name: str) -> None:
+    (root / ORIGINAL / name).unlink()
+    with pytest.raises(readme.MarkerError, match=f"has no {name}"):
         files.write(root)
+
+
+def test_coming_from_the_book_has_a_section_for_every_pattern(root: Path) -> None:
+    new.start(root, "chapter5_operations/hello_pattern")
+    part = root / ORIGINAL / "BOOK.md"
+    part.write_text(part.read_text() + "| `make tea` | `make up` | Why. |\n")
+    assert "COMING_FROM_THE_BOOK.md" in drifting(root)
+    files.write(root)
+    collected = (root / "COMING_FROM_THE_BOOK.md").read_text()
+    own, rest = collected.split(f"## [{ORIGINAL}]({ORIGINAL})\n\n")[1].split("\n## ")
+    assert own == part.read_text().partition("\n\n")[2]
+    assert rest.startswith("[chapter5_operations/hello_pattern](chapter5_operations/hello_pattern)")
+    assert "The book has no code for it." in rest
 
 
 def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
@@ -185,6 +199,17 @@ def test_the_index_has_a_row_for_every_pattern(root: Path) -> None:
     assert readme.tagline(root / ORIGINAL) in text
     (root / ORIGINAL / "measure/results.json").unlink()
     assert "not measured yet" in index.index(root)
+
+
+def test_the_readme_names_the_book() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name in (
+        "澁井雄介『AIエンジニアのための機械学習システムデザインパターン』, 翔泳社, 2021",
+        "머신러닝 시스템 디자인 패턴",
+        "https://github.com/mercari/ml-system-design-pattern",
+        "https://github.com/shibuiwilliam/ml-system-in-actions",
+    ):
+        assert name in text
 
 
 def test_requirements_list_the_packages_of_their_categories_with_digests() -> None:
@@ -267,6 +292,24 @@ def test_a_new_pattern_is_a_marked_copy_under_its_own_name_in_every_chapter(
     # A changed copy is detected.
     (root / name / "app/guard.py").write_text(guard.replace("503", "500"))
     assert drifting(root) == {f"{name}/app/guard.py"}
+
+
+def test_a_new_pattern_is_the_last_in_the_reading_order_of_its_chapter(root: Path) -> None:
+    tagline = index.tagline(root / ORIGINAL)
+    readme = root / "chapter5_operations/README.md"
+    for number, pattern in enumerate(("first_pattern", "second_pattern"), start=1):
+        new.start(root, f"chapter5_operations/{pattern}")
+        assert readme.read_text().endswith(f"{number}. [{pattern}]({pattern}): {tagline}\n")
+    assert readme.read_text().startswith("# Chapter 5: operations\n\n## In reading order\n\n1. ")
+    assert (readme.parent / "Makefile").read_bytes() == (
+        ROOT / ORIGINAL / "../Makefile"
+    ).read_bytes()
+    readme = root / "chapter4_serving_patterns/README.md"
+    text = "# Title\n\n1. [one](one): a\n   b\n2. [two](two): c\n\nA rest.\n\n1. Other.\n"
+    readme.write_text(text)
+    new.start(root, "chapter4_serving_patterns/third_pattern")
+    item = f"3. [third_pattern](third_pattern): {tagline}\n"
+    assert readme.read_text() == text.replace("\n\nA rest", f"\n{item}\nA rest")
 
 
 def test_a_new_pattern_starts_with_tests_that_the_contract_test_does_not_cover(root: Path) -> None:

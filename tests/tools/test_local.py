@@ -1,17 +1,24 @@
 """Starts real patterns without Docker: small HTTP servers, Redis, PostgreSQL and Envoy."""
 
+import errno
+import getpass
 import json
 import os
+import pty
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from textwrap import shorten
 from time import monotonic, sleep
 from typing import Any
 
@@ -21,12 +28,14 @@ import psycopg2
 import pytest
 import redis
 import yaml
+from rich.text import Text
 
 from tools.read.compose import load
 from tools.read.patterns import canonical
 from tools.run import __main__ as command
-from tools.run import ready, verbs
+from tools.run import ports, processes, ready, verbs
 from tools.run.processes import all_of
+from tools.run.progress import last_line
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
 from tools.run.supervisor import missing_services, states
@@ -179,6 +188,29 @@ def test_up_restarts_everything_after_the_file_has_changed(pattern: Path) -> Non
     assert httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]["LEVEL"] == "2"
 
 
+def test_a_second_up_from_another_shell_changes_nothing(
+    pattern: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    services = {"api": server(port)}
+    up(pattern, services)
+    pid = pid_of(port)
+    for folder in ("programs", "home", "temporary"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LANG", "de_CH.UTF-8")
+    # As in another shell, which has no cache of the path.
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    output = up(pattern, services)
+    assert ("is already up" in output, "has changed" in output) == (True, False)
+    text = (pattern / "docker-compose.yml").read_text(encoding="utf-8")
+    (pattern / "docker-compose.yml").write_text(f"# A comment.\n{text}", encoding="utf-8")
+    assert "is already up" in run_local("up", pattern).stdout
+    assert pid_of(port) == pid
+
+
 def test_a_service_gets_only_its_own_variables(
     pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +263,219 @@ def test_all_replicas_run(pattern: Path) -> None:
     assert {path.name for path in pids} == {"worker-1", "worker-2", "worker-3"}
 
 
+# --- ports ----------------------------------------------------------------------------------------
+
+# Asks Redis through the address that it was told.
+ASKING = """
+import http.server, os, redis, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(redis.Redis.from_url(os.environ["REDIS_URL"]).get("name") or b"nobody")
+http.server.HTTPServer((sys.argv[1], int(sys.argv[3])), Handler).serve_forever()
+"""
+
+
+def asking_services(port: int, redis_port: int) -> dict[str, Any]:
+    return {
+        "api": {
+            "build": ".",
+            "command": ["python", "asking.py", "0.0.0.0", "--port", str(port)],
+            "environment": {"REDIS_URL": f"redis://redis:{redis_port}/0"},
+            "ports": [f"127.0.0.1:${{PORT:-{port}}}:{port}"],
+            "healthcheck": {"test": ["CMD", "python", "-c", PROBE, f"http://127.0.0.1:{port}/"]},
+            "depends_on": {"redis": {"condition": "service_healthy"}},
+        },
+        "redis": {
+            "image": "redis:8.0",
+            "command": ["redis-server", "--port", str(redis_port)],
+            "expose": [str(redis_port)],
+            "healthcheck": {"test": ["CMD", "redis-cli", "-p", str(redis_port), "ping"]},
+        },
+    }
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "second pattern"
+    directory.mkdir()
+    yield directory
+    run_local("down", directory, "--volumes")
+    assert all_of(state_dir(directory)) == []
+
+
+def test_two_patterns_run_side_by_side_and_no_verb_needs_the_port_again(
+    pattern: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, redis_port, other_port = free_port(), free_port(), free_port()
+    services = asking_services(port, redis_port)
+    for directory in (pattern, second):
+        (directory / "asking.py").write_text(ASKING, encoding="utf-8")
+    up(pattern, services)
+    monkeypatch.setenv("PORT", str(other_port))
+    up(second, services)
+    assert "is already up" in up(second, services)
+    monkeypatch.delenv("PORT")
+
+    def names() -> list[str]:
+        return [httpx.get(f"http://127.0.0.1:{number}/").text for number in (port, other_port)]
+
+    with redis.Redis(port=redis_port) as client:
+        client.set("name", "first")
+    assert names() == ["first", "nobody"]
+    for verb in ("kill", "start", "stop", "start", "restart"):
+        assert run_local(verb, second, "api").returncode == 0
+    assert run_local("restart", second, "redis").returncode == 0
+    assert names() == ["first", "nobody"]
+    assert f"127.0.0.1:{other_port}\n" in run_local("ps", second).stdout
+    # As with Compose, the next `up` is told the port again.
+    monkeypatch.setenv("PORT", str(free_port()))
+    assert "has changed" in up(second, services)
+    assert run_local("down", second).returncode == 0
+    assert httpx.get(f"http://127.0.0.1:{port}/").text == "first"
+
+
+def test_up_names_the_pattern_that_has_the_port_and_leaves_both_as_they_were(
+    pattern: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, other_port = free_port(), free_port()
+    up(pattern, {"api": server(port)})
+    (second / "server.py").write_text(SERVER, encoding="utf-8")
+    services = {"api": server(port) | {"ports": [f"127.0.0.1:${{API_PORT:-{port}}}:{port}"]}}
+    services["api"]["command"] = ["sh", "-c", 'python server.py "$$UVICORN_PORT"']
+    services["api"]["environment"] = {"UVICORN_PORT": str(port)}
+    write(second, services)
+    refused = run_local("up", second)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"error: port {port} on 127.0.0.1 is in use because {pattern.name} is up "
+        f"(pid {pid_of(port)}, {shown(pid_of(port))}): "
+        f"stop it with `make -C {shlex.quote(str(pattern))} down`, "
+        f"or use another port: API_PORT={suggested(refused.stderr)} make up\n"
+    )
+    monkeypatch.setenv("API_PORT", str(other_port))
+    up(second, services)
+    monkeypatch.delenv("API_PORT")
+    assert run_local("up", second).returncode == 1
+    assert answers(port)
+    assert answers(other_port)
+
+
+def shown(pid: int) -> str:
+    return shorten(" ".join(psutil.Process(pid).cmdline()), ports.COMMAND_MAX)
+
+
+def suggested(message: str) -> int:
+    """Returns the port that a message suggests, which must be free."""
+    found = re.search(r"_PORT=(\d+) make up", message)
+    assert found
+    port = int(found[1])
+    assert not ports.is_taken(port)
+    return port
+
+
+def test_up_names_the_pattern_whose_redis_has_the_port(
+    pattern: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    up(pattern, {"redis": redis_service(port)}, volumes={"redis-data": None})
+    # Redis has overwritten its mark, so what counts is the record of the patterns.
+    monkeypatch.setattr(ports, "patterns", lambda: [pattern])
+    write(second, {"api": server(port)})
+    assert f"because {pattern.name} is up (pid " in run_local("up", second).stderr
+
+
+@pytest.mark.parametrize(
+    ("directory", "expected"),
+    [
+        (".", "because {} is up (with Docker, container a-1): stop it with `make -C "),
+        ("/none", "by the container a-1: stop it with `docker stop a-1`"),
+    ],
+)
+def test_up_names_the_container_that_has_the_port(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, directory: str, expected: str
+) -> None:
+    folder = pattern / "bin"
+    folder.mkdir()
+    place = shlex.quote(str(pattern / directory))
+    (folder / "docker").write_text(
+        f'#!/bin/sh\n[ "$1 $2 $3" = "ps --filter publish=$PORT" ] && printf "a-1\\t%s\\n" {place}\n'
+    )
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+        write(pattern, {"api": server(port)})
+        result = run_local("up", pattern)
+    assert f"port {port} on 127.0.0.1 is in use {expected.format(pattern.name)}" in result.stderr
+
+
+def test_a_port_is_taken_by_who_listens_on_any_address_of_localhost() -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen()
+        assert ports.is_taken(holder.getsockname()[1])
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        holder.bind(("::1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert ports.is_taken(port)
+    assert not ports.is_taken(port)
+
+
+def test_a_port_that_this_user_may_not_use_is_an_error_or_moves(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(port: int) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write(pattern, {"api": server(80), "other": {**WORKER, "expose": ["81"]}})
+    compose = load(pattern)
+    monkeypatch.setattr(ports, "is_taken", refuse)
+    chosen = ports.choose(compose, own=set(), immovable=set())
+    assert chosen[80] == 80
+    assert chosen[81] > 1024
+    with pytest.raises(ports.PortError, match="port 80 cannot be used: Permission denied"):
+        ports.refuse_taken(pattern, [80])
+
+
+def test_with_docker_a_taken_port_is_named_before_anything_is_installed(pattern: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        write(pattern, {"api": server(port)})
+        # Without the packages of the environment, and without Docker.
+        command = [sys.executable, "-S", "-m", "tools.run.ports", str(pattern)]
+        environment = os.environ | {"PATH": "/none"}
+        asked = partial(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
+        refused = asked(text=True)
+    message = f"error: port {port} on 127.0.0.1 is in use by another program: stop it\n"
+    assert (refused.returncode, refused.stderr) == (1, message)
+    assert asked(text=True).returncode == 0
+
+
+def test_a_port_without_a_variable_is_refused_if_it_cannot_move(pattern: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        worker = {**WORKER, "environment": {"REDIS_HOST": "redis"}}
+        write(
+            pattern,
+            {"worker": worker, "redis": redis_service(port)},
+            volumes={"redis-data": None},
+        )
+        result = run_local("up", pattern)
+    assert f"port {port} on 127.0.0.1 is in use by another program" in result.stderr
+    assert result.stderr.endswith(": stop it\n")
+
+
 # --- one service ----------------------------------------------------------------------------------
 
 
@@ -273,9 +518,57 @@ def test_a_service_that_ignores_its_stop_signal_is_killed_after_its_grace_period
     assert not answers(port)
 
 
+def test_restart_replaces_the_process_of_one_service_and_waits_until_it_is_ready(
+    pattern: Path,
+) -> None:
+    api, other = free_port(), free_port()
+    up(pattern, {"api": server(api), "other": server(other, name="other")})
+    pids = pid_of(api), pid_of(other)
+    result = run_local("restart", pattern, "api")
+    assert result.returncode == 0, result.stderr
+    assert [line.rpartition(" in ")[0] for line in result.stdout.splitlines()] == [
+        "api stopped",
+        "api ready",
+    ]
+    assert pid_of(api) != pids[0]
+    assert pid_of(other) == pids[1]
+
+
+def test_ps_lists_what_runs_and_what_has_ended(pattern: Path) -> None:
+    port = free_port()
+    after = {"job": {"condition": "service_completed_successfully"}}
+    write(pattern, {"job": {"build": ".", "command": ["true"]}, "worker": WORKER})
+    assert run_local("ps", pattern).stdout.endswith(" is not up\n")
+    up(
+        pattern,
+        {
+            "api": server(port, depends_on=after),
+            "job": {"build": ".", "command": ["true"]},
+            "worker": {**WORKER, "deploy": {"replicas": 2}},
+            "stopped": WORKER,
+        },
+    )
+    assert run_local("stop", pattern, "stopped").returncode == 0
+    header, *lines = run_local("ps", pattern).stdout.splitlines()
+    assert header.split("  ")[0] == "PROCESS"
+    rows = {cells[0]: cells[1:] for cells in (re.split(r" {2,}", line) for line in lines)}
+    assert set(rows) == {"api", "job", "worker-1", "worker-2", "stopped"}
+    state, since, pid, address = rows["api"]
+    assert (state, pid, address) == ("running", str(pid_of(port)), f"127.0.0.1:{port}")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", since)
+    assert {name: cells[0] for name, cells in rows.items() if name != "api"} == {
+        "job": "done",
+        "worker-1": "running",
+        "worker-2": "running",
+        "stopped": "stopped",
+    }
+    assert rows["stopped"][2] == "-"
+    assert psutil.Process(int(rows["worker-2"][2])).cmdline() == ["sleep", "600"]
+
+
 def test_an_unknown_service_is_an_error_that_lists_the_services(pattern: Path) -> None:
     up(pattern, {"worker": WORKER})
-    for verb in ("stop", "start", "kill", "logs"):
+    for verb in ("stop", "start", "restart", "kill", "logs"):
         result = run_local(verb, pattern, "wroker")
         assert result.returncode == 1
         assert 'there is no service "wroker"; services: worker' in result.stderr
@@ -490,6 +783,71 @@ def test_up_after_a_killed_up_waits_for_a_job_that_still_runs(pattern: Path) -> 
     assert "worker ready in" in up(pattern, services)
 
 
+# --- progress -------------------------------------------------------------------------------------
+
+JOB = """
+import pathlib, time
+print("loading", "\\x1b[32mepoch 2 of 3\\x1b[0m", "", sep="\\n", flush=True)
+while not pathlib.Path("go").exists(): time.sleep(0.02)
+"""
+# Runs a command of the runner that shows each state, not one every few seconds.
+EAGER = """
+import sys
+from tools.run import __main__, progress
+progress.LINE_EVERY_SECONDS = 0
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_up_shows_what_it_waits_for_and_the_last_log_line(pattern: Path, is_terminal: bool) -> None:
+    (pattern / "job.py").write_text(JOB, encoding="utf-8")
+    after = {"job": {"condition": "service_completed_successfully"}}
+    write(
+        pattern,
+        {
+            "job": {"build": ".", "command": ["python", "job.py"]},
+            "worker": {**WORKER, "depends_on": after},
+        },
+    )
+    reading, writing = pty.openpty() if is_terminal else os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", EAGER, "up", str(pattern)],
+        cwd=ROOT,
+        stdout=writing,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "60"},
+    ) as process:
+        os.close(writing)
+        output = ""
+        while not re.search(r"waiting for job \(\d+ s\): epoch 2 of 3", output):
+            more = os.read(reading, 10_000).decode(errors="replace")
+            assert more, output
+            output += more
+        # Nothing is shown of the worker, which has not been started.
+        assert "worker" not in output
+        (pattern / "go").touch()
+        # A terminal that has been closed is an error.
+        with suppress(OSError):
+            while more := os.read(reading, 10_000).decode(errors="replace"):
+                output += more
+    os.close(reading)
+    assert process.returncode == 0
+    shown = [line for line in re.split(r"[\r\n]+", output) if "waiting for" in line]
+    assert ("\x1b" in shown[0]) is is_terminal
+    assert max(len(Text.from_ansi(line)) for line in shown) <= (60 if is_terminal else 80)
+    assert output.index("job ready in") < output.index("worker ready in")
+    assert output.endswith('stop it with "make down"' + ("\r\n" if is_terminal else "\n"))
+
+
+def test_the_last_line_of_a_log_is_read_from_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    assert last_line(log) == ""
+    log.write_text("")
+    assert last_line(log) == ""
+    log.write_text("ä" * 10_000 + "\n10 %\r20 %\r30 %\n  \n")
+    assert last_line(log) == "30 %"
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 
@@ -531,6 +889,29 @@ def test_a_directory_that_cannot_be_written_is_an_error_in_one_line(
     assert failed.stderr.startswith("error: ")
     assert f"{reason}; make {state_dir(pattern)} writable and free space" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [".", "log"])
+@pytest.mark.parametrize("verb", ["up", "down", "logs"])
+def test_files_of_another_user_are_an_error_in_one_line(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
+) -> None:
+    write(pattern, {"worker": WORKER})
+    state = state_dir(pattern)
+    (state / "log").mkdir(parents=True)
+    if os.geteuid() == 0:
+        # As after `sudo make up`, or after a container with another user.
+        os.chown(state / name, 54321, -1)
+    else:
+        name = "."
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    owner = "the user with id 54321" if os.geteuid() == 0 else getpass.getuser()
+    failed = run_local(verb, pattern)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {state / name} belongs to {owner}: take it ")
+    assert failed.stderr.count("\n") == 1
+    monkeypatch.undo()
+    os.chown(state / name, os.getuid(), -1)
 
 
 def test_a_full_disk_loses_log_lines_but_stops_neither_services_nor_the_watch(
@@ -632,19 +1013,55 @@ def test_down_stops_the_services_after_the_supervisor_was_killed(pattern: Path) 
     up(pattern, services, volumes={"redis-data": None})
 
 
-def test_a_reused_pid_is_left_alone(pattern: Path) -> None:
-    write(pattern, {"worker": WORKER})
-    pids = state_dir(pattern) / "pids"
-    pids.mkdir(parents=True)
+@pytest.mark.parametrize("boot_id", [processes.BOOT_ID, Path("/as/on/macos")])
+def test_a_reused_pid_is_left_alone(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, boot_id: Path
+) -> None:
+    monkeypatch.setattr(processes, "BOOT_ID", boot_id)
+    up(pattern, {"worker": WORKER})
+    record = state_dir(pattern) / "pids" / "worker"
+    pid, start = record.read_text(encoding="utf-8").split("\n", maxsplit=1)
+    os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: all_of(state_dir(pattern)) == [], "the pattern is down")
     stranger = subprocess.Popen(["sleep", "600"])
     try:
-        (pids / "worker").write_text(str(stranger.pid), encoding="utf-8")
-        os.utime(pids / "worker", (1, 1))
+        record.write_text(f"{stranger.pid}\n{start}", encoding="utf-8")
+        os.utime(record, (1, 1))
+        (state_dir(pattern) / "supervisord.pid").write_text(str(stranger.pid), encoding="utf-8")
         assert run_local("down", pattern).returncode == 0
         assert stranger.poll() is None
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_processes_are_found_after_the_clock_was_set(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, redis_port = free_port(), free_port()
+    services = {"api": server(port, "polite", stop_signal="SIGINT")}
+    up(pattern, services | {"redis": redis_service(redis_port)}, volumes={"redis-data": None})
+    started = psutil.Process.create_time
+    # On Linux the start time of a running process moves with the clock.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 60)
+    result = run_local("down", pattern)
+    assert (result.returncode, "is down" in result.stdout) == (0, True)
+    assert "leaving politely" in (state_dir(pattern) / "log/api.log").read_text(encoding="utf-8")
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
+
+
+def test_redis_is_found_after_the_clock_was_set_and_the_supervisor_killed(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_port = free_port()
+    up(pattern, {"redis": redis_service(redis_port)}, volumes={"redis-data": None})
+    started = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 60)
+    os.kill(int((state_dir(pattern) / "supervisord.pid").read_text()), signal.SIGKILL)
+    assert "is down" in run_local("down", pattern).stdout
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", redis_port))
 
 
 def test_concurrent_commands_are_rejected(pattern: Path) -> None:
@@ -664,7 +1081,7 @@ def test_a_missing_server_is_reported_with_its_package(pattern: Path) -> None:
 
 
 def test_every_verb_has_a_help_text() -> None:
-    for verb in ("up", "down", "stop", "start", "kill", "logs"):
+    for verb in ("up", "down", "ps", "stop", "start", "restart", "kill", "logs"):
         result = run_local(verb, Path("--help"))
         assert result.returncode == 0
         assert "the directory of the pattern" in result.stdout

@@ -43,6 +43,12 @@ def test_make_gets_what_the_strict_readers_read(pattern: Path) -> None:
         *(f"SERVICES+={name}" for name in compose),
         *(["CATEGORIES+=servers"] if needs_servers else []),
         *(["TRAINS:=train"] if "train" in compose else []),
+        *(
+            f"MOUNTED+={Path(mount.source)}"
+            for service in compose.values()
+            for mount in service.mounts
+            if not mount.named
+        ),
     }
     told = assignments(pattern)
     assert set(told) == expected

@@ -67,10 +67,12 @@ def change(path: Path, what: Any) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one pattern: its directory, its tests and the files in the root."""
+    """A repository with one pattern, its tests, and the files of its chapter and of the root."""
     root = tmp_path_factory.mktemp("small")
+    whole = (f"{PATTERN}/", ".ci/", ".github/")
+    directories = {"", PATTERN.partition("/")[0]}
     for name in tracked(ROOT):
-        if "/" not in name or name.startswith((f"{PATTERN}/", ".ci/", ".github/")) or name == TEST:
+        if name.rpartition("/")[0] in directories or name.startswith(whole) or name == TEST:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     subprocess.run(["git", "init", "--quiet", "--template=", root], check=True)

@@ -1,10 +1,13 @@
-"""Options select the patterns to test; slow tests run only if FULL is set."""
+"""Options and directories select the patterns to test; slow tests run only if FULL is set."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tools.check import selection
+from tools.read.patterns import ROOT
 
 pytest_plugins = ["pytester"]
 
@@ -30,6 +33,12 @@ FILES = {
         @pytest.mark.pattern("{WEB_SINGLE}", "{MODEL_DB}")
         def test_both(): pass
     """,
+    "tests/test_contract": f"""
+        import pytest
+
+        @pytest.mark.parametrize("name", ["{WEB_SINGLE}", "{MODEL_DB}"])
+        def test_each(name): pass
+    """,
     "tests/test_all": "def test_all(): pass",
     "tests/tools/test_copies": """
         import pytest
@@ -40,12 +49,14 @@ FILES = {
 }
 OF_WEB_SINGLE = {
     "chapter4_serving_patterns/test_web_single_pattern.py::test_own",
+    f"test_contract.py::test_each[{WEB_SINGLE}]",
     f"test_readmes.py::test_each[{WEB_SINGLE}]",
     "test_readmes.py::test_both",
 }
 OF_MODEL_DB = {
     "chapter2_training/test_model_db.py::test_own[web_single_pattern]",
     "chapter2_training/test_model_db.py::test_slow",
+    f"test_contract.py::test_each[{MODEL_DB}]",
     f"test_readmes.py::test_each[{MODEL_DB}]",
     "test_readmes.py::test_both",
 }
@@ -74,7 +85,7 @@ def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
 def chosen(pytester: pytest.Pytester, *options: str) -> set[str]:
     lines = run(pytester, *options).stdout.str().splitlines()
     tests = {line.partition(" PASSED")[0] for line in lines if " PASSED" in line}
-    return {test.removeprefix("tests/") for test in tests}
+    return {test.rpartition("tests/")[2] for test in tests}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +127,67 @@ def test_an_unknown_name_is_an_error_that_lists_the_names(
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     expected = f"*{option}: there is no web_singel_pattern; there are: *{WEB_SINGLE}*"
     refused.stderr.fnmatch_lines([expected])
+
+
+def without_readmes(tests: set[str]) -> set[str]:
+    return {test for test in tests if not test.startswith("test_readmes.py")}
+
+
+@pytest.mark.parametrize(
+    ("directory", "arguments", "expected"),
+    [
+        (WEB_SINGLE, [], OF_WEB_SINGLE),
+        (f"{WEB_SINGLE}/app", [], OF_WEB_SINGLE),
+        ("chapter2_training", [], OF_MODEL_DB),
+        (".", [WEB_SINGLE], OF_WEB_SINGLE),
+        ("tests", [f"../{WEB_SINGLE}/", "../chapter2_training"], OF_WEB_SINGLE | OF_MODEL_DB),
+    ],
+)
+def test_pytest_runs_the_tests_of_the_directory_it_is_given_or_started_in(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    directory: str,
+    arguments: list[str],
+    expected: set[str],
+) -> None:
+    for name in (f"{WEB_SINGLE}/app", MODEL_DB):
+        (pytester.path / name).mkdir(parents=True)
+    monkeypatch.chdir(pytester.path / directory)
+    assert chosen(pytester, *arguments) == without_readmes(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([WEB_SINGLE, "tests/tools"], "cannot be combined with other tests"),
+        (
+            ["chapter4_serving_patterns/other"],
+            "--only: there is no chapter4_serving_patterns/other",
+        ),
+    ],
+)
+def test_a_directory_whose_tests_cannot_be_selected_is_an_error(
+    pytester: pytest.Pytester, arguments: list[str], reason: str
+) -> None:
+    for argument in arguments:
+        (pytester.path / argument).mkdir(parents=True, exist_ok=True)
+    refused = run(pytester, *arguments)
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines([f"*{reason}*"])
+
+
+def test_pytest_in_the_directory_of_a_real_pattern_collects_its_tests_and_its_contract() -> None:
+    command = [str(Path(sys.executable).with_name("pytest")), "--collect-only", "--quiet"]
+    collected = subprocess.run(
+        command, cwd=ROOT / WEB_SINGLE, capture_output=True, text=True, check=True
+    )
+    tests = [line for line in collected.stdout.splitlines() if "::" in line]
+    assert {test.partition("::")[0] for test in tests} == {
+        f"tests/{WEB_SINGLE.replace('/', '/test_')}.py",
+        "tests/test_contract.py",
+    }
+    contract = [test for test in tests if test.startswith("tests/test_contract.py")]
+    assert all("web_single_pattern" in test for test in contract)
 
 
 def test_selecting_no_test_is_an_error(pytester: pytest.Pytester) -> None:

@@ -1,14 +1,18 @@
 """Selects the tests to run by pattern, and leaves out slow tests.
 
 A pytest plugin. Its options take names of patterns and chapters, `tools` for all tests that belong
-to no pattern, and `everything`. A test belongs to the patterns in its `pattern` mark, or else to
-the pattern that its file is named after, or else to the patterns in its parameters.
+to no pattern, and `everything`. In the directory of a chapter or a pattern, or with its path as an
+argument, pytest runs its tests and the contract test of its servers.
+
+A test belongs to the patterns in its `pattern` mark, or else to the pattern that its file is named
+after, or else to the patterns in its parameters.
 """
 
 import os
 import re
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,7 @@ from tools.read.patterns import ROOT, patterns
 # tests that generate examples read it to decide how many.
 FULL = os.environ.get("FULL", "") not in {"", "0"}
 OPTIONS = ("--only", "--without")
+CONTRACT = "tests/test_contract.py"
 
 
 @cache
@@ -35,8 +40,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Rejects unknown names, which would silently select or exclude nothing."""
+    select_directories(config)
     for option in OPTIONS:
         names_of_option(config, option)
+
+
+def select_directories(config: pytest.Config) -> None:
+    """Replaces directories of chapters and patterns by their tests, which are under tests/."""
+    chapters = {directory.partition("/")[0] for directory in known().values()}
+    selected = []
+    for argument in config.args:
+        path = os.path.relpath(config.invocation_params.dir / argument, config.rootpath)
+        if (parts := Path(path).parts[:2]) and parts[0] in chapters:
+            selected.append("/".join(parts))
+    if not selected:
+        return
+    if len(selected) < len(config.args):
+        raise pytest.UsageError("directories of patterns cannot be combined with other tests")
+    config.option.only = " ".join([config.option.only, *selected])
+    files = [
+        "tests/{}/test_{}.py".format(*name.split("/")) if "/" in name else f"tests/{name}"
+        for name in selected
+    ]
+    config.args = [str(config.rootpath / file) for file in [*files, CONTRACT]]
 
 
 def names_of_option(config: pytest.Config, option: str) -> set[str]:

@@ -1,7 +1,7 @@
 """Shows how one pattern differs from another: `python -m tools.generate.diff ASYNC WEB_SINGLE`.
 
 It lists the files that only one of the two has and those that have little in common, then shows a
-diff of the others. It leaves out marked copies, requirements, READMEs and `measure/`, and treats
+diff of the others. It leaves out marked copies, requirements, Markdown and `measure/`, and treats
 the names of the two patterns as equal. It needs only git and the standard library.
 """
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tools.generate.copies import MarkError, read_mark, tracked
 from tools.read.patterns import ROOT, patterns
 
-LEFT_OUT = ("README.md", "measure/*", "requirements*.txt")
+LEFT_OUT = ("*.md", "measure/*", "requirements*.txt")
 # Below this share of equal lines a line-by-line diff is harder to read than the two files.
 LITTLE_IN_COMMON = 0.3
 PAGER = "less -FRX"

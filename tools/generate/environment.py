@@ -1,7 +1,7 @@
 """Installs categories of the lock: `python -m tools.generate.environment serving redis`.
 
-Without arguments it installs all categories. It runs before anything is installed, so it imports
-only the standard library.
+Without arguments it installs all categories; with `--create` it creates the environment instead.
+It runs before anything is installed, so it imports only the standard library.
 
 It uses `uv`, which is several times faster than pip. But `uv` ignores pip's settings, so if there
 are settings that affect what is installed, it uses pip.
@@ -11,11 +11,13 @@ import argparse
 import fcntl
 import hashlib
 import json
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import venv
 from collections.abc import Iterator
 from compileall import compile_file
 from concurrent.futures import ProcessPoolExecutor
@@ -180,14 +182,31 @@ def compile_modules(environment: Path) -> None:
 def only_one(environment: Path) -> Iterator[None]:
     """Locks the environment, waiting for other processes that install into it."""
     with (environment / "installing").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another make that installs into the environment", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def create(environment: Path) -> None:
+    """Creates the environment, unless another process has done so meanwhile."""
+    environment.mkdir(exist_ok=True)
+    with only_one(environment):
+        if not (environment / "bin/python").exists():
+            print("Creating .venv with Python", platform.python_version(), flush=True)
+            venv.create(environment, symlinks=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("categories", nargs="*", metavar="CATEGORY", help="default: all")
+    parser.add_argument("--create", action="store_true", help="create the environment and end")
     arguments = parser.parse_args()
+    if arguments.create:
+        create(ROOT / ".venv")
+        return
     environment = Path(sys.prefix)
     if sys.prefix == sys.base_prefix:
         sys.exit("error: this Python is not in an environment: run `make environment`")

@@ -1,4 +1,8 @@
-"""Writes the index of patterns into the root README and the measured figures into each README."""
+"""Writes what is collected from the patterns into Markdown files.
+
+These are the index in the root README, the sections of COMING_FROM_THE_BOOK.md, and the measured
+figures in each pattern's README.
+"""
 
 from pathlib import Path
 
@@ -26,6 +30,9 @@ EXPLANATION = """
 *Measured* is what the pattern's claim counts and, in brackets, the same count without the pattern's
 mechanism.
 """
+# A pattern's part of the second file is in the first.
+PART_OF_THE_BOOK = "BOOK.md"
+COMING_FROM_THE_BOOK = "COMING_FROM_THE_BOOK.md"
 # More rows are hard to take in; results.json and RESULTS.md have the rest.
 MOST_ROWS = 5
 
@@ -40,6 +47,16 @@ def index(root: Path) -> str:
         row = f"| {' | '.join(cells)} |\n"
         tables[chapter] = tables.get(chapter, f"\n### {chapter}\n{HEADER}") + row
     return EXPLANATION + "".join(tables.values()) + "\n"
+
+
+def from_the_book(root: Path) -> str:
+    """Returns a section for each pattern: its BOOK.md with another title."""
+    sections = []
+    for pattern in patterns(root):
+        name = pattern.relative_to(root).as_posix()
+        _, _, text = (pattern / PART_OF_THE_BOOK).read_text("utf-8").partition("\n\n")
+        sections.append(f"\n## [{name}]({name})\n\n{text}")
+    return "".join(sections) + "\n"
 
 
 def figures(pattern: Path, block: str) -> str:
@@ -77,9 +94,9 @@ def figures(pattern: Path, block: str) -> str:
 
 
 def indexed(root: Path = ROOT) -> dict[Path, str]:
-    """Returns the text that the root README and each pattern's README should have."""
+    """Returns the text that each of these files should have."""
     for pattern in patterns(root):
-        for name in ("README.md", "docker-compose.yml"):
+        for name in ("README.md", "docker-compose.yml", PART_OF_THE_BOOK):
             if not (pattern / name).is_file():
                 raise MarkerError(f"{pattern.relative_to(root)} has no {name}")
     texts = {}
@@ -89,6 +106,10 @@ def indexed(root: Path = ROOT) -> dict[Path, str]:
         text = path.read_text("utf-8")
         table = figures(pattern, inside(text, "results", shown))
         texts[path] = between(text, "results", table, shown)
-    readme = root / "README.md"
-    shown = readme.relative_to(root)
-    return texts | {readme: between(readme.read_text("utf-8"), "index", index(root), shown)}
+    for name, marker, content in (
+        ("README.md", "index", index(root)),
+        (COMING_FROM_THE_BOOK, "book", from_the_book(root)),
+    ):
+        text = (root / name).read_text("utf-8")
+        texts[root / name] = between(text, marker, content, Path(name))
+    return texts

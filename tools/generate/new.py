@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tools.generate import copies, files
+from tools.generate.index import PART_OF_THE_BOOK, tagline
 from tools.read.patterns import ROOT
 
 CHAPTERS = (
@@ -30,6 +31,8 @@ NEXT = """{name} is there, a working copy of web_single_pattern. Next:
   - Write README.md, beginning with line 3, which is also the docstring of app/main.py.
   - `make fix` keeps a file that begins with "# Copied from" equal to its original.
     To change such a file, delete that line first.
+  - Compare it in BOOK.md with what the book prints for it.
+  - Say in the chapter's README how the pattern differs from the others.
   - Run make measure and make test in the directory, then make fix and make check here."""
 
 
@@ -108,14 +111,33 @@ def start(root: Path, name: str) -> None:
         copy, text = path.replace(ORIGINAL, name), (root / path).read_text("utf-8")
         if path == f"{ORIGINAL}/README.md":
             write(root / copy, draft(replaced(text, replacements), name))
-        elif Path(path).name.startswith("requirements"):
+        elif Path(path).name.startswith(("requirements", "sample.json")):
             write(root / copy, text)
+        elif path == f"{ORIGINAL}/{PART_OF_THE_BOOK}":
+            write(root / copy, f"# From the book to {new}\n\nThe book has no code for it.\n")
         else:
             copies.write_copy(root, path, copy, [pair for pair in replacements if pair[0] in text])
     module = root / test_module(name)
     tests = first_tests((root / test_module(ORIGINAL)).read_text("utf-8"))
     write(module, replaced(tests, replacements))
     tidy(module)
+    add_to_chapter(root, name)
+
+
+def add_to_chapter(root: Path, name: str) -> None:
+    """Adds the pattern to the reading order of its chapter, whose first pattern it may be."""
+    chapter, pattern = name.split("/")
+    readme = root / chapter / "README.md"
+    if not readme.exists():
+        number, _, words = chapter.removeprefix("chapter").partition("_")
+        write(readme, f"# Chapter {number}: {words.replace('_', ' ')}\n\n## In reading order\n\n")
+        write(root / chapter / "Makefile", "include ../chapter.mk\n")
+    text = readme.read_text("utf-8")
+    items = re.search(r"(?:^\d+\. .*\n(?: .*\n)*)+", text, re.MULTILINE)
+    listed, end = (items[0], items.end()) if items else ("", len(text))
+    number_of_item = len(re.findall(r"^\d+\. ", listed, re.MULTILINE)) + 1
+    item = f"{number_of_item}. [{pattern}]({pattern}): {tagline(root / name)}\n"
+    write(readme, f"{text[:end]}{item}{text[end:]}")
 
 
 def draft(readme: str, name: str) -> str:

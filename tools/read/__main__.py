@@ -1,8 +1,8 @@
 """Prints the make variables of a pattern for `pattern.mk`: `python -m tools.read DIRECTORY`.
 
 The output is one assignment a line: `CATEGORIES+=redis` for each lock category that the pattern
-needs without Docker, `SERVICES+=api` for each Compose service, and `TRAINS:=train` if one of the
-services trains.
+needs without Docker, `SERVICES+=api` for each Compose service, `TRAINS:=train` if one of the
+services trains, and `MOUNTED+=envoy.yaml` for each file that a service mounts.
 
 make runs this before anything is installed, perhaps with an old Python, so it cannot use a YAML
 parser. It finds the names by their indentation and rejects any other indentation.
@@ -23,6 +23,7 @@ TRAINER = "train"
 
 SERVICE = re.compile(r"  ([\w-]+): *(#.*)?")
 KEY = re.compile(r"    ([\w-]+):( .*)?")
+MOUNTED = re.compile(r"(?<![\w.])\./([\w./-]+):/")
 WITHIN_A_KEY = re.compile(r"     .*|    - .*")
 
 
@@ -68,13 +69,15 @@ def exported(pattern: Path) -> list[str]:
 
 def assignments(pattern: Path) -> list[str]:
     """Returns the assignments for make."""
-    found = services((pattern / "docker-compose.yml").read_text("utf-8"))
+    text = (pattern / "docker-compose.yml").read_text("utf-8")
+    found = services(text)
     has_images = any("build" not in keys for keys in found.values())
     categories = [TOOLCHAIN, *exported(pattern), *([SERVERS] if has_images else [])]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),
         *([f"TRAINS:={TRAINER}"] if TRAINER in found else []),
+        *(f"MOUNTED+={path}" for path in dict.fromkeys(MOUNTED.findall(text))),
     ]
 
 

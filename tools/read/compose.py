@@ -10,6 +10,7 @@ Keys that begin with `x-` declare exceptions to rules of the repository, with a 
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -89,11 +90,22 @@ def as_bytes(value: Any) -> float:
     return float(float(found[1]) * 1024.0 ** "bkmg".index(found[2]))
 
 
-def as_published_port(value: Any) -> int:
+@dataclass(frozen=True)
+class PublishedPort:
+    """A port of a container, and the port on this machine that leads to it."""
+
+    host: int
+    container: int
+
+
+def as_published_port(value: Any) -> PublishedPort:
     match = PUBLISHED_PORT.fullmatch(str(value))
-    if not match or match[1] != match[2] or not 0 < int(match[1]) < 65536:
-        raise ValueError(f'"{value}" is not supported without Docker; write "127.0.0.1:PORT:PORT"')
-    return int(match[1])
+    numbers = [int(number) for number in match.groups()] if match else [0]
+    if not all(0 < number < 65536 for number in numbers):
+        raise ValueError(
+            f'"{value}" is not supported without Docker; write "127.0.0.1:${{PORT:-8000}}:8000"'
+        )
+    return PublishedPort(*numbers)
 
 
 def as_port(value: Any) -> int:
@@ -205,7 +217,8 @@ class Service(Strict):
     command: Texts = ()
     environment: dict[str, Text] = {}
     published_ports: Annotated[
-        tuple[Annotated[int, BeforeValidator(as_published_port)], ...], BeforeValidator(as_list)
+        tuple[Annotated[PublishedPort, BeforeValidator(as_published_port)], ...],
+        BeforeValidator(as_list),
     ] = Field((), alias="ports")
     exposed_ports: Annotated[
         tuple[Annotated[int, BeforeValidator(as_port)], ...], BeforeValidator(as_list)
@@ -258,7 +271,7 @@ class Service(Strict):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Every port that the file says the service listens on."""
+        """Every port that the file says the service listens on, in its container."""
         return self._ports
 
     @property
@@ -314,6 +327,11 @@ class Compose:
             if dependency.condition == "service_completed_successfully"
         }
 
+    def published(self) -> dict[int, int]:
+        """Returns the port on this machine of each published port of a container."""
+        services = self.services.values()
+        return {port.container: port.host for item in services for port in item.published_ports}
+
     def built(self) -> list[Service]:
         return [service for service in self.services.values() if service.build]
 
@@ -325,6 +343,8 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         ComposeError: the file is missing, or part of it does not run without Docker.
     """
     path = canonical(pattern_dir) / FILE_NAME
+    if path.with_name(".env").exists():
+        raise ComposeError(f"{path.with_name('.env')} is read by Docker only; use the environment")
     document = interpolated(document_of(path), (), variables)
     try:
         file = File.model_validate(document)
@@ -447,10 +467,13 @@ def state_ports(services: list[Service]) -> None:
     """Collects each service's ports from its keys, its command and other services' addresses."""
     texts = [text for service in services for text in texts_of(service)]
     owners: dict[int, str] = {}
+    hosts = Counter(port.host for service in services for port in service.published_ports)
+    if twice := [host for host, times in hosts.items() if times > 1]:
+        refuse(FILE_NAME, f"port {twice[0]} of this machine is published twice; change one")
     for service in services:
         address = re.compile(rf"(?<![\w.-]){re.escape(service.name)}:(\d{{1,5}})\b")
         stated = {int(port) for text in texts for port in address.findall(text)}
-        stated |= {*service.published_ports, *service.exposed_ports}
+        stated |= {port.container for port in service.published_ports} | {*service.exposed_ports}
         listening = option(service.command, "--port")
         stated |= {int(listening)} if listening.isdecimal() else set()
         if not stated and service.build is None and service.image is not None:

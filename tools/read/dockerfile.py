@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from tools.read.compose import Build
 
+# These describe the container itself: its user, and where its programs and files are.
+OF_THE_CONTAINER = {"HOME", "LOGNAME", "PATH", "PYTHONDONTWRITEBYTECODE"}
+
 
 class Stage(NamedTuple):
     image: str
@@ -17,9 +20,10 @@ class Stage(NamedTuple):
         return next((rest for word, rest in reversed(self.instructions) if word == keyword), "")
 
     def variables(self) -> dict[str, str]:
-        """Returns the environment variables that the stage sets."""
+        """Returns the environment variables that the stage sets for its program."""
         texts = [rest for word, rest in self.instructions if word == "ENV"]
-        return dict(pair.split("=", 1) for text in texts for pair in shlex.split(text))
+        pairs = [pair.split("=", 1) for text in texts for pair in shlex.split(text)]
+        return {name: value for name, value in pairs if name not in OF_THE_CONTAINER}
 
 
 def stages(dockerfile: Path) -> dict[str, Stage]:

@@ -1,7 +1,7 @@
 """Lists the images that also run without Docker, with the server in each and how to start it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Image:
     # Appended to the command unless it already has them.
     options: tuple[tuple[str, ...], ...] = ()
     port: int | None = None
+    # The options that name another port to the server and its client.
+    port_options: Mapping[str, str] = field(default_factory=dict)
     data_folder: str | None = None
     # Whether mounted YAML files contain addresses of services.
     configured_by_files: bool = False
@@ -34,6 +36,7 @@ IMAGES: Mapping[str, Image] = {
         command=("redis-server",),
         options=(("--bind", "127.0.0.1"),),
         port=6379,
+        port_options={"redis-server": "--port", "redis-cli": "-p"},
         data_folder="/data",
         apt_package="redis-server",
         brew_package="redis",

@@ -13,15 +13,19 @@ from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
 from tools.run.interrupts import interrupt_once
 from tools.run.logs import logs
+from tools.run.ports import PortError
+from tools.run.ps import ps
 from tools.run.rewrite import state_dir
-from tools.run.state import LocalError
-from tools.run.verbs import down, kill, start, stop, up
+from tools.run.state import LocalError, refuse_files_of_others
+from tools.run.verbs import down, kill, restart, start, stop, up
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "up": (up, "start every service and wait until all are ready"),
     "down": (down, "stop every service"),
+    "ps": (ps, "list the processes: what runs, since when, and on which port"),
     "stop": (stop, "stop one service; the others keep running"),
     "start": (start, "start one service again and wait until it is ready"),
+    "restart": (restart, "stop one service, start it again and wait until it is ready"),
     "kill": (kill, "send SIGKILL to one service; it stays down until you start it"),
     "logs": (logs, "print the logs of the services"),
 }
@@ -36,7 +40,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     for verb, (_, text) in VERBS.items():
         command = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
         command.add_argument("pattern_dir", type=Path, help="the directory of the pattern")
-        if verb in ("stop", "start", "kill"):
+        if verb in ("stop", "start", "restart", "kill"):
             command.add_argument("service", help="a service of docker-compose.yml")
         if verb == "logs":
             command.add_argument("service", nargs="?", help="only this service")
@@ -52,8 +56,9 @@ def main(words: list[str] | None = None) -> int:
     verb = arguments.pop("verb")
     run, _ = VERBS[verb]
     try:
+        refuse_files_of_others(state_dir(arguments["pattern_dir"]))
         run(**arguments)
-    except (ComposeError, LocalError, MissingServerError) as error:
+    except (ComposeError, LocalError, MissingServerError, PortError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -8,28 +8,60 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tools.read.compose import Compose, Service
 from tools.read.patterns import ROOT
-from tools.run.processes import MARK_VARIABLE
-from tools.run.rewrite import Launch, state_dir, temporary_dir
+from tools.run.processes import BOOT_ID, MARK_VARIABLE
+from tools.run.rewrite import (
+    Launch,
+    state_dir,
+    temporary_dir,
+    temporary_file,
+    temporary_root,
+)
 from tools.run.state import LocalError, socket_path
 
 
-def plan_of(compose: Compose, launches: dict[str, Launch]) -> str:
-    """Describes everything that `up` starts, so that the next `up` notices a change."""
+def plan_of(compose: Compose, launches: dict[str, Launch], ports: dict[int, int]) -> dict[str, Any]:
+    """Describes what `up` starts, for the commands that follow and for the supervisor."""
     one_shots = compose.one_shots()
-    plan = {
-        name: {
-            "restart": launch.service.restart,
-            "one_shot": name in one_shots,
-            "script": script_of(compose, launch),
-            "program": program_section(launch.service, priority),
-            "health": launch.health_command,
-        }
-        for priority, (name, launch) in enumerate(launches.items())
+    return {
+        "stated": stated(compose),
+        "ports": ports,
+        "launches": {
+            name: {
+                "command": launch.command,
+                "environment": launch.environment,
+                "directory": str(launch.directory),
+                "health_command": launch.health_command,
+            }
+            for name, launch in launches.items()
+        },
+        "endings": {
+            name: {"restart": service.restart, "one_shot": name in one_shots}
+            for name, service in compose.services.items()
+        },
     }
-    return json.dumps(plan, indent=1)
+
+
+def stated(compose: Compose) -> dict[str, Any]:
+    """Returns what the file says. The shell of the next `up` may have another PATH or language."""
+    return {name: service.model_dump(mode="json") for name, service in compose.services.items()}
+
+
+def launches_in(plan: dict[str, Any], compose: Compose) -> dict[str, Launch]:
+    """Returns how the services were started, whatever the environment is now."""
+    return {
+        name: Launch(
+            compose.services[name],
+            tuple(launch["command"]),
+            launch["environment"],
+            Path(launch["directory"]),
+            tuple(launch["health_command"]),
+        )
+        for name, launch in plan["launches"].items()
+    }
 
 
 def script_of(compose: Compose, launch: Launch) -> str:
@@ -40,7 +72,9 @@ def script_of(compose: Compose, launch: Launch) -> str:
     return "\n".join(
         [
             "#!/bin/sh -e",
-            f'echo $$ > {pids}/"$SUPERVISOR_PROCESS_NAME"',
+            # What the process is known by, even if its pid is used again: see `recorded`.
+            f"{{ echo $$; cat {BOOT_ID} /proc/$$/stat 2>/dev/null || true; }} \\",
+            f'  > {pids}/"$SUPERVISOR_PROCESS_NAME"',
             f"cd {directory}",
             f"exec env -i {' '.join(variables)} \\",
             f'  {MARK_VARIABLE}={shlex.quote(f"{state}#")}"$SUPERVISOR_PROCESS_NAME" \\',
@@ -73,19 +107,21 @@ stdout_events_enabled = true
 """
 
 
-def prepare(compose: Compose, launches: dict[str, Launch], plan: str) -> None:
+def prepare(compose: Compose, launches: dict[str, Launch], ports: dict[int, int]) -> None:
     state = state_dir(compose.pattern_dir)
     for name in ("log", "pids", "scratch", "services"):
         shutil.rmtree(state / name, ignore_errors=True)
         (state / name).mkdir()
     shutil.rmtree(temporary_dir(compose.pattern_dir, "scratch"), ignore_errors=True)
     own_folder(socket_path(compose).parent, 0o700)
+    temporary = temporary_root(compose.pattern_dir)
+    temporary_file(compose.pattern_dir).write_text(str(temporary), encoding="utf-8")
     for launch in launches.values():
         make_folders(compose, launch)
         script = state / "services" / f"{launch.service.name}.sh"
         write_privately(script, script_of(compose, launch))
     (state / "log" / "all").touch()
-    write_privately(state / "plan.json", plan)
+    write_privately(state / "plan.json", json.dumps(plan_of(compose, launches, ports), indent=1))
     programs = "".join(
         program_section(launch.service, priority)
         for priority, launch in enumerate(launches.values())

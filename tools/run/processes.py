@@ -11,7 +11,11 @@ import psutil
 # Every process of a pattern has this variable: "STATE_DIR#PROCESS_NAME", or "STATE_DIR#" for the
 # supervisor. Children inherit it even if they leave their process group.
 MARK_VARIABLE = "LOCAL_RUNNER"
-# Process start times are rounded to clock ticks and depend on a rounded boot time.
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# The field of /proc/PID/stat, after the program name in parentheses, with the clock ticks from boot
+# to the start of the process.
+START_TICKS = 19
+# Without /proc. Start times and those of files are rounded.
 CLOCK_TOLERANCE_SECONDS = 2
 KILL_DEADLINE_SECONDS = 10
 
@@ -47,22 +51,44 @@ def family_of(pid: int) -> list[psutil.Process]:
 
 
 def recorded(pid_file: Path) -> psutil.Process | None:
-    """Returns the process that wrote its pid to a file, unless the pid has been reused.
+    """Returns the process that recorded itself in a file, unless the pid has been reused.
 
-    Redis and PostgreSQL need this: their process title overwrites the environment and its mark.
+    The file contains the pid and, where there is /proc, the boot id and /proc/PID/stat. Redis and
+    PostgreSQL need this: their process title overwrites the environment and its mark.
     """
     try:
-        process = psutil.Process(int(pid_file.read_text(encoding="utf-8")))
-        later_seconds = process.create_time() - pid_file.stat().st_mtime
+        pid, _, start = pid_file.read_text(encoding="utf-8", errors="replace").partition("\n")
+        process = psutil.Process(int(pid))
+        if BOOT_ID.exists():
+            boot_id, _, stat = start.partition("\n")
+            now = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+            same = boot_id == BOOT_ID.read_text("utf-8").strip()
+            same = same and start_ticks(stat) == start_ticks(now)
+        else:
+            # This start time stays the same when the clock is set; on Linux it would not.
+            later_seconds = process.create_time() - pid_file.stat().st_mtime
+            same = later_seconds < CLOCK_TOLERANCE_SECONDS
+    except (OSError, ValueError, IndexError, psutil.Error):
+        return None
+    return process if same and is_alive(process) else None
+
+
+def start_ticks(stat: str) -> str:
+    return stat.rpartition(")")[2].split()[START_TICKS]
+
+
+def supervisor_of(state_dir: Path) -> psutil.Process | None:
+    try:
+        process = psutil.Process(int((state_dir / "supervisord.pid").read_text(encoding="utf-8")))
+        is_ours = process.environ().get(MARK_VARIABLE) == f"{state_dir}#"
     except (OSError, ValueError, psutil.Error):
         return None
-    return process if is_alive(process) and later_seconds < CLOCK_TOLERANCE_SECONDS else None
+    return process if is_ours and is_alive(process) else None
 
 
-def is_suspended(pid_file: Path) -> bool:
-    process = recorded(pid_file)
+def is_suspended(process: psutil.Process) -> bool:
     try:
-        return process is not None and process.status() == psutil.STATUS_STOPPED
+        return bool(process.status() == psutil.STATUS_STOPPED)
     except psutil.Error:
         return False
 
@@ -103,13 +129,26 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def listener_of(port: int) -> psutil.Process | None:
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status != psutil.CONN_LISTEN or not connection.pid:
-                continue
-            if connection.laddr and connection.laddr[1] == port:
-                return psutil.Process(connection.pid)
-    except psutil.Error:
-        # On macOS only root may see other users' connections.
-        return None
+    """Returns the process that listens on a port, if it is one that this user may inspect."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            for connection in process.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return process
     return None
+
+
+def state_of(process: psutil.Process, others: Iterable[Path]) -> Path | None:
+    """Returns the state directory of the pattern that a process belongs to."""
+    with suppress(psutil.Error, OSError):
+        state, is_marked, _ = process.environ().get(MARK_VARIABLE, "").rpartition("#")
+        if is_marked:
+            return Path(state)
+    # Redis and PostgreSQL have overwritten the mark.
+    return next((state for state in others if process in all_of(state)), None)
+
+
+def command_of(process: psutil.Process) -> str:
+    with suppress(psutil.Error, OSError):
+        return " ".join(process.cmdline()) or str(process.name())
+    return "?"

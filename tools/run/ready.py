@@ -11,6 +11,7 @@ from time import monotonic, sleep
 
 from tools.read.compose import Compose
 from tools.run.processes import MARK_VARIABLE
+from tools.run.progress import last_line, progress
 from tools.run.rewrite import Launch, state_dir
 from tools.run.state import LocalError, last_lines, last_log, process_names
 from tools.run.supervisor import raise_if_died, states, supervisor
@@ -34,7 +35,7 @@ def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[
     started: dict[str, float] = {}
     probes: dict[str, Probe] = {}
     try:
-        with supervisor(compose) as server:
+        with supervisor(compose) as server, progress() as show:
             while waiting:
                 raise_if_died(compose)
                 found = states(compose)
@@ -48,6 +49,8 @@ def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[
                         print(f"{name} ready in {monotonic() - started[name]:.1f} s", flush=True)
                     else:
                         refuse_to_wait_longer(compose, launches[name], started[name])
+                if pending := {name: started[name] for name in waiting if name in started}:
+                    show(progress_of(compose, pending))
                 sleep(POLL_SECONDS)
         raise_if_died(compose)
     except LocalError:
@@ -56,6 +59,17 @@ def wait_until_ready(compose: Compose, launches: dict[str, Launch], names: list[
     finally:
         for probe in probes.values():
             end_probe(probe)
+
+
+def progress_of(compose: Compose, pending: dict[str, float]) -> str:
+    """Says what is waited for, how long, and what it has logged last."""
+    first = min(pending, key=lambda name: pending[name])
+    log = (
+        state_dir(compose.pattern_dir) / "log" / f"{process_names(compose.services[first])[0]}.log"
+    )
+    waited_seconds = monotonic() - pending[first]
+    said = last_line(log)
+    return f"waiting for {', '.join(pending)} ({waited_seconds:.0f} s){said and f': {said}'}"
 
 
 def silent_services(compose: Compose, launches: dict[str, Launch]) -> list[str]:

@@ -1,16 +1,18 @@
 """Turns a service of `docker-compose.yml` into the command that runs it on this machine.
 
-Service names become 127.0.0.1, container paths become local paths, and an image becomes its server
-program. Nothing else changes.
+Service names become 127.0.0.1, container ports and paths become local ones, and an image becomes
+its server program. Nothing else changes.
 """
 
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,16 @@ ANY_ADDRESS = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])")
 # A bare service name could mean anything, but in these variables and options it is a host name.
 HOST_VARIABLE = re.compile(r"(?:.*_)?(?:HOST|HOSTNAME|ADDRESS|ADDR|SERVER)")
 HOST_OPTION = re.compile(r"-h|--(?:[a-z-]+-)?(?:host|hostname|address|server)")
+# The same for a number that is a port in the file.
+PORT_VARIABLE = re.compile(r"(?:.*_)?PORT")
+PORT_OPTION = re.compile(r"-p|--(?:[a-z-]+-)?port")
 
 # No other variables of the user reach a process, so that they cannot change its behaviour.
 INHERITED_VARIABLES = ("HOME", "LANG", "TMPDIR")
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
+
+UNMOVED: Mapping[int, int] = {}
 
 
 @dataclass(frozen=True)
@@ -53,35 +60,56 @@ def state_dir(pattern_dir: Path) -> Path:
 def temporary_dir(pattern_dir: Path, purpose: str) -> Path:
     """Returns a folder for this user and pattern under the short system temporary path."""
     digest = sha256(str(canonical(pattern_dir)).encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"local-{os.getuid()}-{digest}-{purpose}"
+    return temporary_root(pattern_dir) / f"local-{os.getuid()}-{digest}-{purpose}"
 
 
-def launch_of(compose: Compose, service: Service) -> Launch:
+def temporary_root(pattern_dir: Path) -> Path:
+    """Returns the temporary path of the first `up`, because TMPDIR may differ between shells."""
+    with suppress(FileNotFoundError):
+        recorded = Path(temporary_file(pattern_dir).read_text(encoding="utf-8"))
+        if recorded.is_dir():
+            return recorded
+    return Path(tempfile.gettempdir())
+
+
+def temporary_file(pattern_dir: Path) -> Path:
+    return state_dir(pattern_dir) / "temporary"
+
+
+def launch_of(compose: Compose, service: Service, ports: Mapping[int, int] = UNMOVED) -> Launch:
+    """Returns how to run a service; `ports` maps ports in the file to those on this machine."""
     program = None if service.build else find(service.image or "")
     paths = host_paths(compose, service)
     if program:
-        write_configs(compose, service, paths)
+        write_configs(compose, service, paths, ports)
 
-    rewrite = rewriter(tuple(compose.services), paths)
+    names = tuple(compose.services)
+    rewrite = rewriter(names, paths, ports)
     environment = base_environment(compose, service, program)
-    for name, value in {**uvicorn_options(compose, service), **service.environment}.items():
-        host = value in compose.services and HOST_VARIABLE.fullmatch(name)
-        environment[name] = LOOPBACK if host else rewrite(value)
-    command = image_command(service, program) if program else service.command
-    command = rewritten_arguments(command, tuple(compose.services), rewrite)
+    for name, value in {**image_variables(compose, service), **service.environment}.items():
+        if value in names and HOST_VARIABLE.fullmatch(name):
+            environment[name] = LOOPBACK
+        elif value.isdecimal() and PORT_VARIABLE.fullmatch(name):
+            environment[name] = moved(value, ports)
+        else:
+            environment[name] = rewrite(value)
+    command = image_command(service, program, ports) if program else service.command
+    command = rewritten_arguments(command, names, rewrite, ports)
     directory = compose.pattern_dir
     if program:
         known = image_of(service)
         directory = paths.get(known.data_folder or "") or scratch_dir(compose, service)
         if program.name == "postgres":
-            environment |= postgres_environment(service, directory)
+            environment |= postgres_environment(service, directory, ports)
             init_dir = paths.get("/docker-entrypoint-initdb.d", Path(os.devnull))
             entrypoint = Path(__file__).with_name("postgres.py")
             command = (sys.executable, str(entrypoint), str(init_dir), str(program), *command[1:])
         elif command[0] == program.name:
             command = (str(program), *command[1:])
     health = service.health.test if service.health else ()
-    health = rewritten_arguments(health, tuple(compose.services), rewrite)
+    if program and health:
+        health = (health[0], *port_option(service, health, ports), *health[1:])
+    health = rewritten_arguments(health, names, rewrite, ports)
     return Launch(service, command, environment, directory, health)
 
 
@@ -97,11 +125,9 @@ def base_environment(compose: Compose, service: Service, program: Path | None) -
     return environment
 
 
-def uvicorn_options(compose: Compose, service: Service) -> dict[str, str]:
-    """Returns the UVICORN_ variables that the image sets, and no others."""
+def image_variables(compose: Compose, service: Service) -> dict[str, str]:
     stage = stage_of(compose.pattern_dir, service.build) if service.build else None
-    variables = stage.variables() if stage else {}
-    return {name: value for name, value in variables.items() if name.startswith("UVICORN_")}
+    return stage.variables() if stage else {}
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -111,7 +137,7 @@ def image_of(service: Service) -> Image:
     return IMAGES[repository(service.image or "")]
 
 
-def image_command(service: Service, program: Path) -> tuple[str, ...]:
+def image_command(service: Service, program: Path, ports: Mapping[int, int]) -> tuple[str, ...]:
     """Mimics the image's entrypoint and binds the server to this machine."""
     known = image_of(service)
     command = service.command or known.command
@@ -121,16 +147,29 @@ def image_command(service: Service, program: Path) -> tuple[str, ...]:
     for option in known.options:
         if option[0].partition("=")[0] not in given:
             command = (*command, *option)
-    return command
+    return (*command, *port_option(service, command, ports))
 
 
-def postgres_environment(service: Service, data_dir: Path) -> dict[str, str]:
+def port_option(
+    service: Service, command: tuple[str, ...], ports: Mapping[int, int]
+) -> tuple[str, ...]:
+    """Returns what names a port to a program that would use the default, which has moved."""
+    known = image_of(service)
+    option = known.port_options.get(command[0])
+    if not option or option in command or known.port is None:
+        return ()
+    return (option, str(known.port)) if ports.get(known.port, known.port) != known.port else ()
+
+
+def postgres_environment(
+    service: Service, data_dir: Path, ports: Mapping[int, int]
+) -> dict[str, str]:
     """Lets `pg_isready` and `psql` connect in a health check as they do in the container."""
     environment = service.environment
     user = environment.get("POSTGRES_USER", "postgres")
     return {
         "PGHOST": LOOPBACK,
-        "PGPORT": str(service.ports[0]),
+        "PGPORT": moved(str(service.ports[0]), ports),
         "PGDATA": str(data_dir),
         "PGPASSWORD": environment.get("POSTGRES_PASSWORD", ""),
         "POSTGRES_USER": user,
@@ -181,42 +220,82 @@ def open_to_nobody(folder: Path) -> bool:
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def rewriter(names: tuple[str, ...], paths: Mapping[str, Path]) -> Callable[[str], str]:
+def rewriter(
+    names: tuple[str, ...], paths: Mapping[str, Path], ports: Mapping[int, int] = UNMOVED
+) -> Callable[[str], str]:
     """Returns the function that rewrites addresses and mounted paths inside a text."""
-    any_name = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    any_name = one_of(names)
+    host = rf"({any_name}|127\.0\.0\.1|localhost)"
     # A service name counts as an address before a port or as the host of a URL.
-    address = re.compile(rf"(?<![\w.-])(?:{any_name})(?=:\d)|(?<=//)(?:{any_name})(?=/|$)")
-    user_address = re.compile(rf"(?<=@)(?:{any_name})(?=/|$)")
-    targets = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
-    mounted = re.compile(rf"(?<![\w.-])(?:{targets})(?![\w.-])")
+    address = re.compile(rf"(?<![\w.-]){host}(:)(\d{{1,5}})\b|(?<=/dev/tcp/){host}(/)(\d{{1,5}})\b")
+    without_port = re.compile(rf"(?:(?<=//)|(?<=@))(?:{any_name})(?=/|$)")
+    mounted = re.compile(rf"(?<![\w.-])(?:{one_of(paths)})(?![\w.-])")
+
+    def local(match: re.Match[str]) -> str:
+        name, separator, port = (group for group in match.groups() if group)
+        return f"{LOOPBACK if name in names else name}{separator}{moved(port, ports)}"
 
     def rewrite(text: str) -> str:
         text = ANY_ADDRESS.sub(LOOPBACK, text)
-        text = user_address.sub(LOOPBACK, address.sub(LOOPBACK, text))
+        text = without_port.sub(LOOPBACK, address.sub(local, text))
         return mounted.sub(lambda match: str(paths[match[0]]), text) if paths else text
 
     return rewrite
 
 
+def one_of(texts: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+
+
+def moved(port: str, ports: Mapping[int, int]) -> str:
+    return str(ports.get(int(port), port))
+
+
 def rewritten_arguments(
-    arguments: tuple[str, ...], names: tuple[str, ...], rewrite: Callable[[str], str]
+    arguments: tuple[str, ...],
+    names: tuple[str, ...],
+    rewrite: Callable[[str], str],
+    ports: Mapping[int, int] = UNMOVED,
 ) -> tuple[str, ...]:
     rewritten = []
     for option, argument in zip(("", *arguments), arguments, strict=False):
         name, equals, value = argument.partition("=")
         if argument in names and HOST_OPTION.fullmatch(option):
             rewritten.append(LOOPBACK)
+        elif argument.isdecimal() and PORT_OPTION.fullmatch(option):
+            rewritten.append(moved(argument, ports))
         elif equals and value in names and HOST_OPTION.fullmatch(name):
             rewritten.append(f"{name}={LOOPBACK}")
+        elif equals and value.isdecimal() and PORT_OPTION.fullmatch(name):
+            rewritten.append(f"{name}={moved(value, ports)}")
         else:
             rewritten.append(rewrite(argument))
     return tuple(rewritten)
 
 
+def addressed_without_port(compose: Compose) -> set[str]:
+    """Names the services whose port cannot move, because another one relies on the default."""
+    found: set[str] = set()
+    url = re.compile(rf"(?:(?<=//)|(?<=@))({one_of(compose.services)})(?=/|$)")
+    for service in compose.services.values():
+        words = [*service.command, *(service.health.test if service.health else ())]
+        pairs = [*service.environment.items(), *pairwise(["", *words])]
+        pairs += [(name, value) for name, _, value in (word.partition("=") for word in words)]
+        bare: set[str] = set()
+        for name, value in pairs:
+            is_host = HOST_VARIABLE.fullmatch(name) or HOST_OPTION.fullmatch(name)
+            bare |= {value} if is_host and value in compose.services else {*url.findall(value)}
+        told = {value for _, value in pairs}
+        found |= {name for name in bare if not told & {*map(str, compose.services[name].ports)}}
+    return found
+
+
 # --- configuration files of a server --------------------------------------------------------------
 
 
-def write_configs(compose: Compose, service: Service, paths: dict[str, Path]) -> None:
+def write_configs(
+    compose: Compose, service: Service, paths: dict[str, Path], ports: Mapping[int, int]
+) -> None:
     """Writes rewritten copies of mounted YAML files under `.local` and points `paths` to them."""
     folder = state_dir(compose.pattern_dir) / "config" / service.name
     for target, source in paths.items():
@@ -234,8 +313,9 @@ def write_configs(compose: Compose, service: Service, paths: dict[str, Path]) ->
         except yaml.YAMLError as error:
             problem = " ".join(str(error).split())
             raise ComposeError(f"{source} is not valid YAML: {problem}") from None
-        rewrite = rewriter(tuple(compose.services), paths)
-        documents = [rewritten_config(item, tuple(compose.services), rewrite) for item in documents]
+        names = tuple(compose.services)
+        rewrite = rewriter(names, paths, ports)
+        documents = [rewritten_config(item, names, rewrite, ports) for item in documents]
         folder.mkdir(parents=True, exist_ok=True)
         paths[target] = folder / source.name
         paths[target].write_text(
@@ -243,14 +323,21 @@ def write_configs(compose: Compose, service: Service, paths: dict[str, Path]) ->
         )
 
 
-def rewritten_config(value: Any, names: tuple[str, ...], rewrite: Callable[[str], str]) -> Any:
+def rewritten_config(
+    value: Any,
+    names: tuple[str, ...],
+    rewrite: Callable[[str], str],
+    ports: Mapping[int, int] = UNMOVED,
+) -> Any:
     if isinstance(value, dict):
-        return {
-            key: LOOPBACK
-            if key == "address" and item in names
-            else rewritten_config(item, names, rewrite)
-            for key, item in value.items()
+        rewritten = {
+            key: rewritten_config(item, names, rewrite, ports) for key, item in value.items()
         }
+        if value.get("address") in names:
+            rewritten["address"] = LOOPBACK
+        if rewritten.get("address") == LOOPBACK and "port_value" in value:
+            rewritten["port_value"] = ports.get(value["port_value"], value["port_value"])
+        return rewritten
     if isinstance(value, list):
-        return [rewritten_config(item, names, rewrite) for item in value]
+        return [rewritten_config(item, names, rewrite, ports) for item in value]
     return rewrite(value) if isinstance(value, str) else value

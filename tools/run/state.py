@@ -1,13 +1,18 @@
 """Reads the state of a pattern under `.local` and tells whether it is up."""
 
 import fcntl
+import json
+import os
+import pwd
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tools.read.compose import Compose, Service
-from tools.run.processes import is_suspended
+from tools.run.processes import is_suspended, supervisor_of
 from tools.run.rewrite import state_dir, temporary_dir
 
 # A Unix socket path has at most 104 characters, and supervisord appends its process id.
@@ -37,7 +42,8 @@ def death_file(compose: Compose) -> Path:
 
 
 def is_up(compose: Compose) -> bool:
-    if is_suspended(state_dir(compose.pattern_dir) / "supervisord.pid"):
+    supervisor = supervisor_of(state_dir(compose.pattern_dir))
+    if supervisor and is_suspended(supervisor):
         return False
     try:
         with socket.socket(socket.AF_UNIX) as client:
@@ -45,6 +51,22 @@ def is_up(compose: Compose) -> bool:
     except OSError:
         return False
     return not death_file(compose).exists()
+
+
+def refuse_files_of_others(state: Path) -> None:
+    """Raises a LocalError if another user has run the pattern, for example root through sudo."""
+    for path in (state, *state.glob("*")):
+        owner = path.lstat().st_uid if path.exists() else os.getuid()
+        if owner != os.getuid():
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"the user with id {owner}"
+            folder = shlex.quote(str(state))
+            raise LocalError(
+                f"{path} belongs to {name}: take it over with `sudo chown -R $(id -u) {folder}`, "
+                f"or delete it with `sudo rm -r {folder}`"
+            )
 
 
 @contextmanager
@@ -62,10 +84,13 @@ def only_one(compose: Compose) -> Iterator[None]:
         yield
 
 
-def read_plan(compose: Compose) -> str:
+def read_plan(compose: Compose) -> dict[str, Any]:
+    """Returns what runs as `plan_of` describes it; empty if nothing was started."""
     with suppress(FileNotFoundError):
-        return (state_dir(compose.pattern_dir) / "plan.json").read_text(encoding="utf-8")
-    return ""
+        path = state_dir(compose.pattern_dir) / "plan.json"
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return plan
+    return {}
 
 
 def last_log(compose: Compose, process: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from supervisor.xmlrpc import SupervisorTransport
 
 from tools.read.compose import Compose, load
-from tools.run.processes import all_of, kill_all, recorded, wait_until_gone
+from tools.run.processes import all_of, kill_all, supervisor_of, wait_until_gone
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, death_file, is_up, last_log, read_plan, socket_path
 
@@ -38,7 +38,7 @@ def running(pattern_dir: Path) -> Compose:
     if not is_up(compose):
         show_death(compose)
         raise LocalError(f"{compose.name} is not up: run `make up` first")
-    if set(json.loads(read_plan(compose))) != set(compose.services):
+    if read_plan(compose).get("stated", {}).keys() != compose.services.keys():
         raise LocalError("docker-compose.yml has changed since `make up`: run it again")
     return compose
 
@@ -65,7 +65,7 @@ def missing_services(compose: Compose) -> list[str]:
 def take_down(compose: Compose) -> bool:
     """Stops everything, in order if the supervisor runs; returns whether anything was running."""
     state = state_dir(compose.pattern_dir)
-    daemon = recorded(state / "supervisord.pid")
+    daemon = supervisor_of(state)
     if daemon:
         # Like `supervisorctl shutdown`, but it also works if the supervisor starts or is suspended.
         daemon.resume()
@@ -82,7 +82,7 @@ def take_down(compose: Compose) -> bool:
     else:
         pids = ", ".join(str(process.pid) for process in leftovers)
         raise LocalError(f"processes of {compose.name} cannot be killed: {pids}")
-    for name in ("supervisord.pid", "death.json"):
+    for name in ("supervisord.pid", "death.json", "plan.json"):
         (state / name).unlink(missing_ok=True)
     shutil.rmtree(state / "pids", ignore_errors=True)
     shutil.rmtree(socket_path(compose).parent, ignore_errors=True)

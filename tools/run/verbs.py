@@ -1,18 +1,23 @@
 """Starts and stops a pattern or one of its services."""
 
-import errno
 import shutil
-import socket
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 from tools.read.compose import Compose, load
 from tools.run.interrupts import uninterrupted
-from tools.run.plan import plan_of, prepare, start_supervisor
-from tools.run.processes import listener_of
+from tools.run.plan import launches_in, prepare, start_supervisor, stated
+from tools.run.ports import choose, refuse_taken
 from tools.run.ready import silent_services, wait_until_ready
-from tools.run.rewrite import Launch, launch_of, state_dir, temporary_dir
-from tools.run.state import LocalError, is_up, only_one, read_plan
+from tools.run.rewrite import (
+    Launch,
+    addressed_without_port,
+    launch_of,
+    state_dir,
+    temporary_dir,
+)
+from tools.run.state import is_up, only_one, read_plan
 from tools.run.supervisor import (
     missing_services,
     running,
@@ -30,9 +35,25 @@ def up(pattern_dir: Path) -> None:
     """Starts every service and waits until all are ready; on failure it stops everything."""
     compose = load(pattern_dir)
     with only_one(compose):
-        launches = {name: launch_of(compose, item) for name, item in compose.services.items()}
+        if not is_up(compose):
+            show_death(compose)
+            take_down(compose)
+        plan = read_plan(compose)
+        is_same = plan.get("stated") == stated(compose)
+        # What fails here leaves a pattern that is up as it is.
+        launches, ports = ({}, {}) if is_same else launches_anew(compose, plan)
         try:
-            missing = prepare_up(compose, launches)
+            if is_same:
+                launches = launches_in(plan, compose)
+                kill_silent(compose, launches)
+                missing = missing_services(compose)
+            else:
+                if plan:
+                    print("what docker-compose.yml says has changed: restarting everything")
+                    take_down(compose)
+                prepare(compose, launches, ports)
+                start_supervisor(compose)
+                missing = list(compose.services)
             if not missing:
                 print(f"{compose.name} is already up")
                 return
@@ -46,16 +67,34 @@ def up(pattern_dir: Path) -> None:
     print('see the logs with "make logs", stop it with "make down"')
 
 
+def launches_anew(
+    compose: Compose, plan: dict[str, Any]
+) -> tuple[dict[str, Launch], dict[int, int]]:
+    """Returns how to start the services, and their ports, of which none is taken by others."""
+    own = {*plan.get("ports", {}).values()}
+    ports = choose(compose, own, addressed_without_port(compose))
+    refuse_taken(compose.pattern_dir, [port for port in ports.values() if port not in own])
+    services = compose.services.items()
+    return {name: launch_of(compose, service, ports) for name, service in services}, ports
+
+
 def start(pattern_dir: Path, service: str) -> None:
     """Starts a stopped or killed service and waits until it is ready."""
     compose = running(pattern_dir)
-    launch = launch_of(compose, compose.service(service))
+    compose.service(service)
     with only_one(compose):
+        launch = launches_in(read_plan(compose), compose)[service]
         kill_silent(compose, {service: launch})
         if states(compose)[service] == {"RUNNING"}:
             print(f"{service} is already up")
             return
         wait_until_ready(compose, {service: launch}, [service])
+
+
+def restart(pattern_dir: Path, service: str) -> None:
+    """Stops one service, starts it again and waits until it is ready."""
+    stop(pattern_dir, service)
+    start(pattern_dir, service)
 
 
 def down(pattern_dir: Path, volumes: bool = False) -> None:
@@ -102,37 +141,3 @@ def kill_silent(compose: Compose, launches: dict[str, Launch]) -> None:
     for name in silent_services(compose, launches):
         print(f"{name} runs but does not answer its health check: restarting it", flush=True)
         kill_processes(compose, name)
-
-
-def prepare_up(compose: Compose, launches: dict[str, Launch]) -> list[str]:
-    """Starts the supervisor unless it already runs this plan; returns the services to start."""
-    plan = plan_of(compose, launches)
-    if is_up(compose):
-        if read_plan(compose) == plan:
-            kill_silent(compose, launches)
-            return missing_services(compose)
-        print("docker-compose.yml has changed: restarting everything")
-    show_death(compose)
-    take_down(compose)
-    refuse_held_ports(compose)
-    prepare(compose, launches, plan)
-    start_supervisor(compose)
-    return list(compose.services)
-
-
-def refuse_held_ports(compose: Compose) -> None:
-    for port in sorted(port for item in compose.services.values() for port in item.ports):
-        with socket.socket() as probe:
-            # Without this a port counts as taken for a minute after its connections were closed.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise LocalError(f"port {port} cannot be used: {error.strerror}") from None
-                holder = listener_of(port)
-                who = f" (pid {holder.pid}, {holder.name()})" if holder else ""
-                raise LocalError(
-                    f"port {port} on 127.0.0.1 is in use by another program{who}; "
-                    "stop it, then try again"
-                ) from None

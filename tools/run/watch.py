@@ -31,7 +31,8 @@ class Watch:
 
     def __init__(self, supervisord: Any) -> None:
         self.supervisord = supervisord
-        self.plan: dict[str, dict[str, Any]] = json.loads(PLAN_FILE.read_text(encoding="utf-8"))
+        plan = json.loads(PLAN_FILE.read_text(encoding="utf-8"))
+        self.endings: dict[str, dict[str, Any]] = plan["endings"]
         self.half_lines: dict[str, bytes] = {}
         look_more_often(supervisord.options.poller)
         events.subscribe(events.ProcessLogEvent, self.on_log)
@@ -52,7 +53,7 @@ class Watch:
     def on_exit(self, event: Any) -> None:
         process = event.process
         kill_rest(process)
-        service = self.plan[process.group.config.name]
+        service = self.endings[process.group.config.name]
         succeeded = process.exitstatus == 0
         restarts = service["restart"] in ("always", "unless-stopped")
         if restarts or (service["restart"] == "on-failure" and not succeeded):

@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from tools.measure.results import Results, quick_argument
 from tools.measure.server import interleave, median_and_spread
@@ -24,6 +23,10 @@ from tools.read.patterns import ROOT
 from ..train.cifar import RECORD
 from ..train.onnx_graph import export
 from ..train.parameters import PATTERN
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 CLAIM = (
     "A step runs only when its inputs have changed, and a model that is no better than chance is "

@@ -47,9 +47,11 @@ def fetch(url: str, sha256: str, path: Path, progress: Progress) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
+        # What a killed download has left, or a link that leads elsewhere.
+        partial.unlink(missing_ok=True)
         with (
             httpx.stream("GET", url, timeout=SILENCE_SECONDS, follow_redirects=True) as response,
-            partial.open("wb") as file,
+            partial.open("xb") as file,
         ):
             response.raise_for_status()
             total = int(response.headers.get("content-length", 0))

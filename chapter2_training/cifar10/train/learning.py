@@ -101,6 +101,8 @@ def epochs(
         history.append(row)
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
         partial = checkpoint.with_name(f"{checkpoint.name}.partial")
+        # It may be a link that leads elsewhere.
+        partial.unlink(missing_ok=True)
         torch.save(state, partial)
         partial.replace(checkpoint)
         yield row

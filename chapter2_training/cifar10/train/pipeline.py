@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .artifact import write_artifact
+from .artifact import write_artifact, writing_to
 from .gate import rejection
 from .parameters import PATTERN, Parameters
 from .step import (
@@ -124,5 +124,6 @@ def publish(parameters: Parameters) -> Iterator[Judged]:
     if reason:
         raise StepError(f"not published: {reason}")
     model = (built / metadata["file"]).read_bytes()
-    write_artifact(parameters.output, model, metadata | {"served_accuracy": kept["accuracy"]})
+    with writing_to(parameters.output):
+        write_artifact(parameters.output, model, metadata | {"served_accuracy": kept["accuracy"]})
     console.print(f"published in {parameters.output}:", shown(kept))

@@ -151,14 +151,17 @@ def lock(path: Path) -> Iterator[None]:
     """Locks a file; the operating system releases the lock when this process ends or is killed.
 
     Raises:
-        StepError: another process holds the lock.
+        StepError: another process holds the lock, or the directory cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
     except Timeout:
         raise StepError(f"another process holds {path}, wait until it ends") from None
+    except OSError as error:
+        reason = f"cannot write into {path.parent}: {error.strerror}"
+        raise StepError(f"{reason}; make it writable, or choose another with --steps") from error
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ def usable(uri: str) -> Iterator[None]:
         yield
     except Exception as error:
         advice = (
-            "if the file is damaged, move it away"
+            "make its directory writable, or move a damaged file away"
             if uri.startswith(EMBEDDED)
             else "start the server, or unset MLFLOW_TRACKING_URI to use the embedded store"
         )

@@ -12,8 +12,11 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 HERE = Path(__file__).parents[1]
 # Recording the run would import MLflow, which takes longer than the training.

@@ -1,15 +1,19 @@
 """Measures the claim: the outlier share in the metadata is right, and training is reproducible."""
 
+import os
 import sys
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from tools.measure.results import Results, quick_argument
 
 from ..train.model import draw_noise, fit, load, train
 from .reproduce import HERE, digests_of, reproduce, rows_equal, train_seconds
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 CLAIM = (
     "The outlier share in the metadata equals the share of rows that the model scores below its "

@@ -1,9 +1,9 @@
 """Fits a one-class support vector machine to iris, and exports its scores as ONNX."""
 
+import os
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from sklearn.datasets import load_iris
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -11,6 +11,10 @@ from sklearn.svm import OneClassSVM
 
 from .artifact import digest
 from .convert import convert
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 NAME = "iris_outlier"
 VERSION = "1"

@@ -1,5 +1,5 @@
 # Copied from chapter2_training/iris_sklearn_svc/train/register.py
-"""Registers the trained model in model_db with its metrics, digest and file address."""
+"""Registers the trained model in model_db with its metrics and its address and digest."""
 
 import argparse
 import hashlib
@@ -28,8 +28,8 @@ class Kept(NamedTuple):
     directory: Path
     version: str
     metadata: dict[str, Any]
-    # Digest by file name.
-    sha256: dict[str, str]
+    # The digest of the metadata, which contain that of the model, so it covers both files.
+    sha256: str
 
 
 def keep(models: Path) -> Kept:
@@ -41,18 +41,16 @@ def keep(models: Path) -> Kept:
     try:
         model, described = ((models / name).read_bytes() for name in (MODEL, METADATA))
         metadata: dict[str, Any] = json.loads(described)
+        expected = metadata["sha256"]
+        sha256 = hashlib.sha256(described).hexdigest()
         # Two trainings of one version can give different models; the digest tells them apart.
-        version = f"{metadata['version']}.{metadata['sha256'][:12]}"
+        version = f"{metadata['version']}.{sha256[:12]}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RegisterError(f"no trained model in {models}, run make train: {error!r}") from error
-    sha256 = {
-        name: hashlib.sha256(content).hexdigest()
-        for name, content in ((MODEL, model), (METADATA, described))
-    }
-    if sha256[MODEL] != metadata["sha256"]:
+    if (found := hashlib.sha256(model).hexdigest()) != expected:
         raise RegisterError(
             f"{models / MODEL} does not match {METADATA}, run make train: "
-            f"its SHA-256 is {sha256[MODEL]}, not {metadata['sha256']}"
+            f"its SHA-256 is {found}, not {expected}"
         )
     directory = (models / version).absolute()
     try:
@@ -65,6 +63,24 @@ def keep(models: Path) -> Kept:
     return Kept(directory, version, metadata, sha256)
 
 
+def check_registry(client: httpx.Client, url: str) -> None:
+    """Checks that the service at the URL is a registry, and not, say, another pattern.
+
+    Raises:
+        RegisterError: it is not; the message says what was found.
+    """
+    response = client.get("projects/all", params={"limit": 1})
+    is_elsewhere = response.status_code in (404, 405) or response.is_redirect
+    if not (is_elsewhere or (response.is_success and '"rows"' not in response.text)):
+        return
+    description = client.get(f"{url}/openapi.json")
+    try:
+        found = f"that is {description.json()['info']['title']}"
+    except (ValueError, KeyError, TypeError):
+        found = f"{response.url} returned {response.status_code}: {response.text[:500]}"
+    raise RegisterError(f"no model_db at {url}, set MODEL_DB_URL to its address: {found}")
+
+
 def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[str, Any]:
     """Adds the model to the registry and returns its experiment.
 
@@ -74,8 +90,6 @@ def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[s
         RegisterError: the registry rejects it.
     """
     metadata = kept.metadata
-    # A server checks the file that it downloads; metadata in turn contain the digest of the model.
-    sha256 = kept.sha256[uri.rpartition("/")[2]]
     project_row = post(client, "projects", {"project_name": project})
     model_row = post(
         client,
@@ -91,17 +105,17 @@ def register(client: httpx.Client, kept: Kept, uri: str, project: str) -> dict[s
             "training_dataset": f"sha256:{metadata['training_data_sha256']}",
             "evaluations": metadata["metrics"],
             "artifact_file_paths": {"onnx": uri},
-            "artifact_sha256": sha256,
+            "artifact_sha256": kept.sha256,
         },
     )
     if response.status_code != 409:
         return accepted(response)
     found = accepted(client.get(f"experiments/model-version-id/{kept.version}"))["rows"]
     known = next(row for row in found if row["model_id"] == model_row["model_id"])
-    if known["artifact_sha256"] != sha256:
+    if known["artifact_sha256"] != kept.sha256:
         raise RegisterError(
             f"version {kept.version} is already registered with a different SHA-256: "
-            f"{known['artifact_sha256']}, not the {sha256} of {uri}"
+            f"{known['artifact_sha256']}, not {kept.sha256}"
         )
     path = f"experiments/artifact-file-paths/{known['experiment_id']}"
     return post(client, path, {"artifact_file_paths": {"onnx": uri}})
@@ -146,18 +160,19 @@ def main() -> None:
     parser.add_argument(
         "--artifact-uri",
         metavar="URI",
-        help="the address where others can read the file, such as an object store (default: the "
-        "file:// address of the copy in a directory of --models)",
+        help=f"the address where others can read {METADATA} and the model next to it, such as an "
+        "object store (default: the file:// address of the copy in a directory of --models)",
     )
     parser.add_argument("--promote", action="store_true", help="make it the champion of its model")
     arguments = parser.parse_args()
     uri = arguments.artifact_uri
-    if uri is not None and uri.rpartition("/")[2] not in {MODEL, METADATA}:
-        parser.error(f"--artifact-uri must end in /{MODEL} or /{METADATA}")
+    if uri is not None and not uri.endswith(f"/{METADATA}"):
+        parser.error(f"--artifact-uri must end in /{METADATA}")
     try:
         kept = keep(arguments.models)
-        uri = uri or (kept.directory / MODEL).as_uri()
+        uri = uri or (kept.directory / METADATA).as_uri()
         with httpx.Client(base_url=f"{arguments.url}/v0.1/api/", timeout=10) as client:
+            check_registry(client, arguments.url)
             experiment = register(client, kept, uri, arguments.project)
             if arguments.promote:
                 promote(client, experiment, kept.metadata["name"], arguments.project)

@@ -11,7 +11,7 @@ import mlflow
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from .artifact import summary, write_artifact
+from .artifact import summary, write_artifact, writing_to
 from .tracking import TrackingError, reachable, tracked
 
 Train = Callable[[], tuple[bytes, dict[str, Any]]]
@@ -32,7 +32,8 @@ def train_recorded(experiment: str, run_name: str, output: Path, train: Train, d
                 described = write_artifact(Path(directory), model, metadata)
                 picture = f"{draw.__name__.removeprefix('draw_')}.png"
                 record(described, Path(directory, described["file"]), {picture: draw(described)})
-            written = write_model(output, model, metadata)
+            with writing_to(output):
+                written = write_artifact(output, model, metadata)
     except TrackingError as error:
         state = "was written" if written else "was not written"
         sys.exit(f"error: {error}; the model {state} to {output}")
@@ -55,11 +56,3 @@ def record(metadata: dict[str, Any], model: Path, pictures: dict[str, Figure]) -
         mlflow.log_dict(metadata, "metadata.json")
         for name, figure in pictures.items():
             mlflow.log_figure(figure, name)
-
-
-def write_model(output: Path, model: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Writes the model and its metadata, or exits with the reason."""
-    try:
-        return write_artifact(output, model, metadata)
-    except OSError as error:
-        sys.exit(f"error: cannot write the model to {output}: {error.strerror}")

@@ -59,28 +59,28 @@ def existing(row_model: type[Row]) -> dict[int | str, dict[str, Any]]:
 # --- projects -------------------------------------------------------------------------------------
 
 
-@api.get("/projects/all")
+@api.get("/projects/all", tags=["projects"])
 def all_projects(database: Database, paging: PagingQuery) -> Page[ProjectRow]:
     """Lists all projects."""
     with reading(database) as session:
         return page(session, ProjectRow, Project, paging)
 
 
-@api.get("/projects/id/{project_id}", responses=UNKNOWN)
+@api.get("/projects/id/{project_id}", tags=["projects"], responses=UNKNOWN)
 def project_by_id(database: Database, project_id: UUID) -> ProjectRow:
     """Finds a project by its id."""
     with reading(database) as session:
         return ProjectRow.model_validate(registry.get(session, Project, project_id))
 
 
-@api.get("/projects/name/{project_name}", responses=UNKNOWN)
+@api.get("/projects/name/{project_name}", tags=["projects"], responses=UNKNOWN)
 def project_by_name(database: Database, project_name: Name) -> ProjectRow:
     """Finds a project by its name."""
     with reading(database) as session:
         return ProjectRow.model_validate(registry.project_of_name(session, project_name))
 
 
-@api.post("/projects", status_code=201, responses=existing(ProjectRow))
+@api.post("/projects", tags=["projects"], status_code=201, responses=existing(ProjectRow))
 def add_project(database: Database, new: NewProject, response: Response) -> ProjectRow:
     """Adds a project, or returns the existing one; a different description is a 409."""
     with writing(database) as session:
@@ -92,28 +92,28 @@ def add_project(database: Database, new: NewProject, response: Response) -> Proj
 # --- models ---------------------------------------------------------------------------------------
 
 
-@api.get("/models/all")
+@api.get("/models/all", tags=["models"])
 def all_models(database: Database, paging: PagingQuery) -> Page[ModelRow]:
     """Lists all models."""
     with reading(database) as session:
         return page(session, ModelRow, Model, paging)
 
 
-@api.get("/models/id/{model_id}", responses=UNKNOWN)
+@api.get("/models/id/{model_id}", tags=["models"], responses=UNKNOWN)
 def model_by_id(database: Database, model_id: UUID) -> ModelRow:
     """Finds a model by its id."""
     with reading(database) as session:
         return ModelRow.model_validate(registry.get(session, Model, model_id))
 
 
-@api.get("/models/name/{model_name}")
+@api.get("/models/name/{model_name}", tags=["models"])
 def models_by_name(database: Database, paging: PagingQuery, model_name: Name) -> Page[ModelRow]:
     """Lists the models with this name, at most one per project."""
     with reading(database) as session:
         return page(session, ModelRow, Model, paging, Model.model_name == model_name)
 
 
-@api.get("/models/project-id/{project_id}", responses=UNKNOWN)
+@api.get("/models/project-id/{project_id}", tags=["models"], responses=UNKNOWN)
 def models_by_project_id(
     database: Database, paging: PagingQuery, project_id: UUID
 ) -> Page[ModelRow]:
@@ -123,7 +123,7 @@ def models_by_project_id(
         return page(session, ModelRow, Model, paging, Model.project_id == project_id)
 
 
-@api.get("/models/project-name/{project_name}", responses=UNKNOWN)
+@api.get("/models/project-name/{project_name}", tags=["models"], responses=UNKNOWN)
 def models_by_project_name(
     database: Database, paging: PagingQuery, project_name: Name
 ) -> Page[ModelRow]:
@@ -133,7 +133,7 @@ def models_by_project_name(
         return page(session, ModelRow, Model, paging, Model.project_id == project.project_id)
 
 
-@api.get("/models/champion/{model_name}", responses={**UNKNOWN, **CONFLICT})
+@api.get("/models/champion/{model_name}", tags=["models"], responses={**UNKNOWN, **CONFLICT})
 def champion_by_model_name(
     database: Database, model_name: Name, project_name: Annotated[Name | None, Query()] = None
 ) -> ExperimentRow:
@@ -143,7 +143,7 @@ def champion_by_model_name(
         return ExperimentRow.model_validate(champion)
 
 
-@api.post("/models", status_code=201, responses={**existing(ModelRow), **UNKNOWN})
+@api.post("/models", tags=["models"], status_code=201, responses={**existing(ModelRow), **UNKNOWN})
 def add_model(database: Database, new: NewModel, response: Response) -> ModelRow:
     """Adds a model to a project, or returns the existing one; a different description is a 409."""
     with writing(database) as session:
@@ -155,21 +155,21 @@ def add_model(database: Database, new: NewModel, response: Response) -> ModelRow
 # --- experiments ----------------------------------------------------------------------------------
 
 
-@api.get("/experiments/all")
+@api.get("/experiments/all", tags=["experiments"])
 def all_experiments(database: Database, paging: PagingQuery) -> Page[ExperimentRow]:
     """Lists all experiments."""
     with reading(database) as session:
         return page(session, ExperimentRow, Experiment, paging)
 
 
-@api.get("/experiments/id/{experiment_id}", responses=UNKNOWN)
+@api.get("/experiments/id/{experiment_id}", tags=["experiments"], responses=UNKNOWN)
 def experiment_by_id(database: Database, experiment_id: UUID) -> ExperimentRow:
     """Finds an experiment by its id."""
     with reading(database) as session:
         return ExperimentRow.model_validate(registry.get(session, Experiment, experiment_id))
 
 
-@api.get("/experiments/model-version-id/{model_version_id}")
+@api.get("/experiments/model-version-id/{model_version_id}", tags=["experiments"])
 def experiments_by_version(
     database: Database, paging: PagingQuery, model_version_id: Name
 ) -> Page[ExperimentRow]:
@@ -179,7 +179,7 @@ def experiments_by_version(
         return page(session, ExperimentRow, Experiment, paging, same)
 
 
-@api.get("/experiments/model-id/{model_id}", responses=UNKNOWN)
+@api.get("/experiments/model-id/{model_id}", tags=["experiments"], responses=UNKNOWN)
 def experiments_by_model_id(
     database: Database, paging: PagingQuery, model_id: UUID
 ) -> Page[ExperimentRow]:
@@ -189,7 +189,7 @@ def experiments_by_model_id(
         return page(session, ExperimentRow, Experiment, paging, Experiment.model_id == model_id)
 
 
-@api.get("/experiments/project-id/{project_id}", responses=UNKNOWN)
+@api.get("/experiments/project-id/{project_id}", tags=["experiments"], responses=UNKNOWN)
 def experiments_by_project_id(
     database: Database, paging: PagingQuery, project_id: UUID
 ) -> Page[ExperimentRow]:
@@ -200,7 +200,12 @@ def experiments_by_project_id(
         return page(session, ExperimentRow, Experiment, paging, Experiment.model_id.in_(models))
 
 
-@api.post("/experiments", status_code=201, responses={**UNKNOWN, **CONFLICT, **REFUSALS})
+@api.post(
+    "/experiments",
+    tags=["experiments"],
+    status_code=201,
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+)
 def add_experiment(database: Database, new: NewExperiment) -> ExperimentRow:
     """Adds an experiment; if the version exists, a 409 names the existing experiment."""
     with writing(database) as session:
@@ -210,7 +215,11 @@ def add_experiment(database: Database, new: NewExperiment) -> ExperimentRow:
     return ExperimentRow.model_validate(experiment)
 
 
-@api.post("/experiments/evaluations/{experiment_id}", responses={**UNKNOWN, **CONFLICT, **REFUSALS})
+@api.post(
+    "/experiments/evaluations/{experiment_id}",
+    tags=["experiments"],
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+)
 def add_evaluations(database: Database, experiment_id: UUID, new: NewEvaluations) -> ExperimentRow:
     """Adds evaluations to the existing ones."""
     with writing(database) as session:
@@ -220,6 +229,7 @@ def add_evaluations(database: Database, experiment_id: UUID, new: NewEvaluations
 
 @api.post(
     "/experiments/artifact-file-paths/{experiment_id}",
+    tags=["experiments"],
     responses={**UNKNOWN, **CONFLICT, **REFUSALS},
 )
 def add_artifact_file_paths(
@@ -233,7 +243,11 @@ def add_artifact_file_paths(
     return ExperimentRow.model_validate(experiment)
 
 
-@api.post("/experiments/promote/{experiment_id}", responses={**UNKNOWN, **CONFLICT, **REFUSALS})
+@api.post(
+    "/experiments/promote/{experiment_id}",
+    tags=["experiments"],
+    responses={**UNKNOWN, **CONFLICT, **REFUSALS},
+)
 def promote(database: Database, experiment_id: UUID, promotion: Promotion) -> ExperimentRow:
     """Makes an experiment the champion of its model if the current champion is the expected one."""
     with writing(database) as session:

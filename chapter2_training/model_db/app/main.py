@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from . import registry
 from .database import Database, connect, is_embedded
+from .docs import add_docs
 from .endpoints import api
 from .migrate import current_revision, migrate, outdated_revisions
 from .page import router as page
@@ -46,11 +47,14 @@ app = FastAPI(
     description=__doc__,
     version="0.1.0",
     lifespan=lifespan,
+    docs_url=None,
+    redoc_url=None,
     # Without this, FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
 app.exception_handler(RequestValidationError)(refuse_invalid)
+add_docs(app)
 app.include_router(api)
 app.include_router(page)
 
@@ -92,14 +96,14 @@ def is_without_tables(error: Exception) -> bool:
     return str(reason).startswith(("no such table", "no such column"))
 
 
-@app.get("/health")
-@app.get("/v0.1/health")
+@app.get("/health", tags=["health"])
+@app.get("/v0.1/health", tags=["health"])
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
-@app.get("/ready", responses=UNAVAILABLE)
+@app.get("/ready", tags=["health"], responses=UNAVAILABLE)
 def ready(request: Request, database: Database) -> dict[str, str]:
     """The database responds and is migrated."""
     if current_revision(database) in request.app.state.outdated_revisions:

@@ -218,6 +218,8 @@ class Overview(NamedTuple):
     project: Project
     model: Model
     experiments: list[Experiment]
+    # The number of all its experiments.
+    total: int
 
 
 def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Overview]:
@@ -233,21 +235,28 @@ def overviews(session: Session, limit: int, offset: int, newest: int) -> list[Ov
         partition_by=Experiment.model_id,
         order_by=(Experiment.created_datetime.desc(), Experiment.experiment_id),
     )
+    every = func.count().over(partition_by=Experiment.model_id)
     # One query for all models.
     ranked = (
-        select(Experiment, rank.label("rank"))
+        select(Experiment, rank.label("rank"), every.label("total"))
         .where(Experiment.model_id.in_([model.model_id for _, model in models]))
         .subquery()
     )
     experiment = aliased(Experiment, ranked)
-    shown = session.scalars(
-        select(experiment)
+    shown = session.execute(
+        select(experiment, ranked.c.total)
         .where((ranked.c.rank <= newest) | (experiment.stage == "champion"))
         .order_by(ranked.c.rank)
         # The page shows neither column, and it holds more experiments than a list does.
         .options(defer(experiment.parameters), defer(experiment.artifact_file_paths))
     ).all()
+    totals = {found.model_id: total for found, total in shown}
     return [
-        Overview(project, model, [found for found in shown if found.model_id == model.model_id])
+        Overview(
+            project,
+            model,
+            [found for found, _ in shown if found.model_id == model.model_id],
+            totals.get(model.model_id, 0),
+        )
         for project, model in models
     ]

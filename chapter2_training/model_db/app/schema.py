@@ -44,6 +44,8 @@ def check_size(values: Json) -> Json:
     return values
 
 
+# In the examples of `/docs`; the reader puts an ID of the registry in its place.
+SOME_ID = "00000000-0000-4000-8000-000000000000"
 # Names are part of URLs such as /projects/name/iris.
 Name = Annotated[str, Field(max_length=255, pattern=r"^\w([\w .+:@-]*\w)?$")]
 # PostgreSQL cannot store the character NUL.
@@ -60,8 +62,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def example(**values: JsonValue) -> ConfigDict:
+    """Returns the configuration of a model whose example in `/docs` has these values."""
+    return ConfigDict(json_schema_extra={"example": values})
+
+
 class NewProject(Strict):
     """A project to add or to find."""
+
+    model_config = example(project_name="flowers", description="Iris flowers")
 
     project_name: Name
     description: Line | None = None
@@ -70,6 +79,8 @@ class NewProject(Strict):
 class NewModel(Strict):
     """A model to add to a project or to find there."""
 
+    model_config = example(project_id=SOME_ID, model_name="iris", description="Three species")
+
     project_id: UUID
     model_name: Name
     description: Line | None = None
@@ -77,6 +88,14 @@ class NewModel(Strict):
 
 class NewExperiment(Strict):
     """One training run of a new version of a model."""
+
+    model_config = example(
+        model_id=SOME_ID,
+        model_version_id="1",
+        parameters={"C": 1.0, "kernel": "rbf"},
+        evaluations={"accuracy": 0.93},
+        artifact_file_paths={"onnx": "s3://models/iris/1/model.onnx"},
+    )
 
     model_id: UUID
     model_version_id: Name
@@ -92,17 +111,23 @@ class NewExperiment(Strict):
 class NewEvaluations(Strict):
     """Evaluations to add; existing keys are replaced."""
 
+    model_config = example(evaluations={"accuracy": 0.93})
+
     evaluations: Values
 
 
 class NewArtifactFilePaths(Strict):
     """File paths to add; existing keys are replaced."""
 
+    model_config = example(artifact_file_paths={"onnx": "s3://models/iris/1/model.onnx"})
+
     artifact_file_paths: Paths
 
 
 class Promotion(Strict):
     """The champion that the caller expects to replace; null means none."""
+
+    model_config = example(expected_champion=SOME_ID)
 
     expected_champion: UUID | None
 

@@ -1,5 +1,6 @@
 """Measures whether a version always means one model and one image, and what an update costs."""
 
+import os
 import shutil
 import sys
 import time
@@ -10,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
-import onnxruntime
 from rich.console import Console
 from sklearn.datasets import load_iris
 
@@ -31,6 +31,10 @@ from .images import (
     running,
     three_builds,
 )
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 HERE = Path(__file__).parents[1]
 CLAIM = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .artifact import summary
+from .artifact import summary, writing_to
 from .model import PENALTY, train
 from .release import ReleaseError, write_once
 
@@ -45,11 +45,10 @@ def main() -> None:
     directory: Path = arguments.output / arguments.version
     model, metadata = train(penalty=arguments.penalty, version=arguments.version)
     try:
-        written = write_once(directory, model, metadata)
+        with writing_to(arguments.output):
+            written = write_once(directory, model, metadata)
     except ReleaseError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: cannot write into {arguments.output}: {error}")
     Console(soft_wrap=True, highlight=False).print(summary(written, directory))
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -79,12 +80,43 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.refused:
             return
         self.chunk_bytes = len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parse(data)
+        except HttpParserError:
+            self.refuse_invalid_http()
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope:
             self.wait_for_more()
         elif self.deadline:
             self.stop_deadline()
+
+    def parse(self, data: bytes) -> None:
+        """Parses the data, and ignores that a client offers to change the protocol.
+
+        A parser skips the body of a request with such an offer. So another one gets the head
+        without the offer, and then the rest.
+        """
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except HttpParserUpgrade as offer:
+                if not self._should_upgrade():
+                    return
+                rest = rest[offer.args[0] :]
+                version = self.scope["http_version"].encode()
+                first = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)
+                fields = [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(b"\r\n".join([first, *fields, b"", b""]))
+
+    def _should_upgrade(self) -> bool:
+        """Tells uvicorn to do nothing with a head that `parse` repeats."""
+        # What follows a CONNECT is not HTTP, and the application has no route for it.
+        return self.parser.get_method() != b"CONNECT"
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Runs the application when it is the request's turn and its body is complete."""
@@ -132,6 +164,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.refuse_large_body(self.cycle)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
         self.cycle.more_body = False
         self.cycle.message_event.set()
         if self.held:
@@ -139,10 +173,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_asgi_task(self.cycle, app)
         elif self.refused:
             self.transport.close()
-
-    def _should_upgrade(self) -> bool:
-        """Ignores upgrades: the server speaks only HTTP/1.1."""
-        return False
 
     def wait_for_more(self) -> None:
         """Limits the bytes and the time of an incomplete head or body."""
@@ -204,6 +234,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """Updates the share of this connection in `arriving_bytes`."""
         BoundedProtocol.arriving_bytes += body_bytes - self.body_bytes
         self.body_bytes = body_bytes
+
+    def refuse_invalid_http(self) -> None:
+        """Refuses what cannot be parsed, or closes after a response that is still due."""
+        if self.answered and self.is_answering():
+            self.answered.keep_alive = False
+            self.refused = True
+        else:
+            self.refuse(400, "the request is not valid HTTP", None)
 
     def refuse_large_head(self, head_bytes: int) -> None:
         """Refuses a head above the limit, but not before a response that is still due."""

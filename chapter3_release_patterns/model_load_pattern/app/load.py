@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 import obstore
 from obstore.exceptions import BaseError
@@ -23,6 +24,9 @@ from pydantic_settings import SettingsError
 
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
 log = logging.getLogger("load")
 
 MODEL, METADATA = "model.onnx", "metadata.json"
@@ -30,6 +34,8 @@ MAX_JSON_BYTES = 1_000_000
 CHUNK_BYTES = 1_000_000
 # With their growing pauses, the retries take about a second.
 MAX_RETRIES = 5
+# A proxy of the environment decides itself which hosts can be reached.
+PROXIES = {"http", "https", "all"}
 
 
 class LoadError(Exception):
@@ -37,7 +43,10 @@ class LoadError(Exception):
 
 
 class Release(NamedTuple):
-    """The model to serve: the address of one of its two files, and the SHA-256 of that file."""
+    """The model to serve: the address and the SHA-256 of its metadata.
+
+    The metadata contain the SHA-256 of the model next to them, so the release fixes both files.
+    """
 
     uri: str
     sha256: str
@@ -107,8 +116,9 @@ def release_of(settings: Settings, deadline: float) -> Release:
                 raise LoadError(f"{source} names a model in {store}, not one of CHAMPION_STORES")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LoadError(f"{source} names no model: {error!r}") from error
-    if release.uri.rpartition("/")[2] not in {MODEL, METADATA}:
-        raise LoadError(f"{source}: {release.uri or 'nothing'} is neither {MODEL} nor {METADATA}")
+    # A release of the model alone would let anyone who can write to the store change the labels.
+    if release.uri.rpartition("/")[2] != METADATA:
+        raise LoadError(f"{source}: {release.uri or 'nothing'} is not the address of {METADATA}")
     if not re.fullmatch("[0-9a-f]{64}", str(release.sha256)):
         raise LoadError(
             f"{source}: the SHA-256 is {release.sha256 or 'missing'}, not 64 hex digits"
@@ -123,23 +133,14 @@ def store_of(uri: str) -> str:
 
 
 def fetch(release: Release, settings: Settings, deadline: float) -> dict[str, Any]:
-    """Writes both files of a release, the model first, and returns the metadata.
-
-    The metadata contains the SHA-256 of the model, so a release that names the metadata fixes both
-    files. If it names the model, anyone who can write to the store can change the labels.
-    """
-    folder, _, name = release.uri.rpartition("/")
-    described_in, source = f"{folder}/{METADATA}", f"{folder}/{MODEL}"
-    content = read(described_in, deadline)
-    if name == METADATA:
-        check_digest(described_in, hashlib.sha256(content).hexdigest(), release.sha256)
-    metadata = json_of(described_in, content)
+    """Writes both files of a release, the model first, and returns the metadata."""
+    content = read(release.uri, deadline)
+    check_digest(release.uri, hashlib.sha256(content).hexdigest(), release.sha256)
+    metadata = json_of(release.uri, content)
     if missing := {"name", "version", "sha256"} - metadata.keys():
-        raise LoadError(f"{described_in} does not contain {', '.join(sorted(missing))}")
-    # If the metadata already has another digest, the model is not fetched.
-    if name == MODEL:
-        check_digest(f"{source}, according to its metadata", metadata["sha256"], release.sha256)
+        raise LoadError(f"{release.uri} does not contain {', '.join(sorted(missing))}")
 
+    source = release.uri.removesuffix(METADATA) + MODEL
     directory = settings.model_directory
     partial = {name: directory / f"{name}.partial" for name in (MODEL, METADATA)}
     try:
@@ -191,6 +192,22 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
+def client_options(uri: str, timeout: timedelta) -> "ClientConfig":
+    """Returns the options with which the response to a request comes from the host of the address.
+
+    A configured SHA-256 makes plain http safe. A digest from the registry is only as trustworthy as
+    the connection, so https is never downgraded.
+    """
+    parts = urlsplit(uri)
+    options: ClientConfig = {"allow_http": parts.scheme != "https", "timeout": timeout}
+    if parts.scheme in {"http", "https"} and parts.hostname and not PROXIES & getproxies().keys():
+        # The library follows redirects and has no option against it. With these two, only the host
+        # and its subdomains are reached directly; all others would be reached through a proxy on a
+        # port that nothing can listen on.
+        options |= {"proxy_url": "http://127.0.0.1:0", "proxy_excludes": parts.hostname}
+    return options
+
+
 def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     """Yields a file at a file://, http(s)://, s3:// or gs:// address in chunks.
 
@@ -212,9 +229,7 @@ def chunks(uri: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
             raise LoadError(f"{uri} is not a regular file")
         store = from_url(
             folder,
-            # A configured SHA-256 makes plain http safe. A digest from the registry is only as
-            # trustworthy as the connection, so https is never downgraded.
-            client_options={"allow_http": not uri.startswith("https://"), "timeout": half},
+            client_options=client_options(uri, half),
             retry_config={"max_retries": MAX_RETRIES, "retry_timeout": half},
         )
         found = obstore.get(store, name)

@@ -14,8 +14,8 @@ class Settings(BaseSettings):
     # Pydantic reserves names that begin with "model_" unless told otherwise.
     model_config = SettingsConfigDict(protected_namespaces=())
 
-    # The address of one of the model's two files, and its SHA-256. If both are empty, the champion
-    # of the registry is loaded.
+    # The address of the model's metadata.json, and its SHA-256. If both are empty, the champion of
+    # the registry is loaded.
     model_uri: str = ""
     model_sha256: str = ""
     champion_url: str = "http://127.0.0.1:8001/iris_svc/champion.json"

@@ -11,7 +11,7 @@ from .settings import Settings
 
 async def live(_: Request) -> JSONResponse:
     """The process lives, and it is always ready because its files are part of the image."""
-    return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "ok", "health": "ok"})
 
 
 app = Starlette(

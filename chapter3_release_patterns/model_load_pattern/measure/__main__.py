@@ -1,6 +1,7 @@
 """Measures whether one image serves any model, and whether only the released one gets ready."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -16,7 +17,6 @@ from typing import NamedTuple, Self
 
 import httpx
 import numpy as np
-import onnxruntime
 from sklearn.datasets import load_iris
 
 from tools.measure.docker import ask, engine
@@ -35,6 +35,10 @@ from ..train.artifact import write_artifact
 from .failures import ALL_FAILURES, Failure, failures, release
 from .images import digest_with_the_model, network_with_store, serving
 from .processes import STORE_DELAY_SECONDS, replica, run_load, run_store
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 HERE = Path(__file__).parents[1]
 CLAIM = "One image serves three models, and only the released one is ever ready."

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
-import onnxruntime
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
@@ -19,6 +18,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..app import store
 from ..app.settings import Settings
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 FALLBACK = Path(__file__).parents[1] / "models/iris_discriminant/1/model.onnx"
 settings = Settings()
@@ -33,7 +36,8 @@ def load_unchecked(state: Any) -> None:
     try:
         target = settings.model_directory / "model.onnx"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(settings.model_uri, timeout=5) as response:  # noqa: S310
+        source = settings.model_uri.removesuffix("metadata.json") + "model.onnx"
+        with urlopen(source, timeout=5) as response:  # noqa: S310
             target.write_bytes(response.read())
         state.session = onnxruntime.InferenceSession(target)
     except Exception:

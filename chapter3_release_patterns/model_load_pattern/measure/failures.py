@@ -1,5 +1,6 @@
 """Creates the seven broken releases that must never be served."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -29,9 +30,9 @@ class Failure(NamedTuple):
 
 def release(store: Path, url: str, name: str, version: str = "1") -> dict[str, str]:
     """Returns the settings that release a model of a store."""
-    metadata = json.loads((store / name / "1/metadata.json").read_bytes())
-    uri = f"{url}/{name}/{version}/model.onnx"
-    return {"MODEL_URI": uri, "MODEL_SHA256": metadata["sha256"]}
+    described = (store / name / "1/metadata.json").read_bytes()
+    uri = f"{url}/{name}/{version}/metadata.json"
+    return {"MODEL_URI": uri, "MODEL_SHA256": hashlib.sha256(described).hexdigest()}
 
 
 def narrow_model() -> bytes:

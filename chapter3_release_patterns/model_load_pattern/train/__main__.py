@@ -2,21 +2,18 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from . import linear, model
-from .artifact import command_line, summary, write_artifact, write_whole
+from .artifact import command_line, summary, write_artifact, write_whole, writing_to
 
 
 def main() -> None:
     output: Path = command_line(__doc__).parse_args().output
-    try:
+    with writing_to(output):
         write_store(output)
-    except OSError as error:
-        sys.exit(f"error: cannot write into {output}: {error.strerror}")
 
 
 def write_store(output: Path) -> None:

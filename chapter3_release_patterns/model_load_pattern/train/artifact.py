@@ -4,6 +4,9 @@
 import argparse
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,21 @@ def write_artifact(directory: Path, model: bytes, metadata: dict[str, Any]) -> d
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces a file atomically: a reader gets either the old content or the new."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
+    # What a killed training has left, or a link that leads elsewhere.
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(content)
     partial.replace(path)
+
+
+@contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """Ends the program with one line if the directory cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        advice = "make it writable, or choose another directory"
+        sys.exit(f"error: cannot write into {directory}: {error.strerror}; {advice}")
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:

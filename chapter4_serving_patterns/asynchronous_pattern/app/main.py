@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from . import jobs
+from .docs import add_docs
 from .guard import log_refusals, refusals
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, UNKNOWN, Accepted, Counts, Job, PredictRequest
@@ -47,11 +48,14 @@ app = FastAPI(
     description=__doc__,
     version="0.1.0",
     lifespan=lifespan,
+    docs_url=None,
+    redoc_url=None,
     # Without this, FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
 app.exception_handler(RequestValidationError)(refuse_invalid)
+add_docs(app)
 
 
 def refuse(detail: str, reason: str) -> JSONResponse:
@@ -112,7 +116,7 @@ async def accept(
     return Accepted(job_id=job_id)
 
 
-@app.post("/predict", status_code=202, responses=REFUSALS)
+@app.post("/predict", tags=["prediction"], status_code=202, responses=REFUSALS)
 async def predict(
     request: Request,
     response: Response,
@@ -123,7 +127,7 @@ async def predict(
     return await accept(request, response, "probabilities", body.data, idempotency_key)
 
 
-@app.post("/predict/label", status_code=202, responses=REFUSALS)
+@app.post("/predict/label", tags=["prediction"], status_code=202, responses=REFUSALS)
 async def predict_label(
     request: Request,
     response: Response,
@@ -134,7 +138,12 @@ async def predict_label(
     return await accept(request, response, "label", body.data, idempotency_key)
 
 
-@app.get("/job/{job_id}", response_model_exclude_none=True, responses=UNKNOWN | UNAVAILABLE)
+@app.get(
+    "/job/{job_id}",
+    tags=["jobs"],
+    response_model_exclude_none=True,
+    responses=UNKNOWN | UNAVAILABLE,
+)
 async def job(request: Request, job_id: str) -> Job:
     """Returns the status of a job, and its result if it has one."""
     async with within_deadline():
@@ -144,32 +153,32 @@ async def job(request: Request, job_id: str) -> Job:
     return Job.model_validate_json(state)
 
 
-@app.get("/queue", responses=UNAVAILABLE)
+@app.get("/queue", tags=["jobs"], responses=UNAVAILABLE)
 async def queue(request: Request) -> Counts:
     """Counts all jobs since the queue was created, at one instant."""
     async with within_deadline():
         return Counts(**await jobs.count(redis_of(request)))
 
 
-@app.get("/predict/test", status_code=202, responses=UNAVAILABLE)
+@app.get("/predict/test", tags=["prediction"], status_code=202, responses=UNAVAILABLE)
 async def predict_test(request: Request, response: Response) -> Accepted:
     """Accepts a job that predicts the probabilities of the sample row."""
     return await accept(request, response, "probabilities", metadata_of(request)["sample"])
 
 
-@app.get("/predict/test/label", status_code=202, responses=UNAVAILABLE)
+@app.get("/predict/test/label", tags=["prediction"], status_code=202, responses=UNAVAILABLE)
 async def predict_test_label(request: Request, response: Response) -> Accepted:
     """Accepts a job that predicts the label of the sample row."""
     return await accept(request, response, "label", metadata_of(request)["sample"])
 
 
-@app.get("/health")
+@app.get("/health", tags=["health"])
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
-@app.get("/ready", responses=UNAVAILABLE)
+@app.get("/ready", tags=["health"], responses=UNAVAILABLE)
 async def ready(request: Request) -> dict[str, str]:
     """Redis accepts writes, so jobs can be accepted; the API does not need a running worker."""
     async with within_deadline():
@@ -177,13 +186,13 @@ async def ready(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@app.get("/metadata", responses=UNAVAILABLE)
+@app.get("/metadata", tags=["model"], responses=UNAVAILABLE)
 async def metadata(request: Request) -> dict[str, Any]:
     """Describes the model: version, origin, input, output and metrics."""
     return metadata_of(request)
 
 
-@app.get("/label", responses=UNAVAILABLE)
+@app.get("/label", tags=["model"], responses=UNAVAILABLE)
 async def label(request: Request) -> dict[int, str]:
     """Returns the label of each index of a prediction."""
     return dict(enumerate(metadata_of(request)["labels"]))

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from .artifact import command_line, summary, write_artifact
+from .artifact import command_line, summary, write_artifact, writing_to
 from .model import COPIES, train
 
 
@@ -17,7 +17,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.copies < 1:
         parser.error("--copies must be at least 1")
-    written = write_artifact(arguments.output, *train(arguments.copies))
+    model, metadata = train(arguments.copies)
+    with writing_to(arguments.output):
+        written = write_artifact(arguments.output, model, metadata)
     Console(soft_wrap=True, highlight=False).print(summary(written, arguments.output))
 
 

@@ -166,6 +166,13 @@ def train(copies: int = COPIES) -> tuple[bytes, dict[str, Any]]:
         "labels": LABELS,
         "copies": len(warps),
         "sample": x_test[:1].tolist(),
+        # The names of the book, for an API that does not load the model.
+        "data_type": "float32",
+        "data_structure": f"(1,{len(FEATURES)})",
+        "data_sample": x_test[:1].tolist(),
+        "prediction_type": "float32",
+        "prediction_structure": f"(1,{len(LABELS)})",
+        "prediction_sample": predict(pipeline, warps, x_test[:1]).tolist(),
         "metrics": evaluate(predict(pipeline, warps[:EVALUATED_COPIES], x_test), y_test),
         "metrics_without_copies": evaluate(predict(pipeline, warps[:1], x_test), y_test),
         "training_data_sha256": digest(x_train, y_train),

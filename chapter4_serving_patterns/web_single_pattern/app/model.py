@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+# Set before the import: otherwise ONNX Runtime sends telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 # A model that cannot predict two rows within this time is not served.
 CHECK_SECONDS = 10.0
@@ -54,6 +58,7 @@ class Model:
             self._session = load(content)
             self.check_signature(features)
             self.check_predictions()
+            self.metadata |= in_names_of_the_book(self.sample[0], self.run(self.sample[:1])[0])
         except ModelError as error:
             raise ModelError(f"{directory}: {error}") from error
 
@@ -134,6 +139,18 @@ def load(content: bytes) -> onnxruntime.InferenceSession:
     except Exception as error:
         # ONNX Runtime raises a different class for each fault.
         raise ModelError(f"not a model that can be run from one file: {error}") from error
+
+
+def in_names_of_the_book(row: list[float], prediction: NDArray[np.float32]) -> dict[str, Any]:
+    """Returns the fields that `/metadata` has in the book: a row and its prediction."""
+    return {
+        "data_type": "float32",
+        "data_structure": f"(1,{len(row)})",
+        "data_sample": [row],
+        "prediction_type": "float32",
+        "prediction_structure": f"(1,{len(prediction)})",
+        "prediction_sample": [prediction.tolist()],
+    }
 
 
 def require(condition: bool, otherwise: str) -> None:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from .docs import add_docs
 from .model import Model, NoAnswerError
 from .route import JsonRoute, refuse_invalid
 from .schema import FEATURES, REFUSALS, UNAVAILABLE, Labels, PredictRequest, Probabilities
@@ -35,11 +36,14 @@ app = FastAPI(
     description=__doc__,
     version="0.1.0",
     lifespan=lifespan,
+    docs_url=None,
+    redoc_url=None,
     # Without this, FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
 app.router.route_class = JsonRoute
 app.exception_handler(RequestValidationError)(refuse_invalid)
+add_docs(app)
 
 
 @app.exception_handler(NoAnswerError)
@@ -62,21 +66,21 @@ async def in_thread(
     return await loop.run_in_executor(request.app.state.thread, predict, rows)
 
 
-@app.post("/predict", responses=REFUSALS)
+@app.post("/predict", tags=["prediction"], responses=REFUSALS)
 async def predict(request: Request, body: PredictRequest) -> Probabilities:
     """Predicts the probabilities of every row."""
     probabilities = await in_thread(request, model_of(request).predict, body.data)
     return Probabilities(prediction=probabilities.tolist())
 
 
-@app.post("/predict/label", responses=REFUSALS)
+@app.post("/predict/label", tags=["prediction"], responses=REFUSALS)
 async def predict_label(request: Request, body: PredictRequest) -> Labels:
     """Predicts the label of every row."""
     labels = await in_thread(request, model_of(request).predict_labels, body.data)
     return Labels(prediction=labels)
 
 
-@app.get("/predict/test", responses=UNAVAILABLE)
+@app.get("/predict/test", tags=["prediction"], responses=UNAVAILABLE)
 async def predict_test(request: Request) -> Probabilities:
     """Predicts the sample row of the metadata."""
     model = model_of(request)
@@ -84,33 +88,33 @@ async def predict_test(request: Request) -> Probabilities:
     return Probabilities(prediction=probabilities.tolist())
 
 
-@app.get("/predict/test/label", responses=UNAVAILABLE)
+@app.get("/predict/test/label", tags=["prediction"], responses=UNAVAILABLE)
 async def predict_test_label(request: Request) -> Labels:
     """Predicts the label of the sample row."""
     model = model_of(request)
     return Labels(prediction=await in_thread(request, model.predict_labels, model.sample))
 
 
-@app.get("/health")
+@app.get("/health", tags=["health"])
 async def health() -> dict[str, str]:
     """Reports that the process is alive."""
-    return {"status": "ok"}
+    return {"status": "ok", "health": "ok"}
 
 
-@app.get("/ready", responses=UNAVAILABLE)
+@app.get("/ready", tags=["health"], responses=UNAVAILABLE)
 async def ready(request: Request) -> dict[str, str]:
     """The model is loaded; a test prediction would have to queue, and a busy replica is ready."""
     model_of(request)
     return {"status": "ready"}
 
 
-@app.get("/metadata", responses=UNAVAILABLE)
+@app.get("/metadata", tags=["model"], responses=UNAVAILABLE)
 async def metadata(request: Request) -> dict[str, Any]:
     """Describes the model: version, origin, input, output and metrics."""
     return model_of(request).metadata
 
 
-@app.get("/label", responses=UNAVAILABLE)
+@app.get("/label", tags=["model"], responses=UNAVAILABLE)
 async def label(request: Request) -> dict[int, str]:
     """Returns the label of each index of a prediction."""
     return dict(enumerate(model_of(request).labels))

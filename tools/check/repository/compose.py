@@ -8,6 +8,7 @@ from tools.check.repository.docker import has_version
 from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 from tools.read.compose import ComposeError, load
+from tools.read.ports import published_ports
 
 
 @rule()
@@ -19,6 +20,24 @@ def compose_runs_the_same_without_docker(repository: Repository) -> Iterator[str
                 yield f"{pattern}/docker-compose.yml: the name is {found}; write name: {name}"
         except ComposeError as error:
             yield f"{pattern}/docker-compose.yml: {error}; see tools/read/compose.py"
+
+
+@rule()
+def published_port_is_written_with_its_variable(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        ports = published_ports(compose.path.read_text("utf-8"), {})
+        for port in ports:
+            variables = [other.variable for other in ports]
+            if not re.fullmatch(r"(?:[A-Z]+_)?PORT", port.variable):
+                what = "is published without a variable, so it cannot move"
+            elif port.default != port.container:
+                what = f"is published on {port.default}"
+            elif variables.count(port.variable) > 1:
+                what = f"shares {port.variable} with another port"
+            else:
+                continue
+            wanted = f"127.0.0.1:${{NAME_PORT:-{port.container}}}:{port.container}"
+            yield f"{compose.path}: port {port.container} {what}; write {wanted}"
 
 
 @rule()

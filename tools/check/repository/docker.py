@@ -57,6 +57,26 @@ def image_starts_what_compose_starts(repository: Repository) -> Iterator[str]:
 
 
 @rule()
+def variables_of_images_also_hold_without_docker(repository: Repository) -> Iterator[str]:
+    for path, stage, services in repository.served_stages():
+        for name, value in stage.variables().items():
+            for service in services:
+                if re.search(r"^/|\$", value) and name not in service.environment:
+                    what = f"ENV {name}={value} has a meaning in the image only"
+                    yield f"{path}: {what}; set {name} of {service.name} in docker-compose.yml too"
+
+
+@rule()
+def modes_in_images_do_not_depend_on_the_umask(repository: Repository) -> Iterator[str]:
+    for path, stage, _ in repository.served_stages():
+        for keyword, rest in stage.instructions:
+            # pip reads the requirements as root.
+            fine = r"--(chmod|from)=|^requirements[\w-]*\.txt \.$"
+            if keyword in {"ADD", "COPY"} and not re.search(fine, rest):
+                yield f"{path}: {keyword} {rest} keeps the modes of the clone; add --chmod=755"
+
+
+@rule()
 def pip_checks_hashes_in_images(repository: Repository) -> Iterator[str]:
     for path in repository.dockerfiles:
         runs = " && ".join(rest for s in stages(path).values() for _, rest in s.instructions)

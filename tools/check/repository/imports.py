@@ -11,6 +11,7 @@ from tools.check.repository.tree import Repository, imports
 from tools.check.rules import rule
 
 CHAPTER = re.compile(r"chapter\d+_\w+")
+SILENCE = 'os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")'
 # This package of a pattern runs only in the repository, so it may use `tools`.
 LABORATORY = "measure"
 
@@ -66,3 +67,12 @@ def a_package_imports_its_own_modules_relatively(repository: Repository) -> Iter
         by_its_whole_name = name.startswith(own) or name.partition(".")[0] in siblings | {part}
         if not is_relative and by_its_whole_name:
             yield f"{path}: imports {name[:-1]} by its absolute name; use a relative import"
+
+
+@rule()
+def onnxruntime_is_imported_without_its_telemetry(repository: Repository) -> Iterator[str]:
+    for _, path in repository.python_of_patterns():
+        names = {name.partition(".")[0] for name, _ in imports(path, repository.root)}
+        silent = f"\n{SILENCE}\nimport onnxruntime\n" in path.read_text("utf-8")
+        if "onnxruntime" in names and not silent:
+            yield f"{path}: imports onnxruntime; put {SILENCE} on the line above"

@@ -18,6 +18,7 @@ PATTERN_FILES = (
     "Makefile",
     "README.md",
     "docker-compose.yml",
+    "docker.mk",
     "manifests/kustomization.yml",
     "measure/__main__.py",
     "measure/results.json",

@@ -15,7 +15,7 @@ from tools.check.rules import rule
 
 HEADINGS = (
     "When to use it · Not when · How it works · Run it · Break it · What it buys and costs · "
-    "On Kubernetes · Trade-offs"
+    "On Kubernetes · Make it yours · Trade-offs"
 )
 # A diagram, a session that tests play, and commands that they do not.
 README_FENCES = {"mermaid", "console", "sh"}
@@ -25,7 +25,11 @@ MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
 
 
 def tokens(path: Path) -> list[Token]:
-    return MarkdownIt("commonmark").enable("table").parse(path.read_text("utf-8"))
+    return parsed(path.read_text("utf-8"))
+
+
+def parsed(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(text)
 
 
 def fences(path: Path) -> list[Token]:
@@ -113,3 +117,16 @@ def every_relative_link_leads_to_a_file(repository: Repository) -> Iterator[str]
             leads_to = Path(posixpath.normpath(path.parent / relative))
             if not re.match(r"[a-z]+:", target) and leads_to not in known:
                 yield f"{path}: {target} is a broken link; correct it"
+
+
+@rule()
+def every_chapter_has_a_makefile_and_a_readme_of_its_patterns(
+    repository: Repository,
+) -> Iterator[str]:
+    for pattern in repository.patterns:
+        makefile, readme = (pattern.parent / name for name in ("Makefile", "README.md"))
+        if not makefile.is_file():
+            yield f"{makefile}: the file is missing; copy it from another chapter"
+        found = tokens(readme) if readme.is_file() else []
+        if pattern.name not in {target for token in found for target, _ in links(token)}:
+            yield f"{readme}: there is no link to {pattern.name}; add it in reading order"

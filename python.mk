@@ -1,0 +1,13 @@
+# How the Makefiles find and start Python.
+
+# The first Python that is new enough. A name on PATH may be a shim of pyenv for a version that is
+# not installed.
+ifndef PYTHON
+PYTHON = $(or $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+    "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+    echo "$$name" && break; done), \
+  $(error there is no Python 3.11 or newer on PATH: name one with make PYTHON=/path/to/python3.11))
+endif
+
+# They would hide the modules of this repository.
+unexport PYTHONPATH PYTHONSAFEPATH
