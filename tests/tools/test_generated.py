@@ -295,21 +295,21 @@ def test_a_new_pattern_is_a_marked_copy_under_its_own_name_in_every_chapter(
 
 
 def test_a_new_pattern_is_the_last_in_the_reading_order_of_its_chapter(root: Path) -> None:
-    tagline = index.tagline(root / ORIGINAL)
-    readme = root / "chapter5_operations/README.md"
+    tagline = readme.tagline(root / ORIGINAL)
+    chapter = root / "chapter5_operations/README.md"
     for number, pattern in enumerate(("first_pattern", "second_pattern"), start=1):
         new.start(root, f"chapter5_operations/{pattern}")
-        assert readme.read_text().endswith(f"{number}. [{pattern}]({pattern}): {tagline}\n")
-    assert readme.read_text().startswith("# Chapter 5: operations\n\n## In reading order\n\n1. ")
-    assert (readme.parent / "Makefile").read_bytes() == (
+        assert chapter.read_text().endswith(f"{number}. [{pattern}]({pattern}): {tagline}\n")
+    assert chapter.read_text().startswith("# Chapter 5: operations\n\n## In reading order\n\n1. ")
+    assert (chapter.parent / "Makefile").read_bytes() == (
         ROOT / ORIGINAL / "../Makefile"
     ).read_bytes()
-    readme = root / "chapter4_serving_patterns/README.md"
+    chapter = root / "chapter4_serving_patterns/README.md"
     text = "# Title\n\n1. [one](one): a\n   b\n2. [two](two): c\n\nA rest.\n\n1. Other.\n"
-    readme.write_text(text)
+    chapter.write_text(text)
     new.start(root, "chapter4_serving_patterns/third_pattern")
     item = f"3. [third_pattern](third_pattern): {tagline}\n"
-    assert readme.read_text() == text.replace("\n\nA rest", f"\n{item}\nA rest")
+    assert chapter.read_text() == text.replace("\n\nA rest", f"\n{item}\nA rest")
 
 
 def test_a_new_pattern_starts_with_tests_that_the_contract_test_does_not_cover(root: Path) -> None:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from tools.generate import copies, files
-from tools.generate.index import PART_OF_THE_BOOK, tagline
+from tools.generate.index import PART_OF_THE_BOOK
+from tools.generate.readme import tagline
 from tools.read.patterns import ROOT
 
 CHAPTERS = (
