@@ -7,7 +7,6 @@ MAKEFLAGS += --no-print-directory
 include python.mk
 # Relative, because the path of the clone may contain spaces and dollar signs.
 BIN := .venv/bin
-PIPENV_VERSION := 2026.10.3
 PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV="$$PWD/.venv" $(BIN)/python -m pipenv
 
 # Style checks skip marked copies, because their style is that of their originals.
@@ -122,9 +121,10 @@ environment: .venv/bin/python
 	@"$(PYTHON)" -m tools.generate.environment --create
 
 # Only `make lock` needs it.
-.venv/bin/pipenv: .venv/bin/python
+.venv/bin/pipenv: tools/generate/pipenv-requirements.txt .venv/bin/python
 	@$(BIN)/python -m ensurepip >/dev/null && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pipenv==$(PIPENV_VERSION)
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    --requirement tools/generate/pipenv-requirements.txt && touch $@
 
 # The book's targets.
 IN_PATTERN := make -C CHAPTER/PATTERN

@@ -57,9 +57,9 @@ NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
     "two documents": ("{} {}", "Invalid JSON"),
     "a form": ("data=5.1&data=3.5", "Invalid JSON"),
     "XML": ("<data/>", "Invalid JSON"),
-    "10,000 levels of lists": ("[" * 10_000 + "]" * 10_000, "recursion limit"),
-    "4,000 levels of objects": ('{"data":' * 4_000 + "1" + "}" * 4_000, "recursion limit"),
-    "10,000 brackets": ("[" * 10_000, "recursion limit"),
+    "4,000 levels of lists": ("[" * 4_000 + "]" * 4_000, "recursion limit"),
+    "2,000 levels of objects": ('{"data":' * 2_000 + "1" + "}" * 2_000, "recursion limit"),
+    "4,000 brackets": ("[" * 4_000, "recursion limit"),
     "bytes that are no text": (b"\xff\xfe", "Invalid JSON"),
     "zero bytes": (b"\x00" * 100, "Invalid JSON"),
     "a byte order mark": (b"\xef\xbb\xbf{}", "Invalid JSON"),
@@ -164,6 +164,7 @@ def at_the_limit(limit_bytes: int, rows: Rows | None) -> dict[str, bytes]:
     """Returns bodies of the maximum size that contain many small errors."""
     found = {
         "unknown fields": filled(limit_bytes, "{", (f'"k{number}":0' for number in count()), "}"),
+        "lists in a field": filled(limit_bytes, '{"k":[', iter(lambda: "[[[[0]]]]", ""), "]}"),
         "brackets": b"[" * limit_bytes,
     }
     if rows:

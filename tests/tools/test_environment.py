@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.specifiers import SpecifierSet
 
+from tools.generate import requirements
 from tools.measure.server import wait_until
 from tools.read.patterns import ROOT
 
@@ -285,6 +287,48 @@ def test_make_dev_opens_a_shell_in_the_environment(repository: Repository, tmp_p
     environment = repository.root / ".venv"
     printed = shell.stdout.partition("exit leaves it.\n")[2]
     assert printed.startswith(f"{environment}/bin/python\n{environment} outside\n")
+
+
+def test_pipenv_is_resolved_to_digests_and_installed_with_them(repository: Repository) -> None:
+    repository.wheel("pipenv", needs="demo")
+    assert repository.with_pip().returncode == 0
+    pins = repository.root / "tools/generate/pipenv-requirements.txt"
+    pins.write_text("# Resolved by make lock: pipenv==1.0\n")
+    for module in ("ensurepip", "tools.generate.requirements"):
+        subprocess.run(
+            [repository.root / ".venv/bin/python", "-m", module],
+            cwd=repository.root,
+            env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(repository.wheels)},
+            check=True,
+            capture_output=True,
+        )
+    assert pins.read_text().splitlines() == [
+        "# Resolved by make lock: pipenv==1.0",
+        "demo==1.0 \\",
+        f"    --hash=sha256:{repository.digest('demo')}",
+        "pipenv==1.0 \\",
+        f"    --hash=sha256:{repository.digest('pipenv')}",
+    ]
+    locked = repository.path("pipenv").read_bytes()
+    repository.wheel("pipenv", needs="demo>=1.0")
+    refused = repository.with_pip(".venv/bin/pipenv")
+    assert refused.returncode == 2
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert not repository.installed("pipenv")
+    repository.path("pipenv").write_bytes(locked)
+    installed = repository.with_pip(".venv/bin/pipenv")
+    assert installed.returncode == 0, installed.stderr
+    assert repository.installed("pipenv")
+
+
+def test_the_versions_of_pipenv_and_the_lock_agree() -> None:
+    """Installing pipenv must not replace a package of the environment."""
+    lock = json.loads((ROOT / "Pipfile.lock").read_text())
+    locked = requirements.packages_of(lock, [key for key in lock if key != "_meta"])
+    pins = re.findall(r"^(\S+)(==\S+)", requirements.PIPENV.read_text(), re.MULTILINE)
+    assert {name for name, _ in pins} - locked.keys() == {"pipenv"}
+    for name, version in pins:
+        assert locked.get(name, {"version": version})["version"] == version
 
 
 def test_nothing_is_installed_outside_an_environment(repository: Repository) -> None:

@@ -1,7 +1,13 @@
-"""Exports requirements from the lock; run as a program, it makes the lock portable."""
+"""Exports requirements from the lock; run as a program, it makes the lock portable.
+
+It also resolves pipenv, which installs and resolves the lock and therefore cannot be part of it.
+"""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from tools.read.patterns import ROOT, patterns
@@ -10,6 +16,9 @@ HEADER = "# Exported from Pipfile.lock by make lock: "
 # CPU builds of PyTorch have their own version label and digests. Without both, the pin matches
 # whichever build the configured index provides.
 UNLABELLED = "torch"
+# The version of pipenv is in the first line; to change it, edit that line and run `make lock`.
+PIPENV = ROOT / "tools/generate/pipenv-requirements.txt"
+PIPENV_HEADER = "# Resolved by make lock: "
 
 
 class RequirementsError(Exception):
@@ -50,8 +59,12 @@ def packages_of(lock: dict[str, Any], names: list[str]) -> dict[str, dict[str, A
 
 def render(lock: dict[str, Any], names: list[str]) -> str:
     """Returns the text of a requirements file: pinned packages with digests."""
-    lines = [HEADER + " ".join(names)]
-    for name, package in packages_of(lock, names).items():
+    return text_of(HEADER + " ".join(names), packages_of(lock, names))
+
+
+def text_of(header: str, packages: dict[str, dict[str, Any]]) -> str:
+    lines = [header]
+    for name, package in packages.items():
         extras = f"[{','.join(package['extras'])}]" if "extras" in package else ""
         marker = f" ; {package['markers']}" if "markers" in package else ""
         digests = "".join(f" \\\n    --hash={digest}" for digest in package.get("hashes", []))
@@ -72,11 +85,33 @@ def exported(root: Path = ROOT) -> dict[Path, str]:
     return texts
 
 
+def resolved(wanted: str, lock: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns what pip would install, in the versions of the lock where it has any."""
+    locked = packages_of(lock, [key for key in lock if key != "_meta"])
+    with NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.writelines(f"{name}{package['version']}\n" for name, package in locked.items())
+        constraints.flush()
+        # Every package exists as one wheel for all machines, so one digest is enough.
+        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+        pip += ["--only-binary", ":all:", "--constraint", constraints.name, "--report", "-", wanted]
+        report = json.loads(subprocess.run(pip, check=True, stdout=subprocess.PIPE).stdout)
+    packages = {
+        package["metadata"]["name"].lower(): {
+            "version": f"=={package['metadata']['version']}",
+            "hashes": [f"sha256:{package['download_info']['archive_info']['hashes']['sha256']}"],
+        }
+        for package in report["install"]
+    }
+    return dict(sorted(packages.items()))
+
+
 def main() -> None:
     path = ROOT / "Pipfile.lock"
     lock = json.loads(path.read_text())
     make_portable(lock)
     path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
+    header, _, _ = PIPENV.read_text().partition("\n")
+    PIPENV.write_text(text_of(header, resolved(header.removeprefix(PIPENV_HEADER), lock)))
 
 
 if __name__ == "__main__":
