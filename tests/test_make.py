@@ -263,6 +263,21 @@ def test_restart_with_docker_waits_until_the_service_is_ready(
     ]
 
 
+@pytest.mark.parametrize(("port", "expected"), [("", "5000"), ("5001", "5001")])
+def test_the_address_of_the_page_has_the_port_that_it_moves_to(port: str, expected: str) -> None:
+    probe = 'include Makefile\nprobe:\n\t@echo "$(UI)"\n'
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-f", "-", "probe", "RUN=local"],
+        cwd=next(iter(TRAINERS.values())).pattern_dir,
+        env=os.environ | {"UI_PORT": port},
+        input=probe,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.startswith(f"http://localhost:{expected}/")
+
+
 MEASUREMENT = """
 import subprocess, sys
 PROGRAM = "import os, sys, time; print(*sys.argv[1:], os.getpid(), flush=True); time.sleep(600)"
