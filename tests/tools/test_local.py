@@ -390,7 +390,8 @@ def test_up_names_the_pattern_whose_redis_has_the_port(
     ("directory", "expected"),
     [
         (".", "because {} is up (with Docker, container a-1): stop it with `make -C "),
-        ("/none", "by the container a-1: stop it with `docker stop a-1`"),
+        # A Compose project of somebody else.
+        ("bin", "by the container a-1: stop it with `docker stop a-1`"),
     ],
 )
 def test_up_names_the_container_that_has_the_port(
@@ -398,6 +399,7 @@ def test_up_names_the_container_that_has_the_port(
 ) -> None:
     folder = pattern / "bin"
     folder.mkdir()
+    (pattern / "Makefile").touch()
     place = shlex.quote(str(pattern / directory))
     (folder / "docker").write_text(
         f'#!/bin/sh\n[ "$1 $2 $3" = "ps --filter publish=$PORT" ] && printf "a-1\\t%s\\n" {place}\n'

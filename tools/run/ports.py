@@ -115,7 +115,7 @@ def holder_of(port: int) -> str:
     """Describes who holds a port and how to stop it."""
     if container := container_on(port):
         name, directory = container
-        if directory.is_dir():
+        if (directory / "Makefile").is_file():
             return is_up(directory, f"with Docker, container {name}")
         return f"by the container {name}: stop it with `docker stop {name}`"
     with suppress(ImportError):
