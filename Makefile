@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-include python.mk
+include machine.mk
 # Relative, because the path of the clone may contain spaces and dollar signs.
 BIN := .venv/bin
 PIPENV_VERSION := 2026.10.3

@@ -37,7 +37,7 @@ MOUNTED :=
 ifneq ($(wildcard $(BIN)/python),)
 PYTHON ?= .venv/bin/python
 endif
-include $(ROOT)/python.mk
+include $(ROOT)/machine.mk
 # The function `shell` ignores unexport.
 $(foreach line,$(shell cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m tools.read $(HERE)),   $(eval $(line)))
 ifndef SERVICES

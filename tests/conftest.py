@@ -3,8 +3,11 @@
 import os
 import signal
 
+from tools.read.proxies import direct
+
 # MLflow reads it when a test imports it.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ |= direct(os.environ)
 
 
 def pytest_configure() -> None:
