@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-include python.mk
+include machine.mk
 # Relative, because the path of the clone may contain spaces and dollar signs.
 BIN := .venv/bin
 PIPENV := PIPENV_VERBOSITY=-1 PIPENV_IGNORE_VIRTUALENVS=0 VIRTUAL_ENV="$$PWD/.venv" $(BIN)/python -m pipenv

@@ -22,7 +22,7 @@ KUBECTL ?= kubectl
 ifneq ($(wildcard $(BIN)/python),)
 PYTHON ?= .venv/bin/python
 endif
-include $(ROOT)/python.mk
+include $(ROOT)/machine.mk
 # The function `shell` ignores unexport.
 READ = cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m
 

@@ -3,9 +3,12 @@
 import os
 import signal
 
+from tools.read.proxies import direct
+
 # Read when a test imports MLflow or ONNX Runtime.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ |= direct(os.environ)
 
 
 def pytest_configure() -> None:

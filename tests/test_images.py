@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tools.measure.docker import docker
-from tools.read.compose import Service, load
+from tools.read.compose import FILE_NAME, Service, load
 from tools.read.patterns import ROOT, patterns
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -22,6 +22,11 @@ BUILT = {
 }
 # The images of services named train, which contain the training libraries.
 TRAINING = {service.image for _, service in BUILT.values() if service.name == "train"}
+SERVERS = {
+    f"{pattern.relative_to(ROOT)}:{pattern.name}": pattern
+    for pattern in patterns()
+    if "train" not in load(pattern).services
+}
 # Megabytes that an image may add to its base image unless its Compose file gives a reason.
 ADDED_MB = 220
 LARGER_MB = {
@@ -76,6 +81,24 @@ def test_an_image_that_serves_holds_no_training_code(pattern: Path, service: Ser
     code = "import importlib.util as u; print([n for n in ('sklearn', 'torch') if u.find_spec(n)])"
     found = docker("run", "--rm", "--read-only", str(service.image), "python", "-c", code)
     assert (found == "[]") is (service.image not in TRAINING)
+
+
+@pytest.mark.parametrize("pattern", SERVERS.values(), ids=SERVERS)
+def test_containers_reach_each_other_without_the_proxy(
+    pattern: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxies = {"httpProxy": "http://127.0.0.1:9", "httpsProxy": "http://127.0.0.1:9"}
+    (tmp_path / "config.json").write_text(json.dumps({"proxies": {"default": proxies}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    override = tmp_path / "override.yml"
+    unpublished = [f"  {name}: {{ports: !reset []}}\n" for name in load(pattern).services]
+    override.write_text("".join(["services:\n", *unpublished]))
+    files = ["--file", str(pattern / FILE_NAME), "--file", str(override)]
+    compose = ["compose", *files, "--project-name", f"proxied-{os.getpid()}"]
+    try:
+        docker(*compose, "up", "--detach", "--no-build", "--wait")
+    finally:
+        docker(*compose, "down", "--volumes")
 
 
 @pytest.mark.pattern("chapter4_serving_patterns/web_single_pattern")

@@ -94,6 +94,20 @@ def make(
     )
 
 
+def shown_by_make(directory: Path, variable: str, environment: dict[str, str]) -> str:
+    """Returns the value that a variable has for what make starts in a directory."""
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-f", "-", "probe"],
+        cwd=directory,
+        env=environment,
+        input=f"include Makefile\nprobe:\n\t@echo $${variable}\n",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return told.stdout.removesuffix("\n")
+
+
 @pytest.fixture
 def docker_calls(tmp_path: Path) -> Path:
     return tmp_path / "calls"
@@ -107,6 +121,8 @@ def test_make_run_plays_a_pattern_and_calls_docker_once(
         hostile.mkdir(parents=True)
         (hostile / "__init__.py").write_text("raise ImportError('this is another module')\n")
     variables = {"PYTHONPATH": str(hostile.parent), "PYTHONSAFEPATH": "1"}
+    variables |= dict.fromkeys(["http_proxy", "HTTP_PROXY", "all_proxy"], "http://127.0.0.1:9")
+    variables |= {"no_proxy": "", "NO_PROXY": ""}
     played = make(repository, path_of_macos, "run", f"PATTERN={PATTERN.name}", **variables)
     assert played.returncode == 0, played.stdout + played.stderr
     assert '{"status":"ready"}' in played.stdout
@@ -154,22 +170,29 @@ def test_help_calls_docker_once(path_of_macos: Path, docker_calls: Path) -> None
     assert docker_calls.read_text() == "info\n"
 
 
+@pytest.mark.parametrize("directory", [ROOT, ROOT / PATTERN], ids=["root", "pattern"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "localhost,127.0.0.1,"),
+        ({"NO_PROXY": "inner.example"}, "localhost,127.0.0.1,inner.example"),
+        ({"no_proxy": "localhost,127.0.0.1,inner.example"}, "localhost,127.0.0.1,inner.example"),
+    ],
+    ids=["nothing", "another machine", "both"],
+)
+def test_make_reaches_this_machine_without_the_proxy(
+    directory: Path, given: dict[str, str], expected: str
+) -> None:
+    cleared = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    assert shown_by_make(directory, "no_proxy", cleared | given) == expected
+
+
 @pytest.mark.parametrize("run", ["docker", "local"])
 @pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
 def test_no_process_of_a_trainer_sends_telemetry(trainer: Compose, run: str) -> None:
-    probe = "include Makefile\nprobe:\n\t@echo $$MLFLOW_DISABLE_TELEMETRY\n"
-    command = ["make", "--no-print-directory", "-f", "-", "probe", f"RUN={run}"]
-    environment = {key: value for key, value in os.environ.items() if key[:7] != "MLFLOW_"}
-    told = subprocess.run(
-        command,
-        cwd=trainer.pattern_dir,
-        env=environment,
-        input=probe,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    assert told.stdout == "true\n"
+    cleared = {name: value for name, value in os.environ.items() if name[:7] != "MLFLOW_"}
+    told = shown_by_make(trainer.pattern_dir, "MLFLOW_DISABLE_TELEMETRY", cleared | {"RUN": run})
+    assert told == "true"
     for service in trainer.built():
         if service.image == trainer.services["train"].image:
             launch = launch_of(trainer, service)

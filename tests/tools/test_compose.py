@@ -567,6 +567,19 @@ def test_the_variables_of_an_image_also_apply_without_docker(tmp_path: Path) -> 
     assert "/venv/bin" not in environment["PATH"].split(os.pathsep)
 
 
+def test_a_service_reaches_only_other_machines_through_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "inner.example")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    compose = load(write(tmp_path, GOOD))
+    environment = launch_of(compose, compose.services["api"]).environment
+    assert environment["https_proxy"] == "http://proxy.example:3128"
+    assert environment["no_proxy"] == "localhost,127.0.0.1,inner.example"
+    assert environment["NO_PROXY"] == environment["no_proxy"]
+
+
 def test_a_mounted_configuration_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "envoy").mkdir()
     services = {"envoy": {"image": "envoyproxy/envoy:v1.40.0", "volumes": ["./envoy:/etc/envoy"]}}

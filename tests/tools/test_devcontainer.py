@@ -11,7 +11,8 @@ def test_the_container_fits_the_lock_and_the_readmes() -> None:
     container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text("utf-8"))
     assert set(container) == {"name", "image", "features", "forwardPorts"}
     python = tomllib.loads((ROOT / "Pipfile").read_text("utf-8"))["requires"]["python_version"]
-    assert container["image"] == f"mcr.microsoft.com/devcontainers/python:{python}-bookworm"
+    oldest = python.removeprefix(">=")
+    assert container["image"] == f"mcr.microsoft.com/devcontainers/python:{oldest}-bookworm"
     readmes = "".join((pattern / "README.md").read_text("utf-8") for pattern in patterns())
     pages = {int(port) for port in re.findall(r"<http://localhost:(\d+)", readmes)}
     assert container["forwardPorts"] == sorted(pages)

@@ -9,11 +9,12 @@ READY_DEADLINE_SECONDS = 30
 # Runs inside the container, which may not be reachable from outside.
 ASK = """
 import json, sys
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
+server = build_opener(ProxyHandler({}))
 for line in sys.stdin:
     # Whatever the error, report no prediction for this row and continue with the next.
     try:
-        with urlopen("http://127.0.0.1:8000/predict", line.encode(), timeout=5) as answer:
+        with server.open("http://127.0.0.1:8000/predict", line.encode(), timeout=5) as answer:
             print(json.dumps(json.load(answer)["prediction"][0]))
     except Exception:
         print("null")

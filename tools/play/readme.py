@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 
 from rich.console import Console
 
+from tools.read.proxies import direct
 from tools.run.interrupts import interrupt_once, uninterrupted
 
 Run = Literal["docker", "local"]
@@ -181,6 +182,7 @@ def session_environment(run: Run | None) -> dict[str, str]:
     environment |= {"PATH": os.pathsep.join(path), "MAKEFLAGS": "--no-print-directory"}
     # Unbuffered output keeps stdout and stderr in order.
     environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "LANGUAGE": "en"}
+    environment |= direct(environment)
     if run:
         environment["RUN"] = run
     return environment

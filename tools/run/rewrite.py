@@ -22,6 +22,7 @@ from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service
 from tools.read.dockerfile import stage_of
 from tools.read.images import IMAGES, Image, repository
 from tools.read.patterns import canonical
+from tools.read.proxies import proxied
 from tools.read.strict_yaml import documents_of
 from tools.run.binaries import find
 
@@ -118,6 +119,7 @@ def base_environment(compose: Compose, service: Service, program: Path | None) -
     if program:
         folders.insert(0, program.parent)
     environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    environment |= proxied(os.environ)
     environment["PATH"] = os.pathsep.join(map(str, folders))
     environment["VIRTUAL_ENV"] = sys.prefix
     if not program:

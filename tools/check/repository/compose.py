@@ -49,6 +49,18 @@ def long_running_service_has_a_healthcheck(repository: Repository) -> Iterator[s
 
 
 @rule()
+def health_checks_use_no_proxy(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        for service in compose.services.values():
+            check = " ".join(service.health.test if service.health else ())
+            if re.search(r"\burlopen\b|\bcurl\b(?!.* --noproxy)|\bwget\b(?!.* --no-proxy)", check):
+                yield (
+                    f"{compose.path}: the health check of {service.name} may go through a proxy; "
+                    "use build_opener(ProxyHandler({}))"
+                )
+
+
+@rule()
 def built_service_may_do_little(repository: Repository) -> Iterator[str]:
     for compose in repository.composes:
         for service in compose.built():

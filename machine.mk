@@ -1,4 +1,4 @@
-# How the Makefiles find and start Python.
+# What the Makefiles have to know about the machine.
 
 # The first Python that is new enough. A name on PATH may be a shim of pyenv for a version that is
 # not installed.
@@ -11,3 +11,10 @@ endif
 
 # They would hide the modules of this repository.
 unexport PYTHONPATH PYTHONSAFEPATH
+
+# What runs on this machine is not behind the proxy. Programs read one name or the other.
+THIS_MACHINE := localhost,127.0.0.1
+ifeq ($(findstring $(THIS_MACHINE),$(no_proxy)),)
+export no_proxy := $(THIS_MACHINE),$(or $(no_proxy),$(NO_PROXY))
+export NO_PROXY := $(no_proxy)
+endif
