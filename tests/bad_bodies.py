@@ -4,6 +4,7 @@ The bodies fit rows of any width: the server's own description of a row defines 
 body comes with part of the reason that the error must give.
 """
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -60,10 +61,8 @@ NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
     "4,000 levels of lists": ("[" * 4_000 + "]" * 4_000, "recursion limit"),
     "2,000 levels of objects": ('{"data":' * 2_000 + "1" + "}" * 2_000, "recursion limit"),
     "4,000 brackets": ("[" * 4_000, "recursion limit"),
-    "bytes that are no text": (b"\xff\xfe", "Invalid JSON"),
-    "zero bytes": (b"\x00" * 100, "Invalid JSON"),
+    "bytes that are no text": (b"\xff\xff", "Invalid JSON"),
     "a byte order mark": (b"\xef\xbb\xbf{}", "Invalid JSON"),
-    "UTF-16": ("{}".encode("utf-16"), "Invalid JSON"),
     "a PDF": (b"%PDF-1.4 \x80", "Invalid JSON"),
     "a PNG": (b"\x89PNG\r\n\x1a\n", "Invalid JSON"),
     "gzip": (b"\x1f\x8b\x08\x00\x00\x00", "Invalid JSON"),
@@ -84,6 +83,48 @@ UNKNOWN_FIELDS: Mapping[str, tuple[str, str]] = {
     ),
     "a field name of 20 kB": (f'{{"{"x" * 20_000}": 1}}', "Extra inputs"),
 }
+
+
+class Unsupported(NamedTuple):
+    """A body in another format than JSON, its headers, and part of the reason in the error."""
+
+    body: bytes
+    headers: dict[str, str]
+    reason: str
+
+
+def unsupported(valid: bytes) -> dict[str, Unsupported]:
+    """Returns bodies in other formats, given a valid one."""
+    text, row = valid.decode(), b"5.1,3.5,1.4,0.2\n"
+    zipped = gzip.compress(valid)
+    json_type, form = ("application/json", "application/x-www-form-urlencoded")
+    kinds: dict[str, tuple[bytes, str, str]] = {
+        "UTF-16": (text.encode("utf-16"), json_type, "UTF-16"),
+        "UTF-16 without a mark": (text.encode("utf-16-be"), json_type, "UTF-16"),
+        "UTF-16 as its charset says": (
+            text.encode("utf-16"),
+            f"{json_type}; charset=utf-16",
+            "UTF-16",
+        ),
+        "UTF-32": (text.encode("utf-32"), "text/plain", "UTF-32"),
+        "zero bytes": (b"\x00" * 100, json_type, "UTF-32"),
+        "CSV": (row * 2, "text/csv", "text/csv"),
+        "CSV with a charset": (row * 2, "Text/CSV; charset=utf-8", "text/csv"),
+        "CSV that curl sends": (row, form, form),
+        "CSV without a type": (row, "", "no Content-Type"),
+        "a form": (b"data=5.1&data=3.5", form, form),
+        "XML": (b"<data/>", "application/xml", "application/xml"),
+        "a PNG": (b"\x89PNG\r\n\x1a\n", "image/png", "image/png"),
+        "a gzip file": (zipped, "application/gzip", "application/gzip"),
+    }
+    found = {
+        name: Unsupported(body, {"content-type": media_type}, reason)
+        for name, (body, media_type, reason) in kinds.items()
+    }
+    for coding in ("gzip", "GZIP", "br", "gzip, identity"):
+        headers = {"content-type": json_type, "content-encoding": coding}
+        found[f"the coding {coding}"] = Unsupported(zipped, headers, coding.lower())
+    return found
 
 
 def of_any_object(required: bool) -> dict[str, Bad]:

@@ -19,11 +19,12 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
+from types import MappingProxyType
 from typing import Any, Self
 
 import httpx
@@ -33,7 +34,7 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
-from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows
+from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows, unsupported
 from tools.check.repository import book
 from tools.check.selection import FULL
 from tools.measure.server import Server, wait_until
@@ -59,8 +60,8 @@ expected-statuses = [400, 404, 405, 413, 415, 422]
 """
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 PREDICTS = {
-    ("/predict", "post"): {408, 413, 422, 503},
-    ("/predict/label", "post"): {408, 413, 422, 503},
+    ("/predict", "post"): {408, 413, 415, 422, 503},
+    ("/predict/label", "post"): {408, 413, 415, 422, 503},
     ("/predict/test", "get"): {503},
     ("/predict/test/label", "get"): {503},
     ("/health", "get"): set(),
@@ -190,10 +191,12 @@ class Subject:
     def get(self, path: str) -> httpx.Response:
         return self.client.get(path)
 
-    def post(self, path: str, body: bytes) -> httpx.Response:
+    def post(
+        self, path: str, body: bytes, headers: Mapping[str, str] = MappingProxyType(JSON)
+    ) -> httpx.Response:
         """Posts a body; a broken connection becomes status 599, which no operation declares."""
         try:
-            return self.client.post(path, content=body, headers=JSON)
+            return self.client.post(path, content=body, headers=headers)
         except httpx.TransportError as error:
             return httpx.Response(599, text=repr(error))
 
@@ -316,6 +319,31 @@ def check_bad_bodies(subject: Subject) -> Findings:
         reasons = subject.post("/predict", nulls).json().get("detail", [])
         found.expect(len(reasons) == 1, f"/predict, only invalid values: {len(reasons)} reasons")
     found.expect(subject.lives(), "it does not live any more")
+    return found
+
+
+def check_unsupported_bodies(subject: Subject) -> Findings:
+    """A body in another format gets a 415 that names it; JSON is read whatever its headers say."""
+    found = Findings()
+    for path in subject.with_body:
+        is_predict = path.startswith("/predict")
+        valid = json.dumps({"data": [subject.rows.sample]} if is_predict else {}).encode()
+        for name, (body, headers, reason) in unsupported(valid).items():
+            answer = subject.post(real(path), body, headers)
+            what = f"{path}, {name}: {answer.status_code} {answer.text[:200]}"
+            found.expect(answer.status_code == 415 and reason in answer.text, what)
+            accepted = answer.headers.get("accept-encoding")
+            wanted = "identity" if "content-encoding" in headers else None
+            found.expect(accepted == wanted, f"{path}, {name}: Accept-Encoding: {accepted}")
+        expected = subject.post(real(path), valid).status_code
+        for name, value in (
+            ("content-type", "application/x-www-form-urlencoded"),
+            ("content-type", "application/json; charset=utf-8"),
+            ("content-encoding", "identity"),
+        ):
+            answer = subject.post(real(path), valid, {name: value})
+            what = f"{path}, {name}: {value}: {answer.status_code}"
+            found.expect(answer.status_code == expected, what)
     return found
 
 
@@ -933,6 +961,7 @@ def strict(start: Start) -> Iterator[Subject]:
 CHECKS = (
     check_endpoints,
     check_bad_bodies,
+    check_unsupported_bodies,
     check_bodies_at_the_limit,
     check_large_body,
     check_large_head,
@@ -1157,6 +1186,7 @@ CONTROL: dict[Check, list[str]] = {
         *("/predict, true: 200", "/predict, NaN: 5"),
         "/predict, only invalid values: 4000 reasons",
     ],
+    check_unsupported_bodies: ["/predict, UTF-16: 200", "/predict, the coding gzip: 4"],
     check_bodies_at_the_limit: ["10 MB are not refused"],
     check_large_body: ["100 MB, Transfer-Encoding: chunked: 422"],
     check_large_head: ["a header without an end: 0"],

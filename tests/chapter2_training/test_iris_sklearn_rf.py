@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
@@ -71,6 +72,27 @@ def test_onnx_predicts_every_row_as_scikit_learn_does(models: Path) -> None:
         assert rows_equal(models / "model.onnx", rows, expected) == len(rows)
     other = fit(split.x_train, split.y_train, seed=1)
     assert rows_equal(models / "model.onnx", flowers, other.predict_proba(flowers)) < 150
+
+
+def test_only_labels_that_tie_differ_from_those_of_scikit_learn(models: Path) -> None:
+    split = load()
+    forest = fit(split.x_train, split.y_train)
+    trees = [estimator.tree_ for estimator in forest.estimators_]
+    random = np.random.default_rng(0)
+    thresholds = [
+        np.unique(np.concatenate([tree.threshold[tree.feature == feature] for tree in trees]))
+        for feature in range(forest.n_features_in_)
+    ]
+    columns = [random.choice(values.astype(np.float32), 200_000) for values in thresholds]
+    rows = np.stack(columns, axis=1)
+    expected = forest.predict_proba(rows)
+    assert rows_equal(models / "model.onnx", rows, expected) == len(rows)
+    session = onnxruntime.InferenceSession(models / "model.onnx")
+    (predicted,) = session.run(["probabilities"], {"X": rows})
+    differ = predicted.argmax(axis=1) != expected.argmax(axis=1)
+    highest = np.sort(expected[differ], axis=1)[:, -2:]
+    assert differ.sum() == 75
+    assert highest[:, 0] == pytest.approx(highest[:, 1], abs=1e-9)
 
 
 @pytest.mark.budget("measure --quick")

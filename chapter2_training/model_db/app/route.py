@@ -2,17 +2,20 @@
 """Lets Pydantic parse and write JSON directly, and rejects invalid bodies."""
 
 import inspect
+import json
 from collections.abc import Callable, Coroutine
 from functools import cache, cached_property, partial
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.routing import request_response
+from starlette.types import Scope
 
 # Options of a route for its response, as in `response_model_exclude_none`.
 SHAPE = ("include", "exclude", "by_alias", "exclude_unset", "exclude_defaults", "exclude_none")
@@ -59,7 +62,7 @@ class JsonRoute(APIRoute):
         request_name = self.dependant.request_param_name
         arguments: dict[str, Any] = {request_name: request} if request_name else {}
         for name, model in self.body_models.items():
-            arguments[name] = parse(model, await body_of(request))
+            arguments[name] = parse(model, await body_of(request), request.scope)
         answer = await self.endpoint(**arguments)
         if isinstance(answer, Response):
             return answer
@@ -72,7 +75,7 @@ class JsonRoute(APIRoute):
         async def parse_and_handle(request: Request) -> Response:
             for model in self.body_models.values():
                 # FastAPI calls `json()`, which returns this, if the first content type is JSON.
-                request._json = parse(model, await request.body())
+                request._json = parse(model, await request.body(), request.scope)
                 json_type = (b"content-type", b"application/json")
                 request.scope["headers"] = [json_type, *request.scope["headers"]]
             return await handle(request)
@@ -94,14 +97,16 @@ async def body_of(request: Request) -> bytes:
     return request._body
 
 
-def parse(model: type[BaseModel], content: bytes) -> BaseModel:
+def parse(model: type[BaseModel], content: bytes, scope: Scope) -> BaseModel:
     """Parses and checks a body in one step.
 
     Raises:
         RequestValidationError: the body is invalid; each `loc` is what FastAPI would give.
+        HTTPException: the body is compressed, not UTF-8 or not meant to be JSON.
     """
     if len(content) > MAX_PARTS and sum(map(content.count, b"[{:")) > (most := most_parts(model)):
         # Pydantic copies the value of an invalid field into its error: 58,000 lists took 56 ms.
+        refuse_unsupported(content, scope)
         many = {"loc": ("body",), "msg": f"more than {most} lists, objects and fields"}
         raise RequestValidationError([many])
     try:
@@ -112,6 +117,8 @@ def parse(model: type[BaseModel], content: bytes) -> BaseModel:
             many = {"loc": ("body",), "msg": f"{count} errors, most of them unknown fields"}
             raise RequestValidationError([many]) from error
         reasons = error.errors(include_url=False, include_context=False, include_input=False)
+        if reasons[0]["type"] == "json_invalid":
+            refuse_unsupported(content, scope)
         located = [{**reason, "loc": ("body", *reason["loc"])} for reason in reasons]
         raise RequestValidationError(located) from error
 
@@ -121,6 +128,27 @@ def most_parts(model: type[BaseModel]) -> int:
     """Returns how many lists, objects and fields a body may contain."""
     bounds = [bound for field in model.model_fields.values() for bound in field.metadata]
     return MAX_PARTS + sum(getattr(bound, "max_length", None) or 0 for bound in bounds)
+
+
+def refuse_unsupported(content: bytes, scope: Scope) -> None:
+    """Raises a 415 if a body that cannot be parsed is of a kind that is never accepted.
+
+    A body that can be parsed is accepted whatever its headers say: `curl -d` sends JSON as a form.
+    """
+    headers = Headers(scope=scope)
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        detail = f"the body has the Content-Encoding {coding[:50]}; send it without one"
+        raise HTTPException(415, detail, {"accept-encoding": "identity"})
+    encoding = json.detect_encoding(content).upper()
+    if not encoding.startswith("UTF-8"):
+        raise HTTPException(415, f"the body looks like {encoding}; send JSON in UTF-8")
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = media_type == "application/json" or media_type.endswith("+json")
+    # Invalid JSON that began as JSON gets its reason even if it is sent as a form.
+    if content.strip() and not (is_json or content.lstrip().startswith((b"{", b"["))):
+        detail = f"the body is {media_type[:50] or 'of no Content-Type'}; send JSON"
+        raise HTTPException(415, detail)
 
 
 async def refuse_invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -208,6 +208,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     403: {"model": Refusal, "description": "The page of another site may not write"},
     408: {"model": Refusal, "description": "The body did not arrive in time"},
     413: {"model": Refusal, "description": "The body is too large"},
-    415: {"model": Refusal, "description": "The content type is not application/json"},
+    415: {"model": Refusal, "description": "The body is not JSON in UTF-8, or is not sent as it"},
     **INVALID,
 }

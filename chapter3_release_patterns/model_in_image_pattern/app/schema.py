@@ -57,6 +57,7 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {
 REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": Refusal, "description": "The body did not arrive in time"},
     413: {"model": Refusal, "description": "The body is too large"},
+    415: {"model": Refusal, "description": "The body is not JSON in UTF-8"},
     422: {"model": Refusal, "description": "The request is invalid"},
     **UNAVAILABLE,
 }
