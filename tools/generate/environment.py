@@ -34,6 +34,12 @@ Lock = dict[str, Any]
 
 # The category that contains `uv` itself.
 INSTALLER = "installer"
+# The category of the servers, and what to do where there is no wheel of one of them.
+SERVERS = "servers"
+NO_WHEEL = """\
+There is no wheel of Redis for arm64 and for Python 3.13, and none of Envoy for Intel Macs and for
+macOS before 15. make needs none of those servers that are on PATH: install them with
+`brew install redis postgresql envoy` or `apt install redis-server postgresql`, or use Docker."""
 # Categories whose name in the lock differs from their name in the Pipfile.
 NAMES = {"default": "packages", "develop": "dev-packages"}
 # Settings of pip that do not affect what it installs or from where.
@@ -225,10 +231,14 @@ def main() -> None:
     except RequirementsError as error:
         sys.exit(f"error: {error}")
     except InstallError:
-        sys.exit(
+        print(
             "error: some packages could not be installed, see above: check the connection and the "
-            "index in `pip config list`, then run make again"
+            "index in `pip config list`, then run make again",
+            file=sys.stderr,
         )
+        if SERVERS in names:
+            print(NO_WHEEL, file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

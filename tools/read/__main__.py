@@ -11,18 +11,22 @@ parser. It finds the names by their indentation and rejects any other indentatio
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
+
+from tools.read.images import IMAGES, Image, repository
 
 EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
 # The packages of the root toolchain.
 TOOLCHAIN = "packages"
-# The servers of images that patterns do not build, such as Redis.
+# The servers of images that patterns do not build, such as Redis, if PATH lacks one.
 SERVERS = "servers"
 TRAINER = "train"
 
 SERVICE = re.compile(r"  ([\w-]+): *(#.*)?")
 KEY = re.compile(r"    ([\w-]+):( .*)?")
+IMAGE = re.compile(r"^    image: *(\S+)", re.MULTILINE)
 MOUNTED = re.compile(r"(?<![\w.])\./([\w./-]+):/")
 WITHIN_A_KEY = re.compile(r"     .*|    - .*")
 
@@ -67,12 +71,19 @@ def exported(pattern: Path) -> list[str]:
     return [category for mark in marks if mark for category in mark[1].split()]
 
 
+def on_this_machine(known: Image) -> bool:
+    """Tells whether the server of an image is installed."""
+    folders = Path("/").glob((known.distribution_folders or "").strip("/") or "none")
+    return any(shutil.which(known.program, path=path) for path in (None, *map(str, folders)))
+
+
 def assignments(pattern: Path) -> list[str]:
     """Returns the assignments for make."""
     text = (pattern / "docker-compose.yml").read_text("utf-8")
     found = services(text)
-    has_images = any("build" not in keys for keys in found.values())
-    categories = [TOOLCHAIN, *exported(pattern), *([SERVERS] if has_images else [])]
+    known = [IMAGES[name] for name in map(repository, IMAGE.findall(text)) if name in IMAGES]
+    lacks_one = not all(map(on_this_machine, known))
+    categories = [TOOLCHAIN, *exported(pattern), *([SERVERS] if lacks_one else [])]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),

@@ -18,6 +18,6 @@ class Settings(BaseSettings):
     max_requests_at_once: int = Field(default=32, gt=0)
     # One keeps a core busy; each further one needs memory for all activations of the network.
     max_predictions_at_once: int = Field(default=1, gt=0)
-    # Fits `max_rows` images whose numbers have all their digits: 25 bytes each, comma and space included.
+    # Fits `max_rows` images with all digits of every number: 25 bytes each, with comma and space.
     max_body_bytes: int = Field(default=327_680, gt=0)
     client_deadline_seconds: float = Field(default=5.0, gt=0)

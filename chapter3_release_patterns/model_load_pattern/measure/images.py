@@ -14,7 +14,10 @@ from tools.read.compose import load as load_compose
 HERE = Path(__file__).parents[1]
 # An image that contains a model, for comparison.
 WITH_A_MODEL = "FROM {image}\nUSER root\nCOPY {name}/1 /model\n"
-IS_READY = "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8001/ready', timeout=2)"
+IS_READY = (
+    "from urllib.request import ProxyHandler, build_opener; "
+    "build_opener(ProxyHandler({})).open('http://127.0.0.1:8001/ready', timeout=2)"
+)
 
 
 class Container(NamedTuple):
