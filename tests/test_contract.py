@@ -261,7 +261,7 @@ def check_predictions(subject: Subject, names: list[str], found: Findings) -> No
     rows = subject.rows
     sample, usual = rows.sample, [float(rows.value)] * rows.width
     outermost = [[bound] * rows.width for bound in (rows.lowest, rows.highest)]
-    data = [sample, usual, sample[::-1], *outermost]
+    data = [sample, usual, *outermost, sample[::-1]][: rows.most]
     together = predicted(subject, "/predict", found, data)
     found.expect(len(together) == len(data), f"{len(data)} rows: {len(together)} entries")
     for row, entry in zip(data, together, strict=False):

@@ -796,12 +796,12 @@ def test_images_in_one_request_give_the_same_labels_as_one_by_one(
     client: httpx.Client, trained: Path
 ) -> None:
     rows = np.fromfile(only(trained, "preprocess") / "test.bin", np.uint8).reshape(-1, RECORD)
-    images = rows[:8, 1:].tolist()
+    images = rows[:4, 1:].tolist()
     labels = client.post("/predict/label", json={"data": images}).json()["prediction"]
     with (only(trained, "evaluate") / "per_image.csv").open() as file:
-        assert labels == [row["predicted"] for row in csv.DictReader(file)][:8]
-    # Numbers with many digits still fit into the body limit.
-    widest = [[254.123456789 for _ in range(RECORD - 1)]] * 7
+        assert labels == [row["predicted"] for row in csv.DictReader(file)][:4]
+    # Numbers with all their digits still fit into the body limit.
+    widest = [[2.2250738585072014e-308 for _ in range(RECORD - 1)]] * 4
     assert client.post("/predict/label", json={"data": widest}).status_code == 200
 
 
