@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 import resource
@@ -399,6 +400,33 @@ def test_a_job_on_which_the_model_fails_does_not_affect_others(
     assert "RuntimeError" in state(api, ids[1])["reason"]
     assert stack.counts() == {"accepted": 3, "done": 2, "failed": 1, "pending": 0}
     assert [letter[b"job"].decode() for letter in stack.dead_letters()] == [ids[1]]
+
+
+def test_the_log_counts_batches_and_jobs_and_is_silent_without_any(
+    stack: Stack, row: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "worker")
+    api = stack.api()
+    for first in (row[0], POISON, row[0], row[0], row[0]):
+        submit(api, [[first, *row[1:]]])
+    worker, _ = worker_in_this_process(stack, batch_jobs=2)
+    for _ in range(4):
+        worker.work()
+    worker.log_counts()
+    worker.log_counts()
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+    assert lines == ["batches: 3, jobs: 5, failed: 1"]
+
+
+def test_the_lines_of_a_worker_add_up_to_its_jobs(stack: Stack, row: list[float]) -> None:
+    api = stack.api()
+    (worker,) = stack.workers(1, BATCH_JOBS="3")
+    for _ in range(20):
+        submit(api, [row])
+    stack.wait_until_finished()
+    assert worker.stop() == 0
+    counted = re.findall(r"INFO batches: \d+, jobs: (\d+), failed: 0", worker.log.read_text())
+    assert sum(map(int, counted)) == 20
 
 
 def test_a_job_for_which_the_model_returns_nan_fails(stack: Stack, row: list[float]) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ log = logging.getLogger("worker")
 WAIT_SECONDS = 1.0
 SOCKET_TIMEOUT_SECONDS = 2.0
 PAUSE_SECONDS = 1.0
+LOG_SECONDS = 1.0
 
 
 class Job(NamedTuple):
@@ -55,6 +57,9 @@ class Worker:
         )
         self.held: list[bytes] = []
         self.next_look_at_expired = 0.0
+        # What was done since the last line of the log.
+        self.counts: Counter[str] = Counter()
+        self.next_log = 0.0
 
     def run(self, stopping: Event) -> None:
         """Works until `stopping` is set, and waits while Redis is down."""
@@ -74,6 +79,8 @@ class Worker:
                 has_leftovers = True
                 self.work()
                 has_leftovers = bool(self.held)
+                if time.monotonic() >= self.next_log:
+                    self.log_counts()
             except RedisError as error:
                 # If Redis has lost its data, the group is lost too.
                 has_group = has_group and "NOGROUP" not in str(error)
@@ -85,6 +92,7 @@ class Worker:
         if self.settings.alive_file:
             # A probe of the next worker must not find the file of this one.
             self.settings.alive_file.unlink(missing_ok=True)
+        self.log_counts()
         log.info("%s has finished its last batch, and stops", self.name)
         with suppress(RedisError):
             self.give_back()
@@ -94,6 +102,14 @@ class Worker:
         """Creates the group if it is missing, and removes dead consumers from it."""
         jobs.create_group(self.redis)
         jobs.forget_consumers(self.redis, self.name, 10 * self.settings.lease_seconds)
+
+    def log_counts(self) -> None:
+        """Logs what was done since the last time; nothing if that is nothing."""
+        if self.counts:
+            counts = [self.counts[name] for name in ("batches", "jobs", "failed")]
+            log.info("batches: %d, jobs: %d, failed: %d", *counts)
+            self.counts.clear()
+            self.next_log = time.monotonic() + LOG_SECONDS
 
     def work(self) -> None:
         """Takes jobs, predicts them in one call and finishes them in one transaction.
@@ -109,9 +125,10 @@ class Worker:
         finished = jobs.finish(self.redis, outcomes, *limits)
         done = {outcome.delivery.entry for outcome in outcomes}
         self.held = [entry for entry in self.held if entry not in done]
-        for outcome in outcomes:
-            if outcome.status == "failed":
-                log.warning("%s", outcome.content)
+        failures = [outcome for outcome in outcomes if outcome.status == "failed"]
+        self.counts.update(batches=1, jobs=len(outcomes), failed=len(failures))
+        for outcome in failures:
+            log.warning("%s", outcome.content)
         if finished < len(outcomes):
             log.warning("%d jobs were already finished by others", len(outcomes) - finished)
 
