@@ -1,8 +1,11 @@
 """Builds the images of every pattern and checks their user, size, content and permissions."""
 
+import gzip
 import json
 import os
 import shutil
+import subprocess
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,50 @@ def test_containers_reach_each_other_without_the_proxy(
         docker(*compose, "up", "--detach", "--no-build", "--wait")
     finally:
         docker(*compose, "down", "--volumes")
+
+
+@pytest.mark.pattern("chapter2_training/model_db")
+def test_a_build_uses_the_index_and_proxy_of_the_shell_and_keeps_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(ROOT / "chapter2_training/model_db", tmp_path / "copy")
+    # No package, so no index is asked, and none of the layers is in the cache of builds.
+    (copy / "requirements.txt").write_text(f"# {tmp_path}\n")
+    dockerfile = copy / "Dockerfile"
+    shown = ' && echo "proxies: $https_proxy $HTTPS_PROXY" && python -m compileall'
+    dockerfile.write_text(
+        dockerfile.read_text("utf-8").replace(" && \\\n    python -m compileall", shown)
+    )
+    compose = copy / FILE_NAME
+    image = f"ml-system-in-actions/model-db-api:mirror-{os.getpid()}"
+    compose.write_text(
+        compose.read_text("utf-8").replace(str(load(copy).services["api"].image), image)
+    )
+    marker = "marker-of-a-password"
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://reader:{marker}@{name.lower().replace('_', '-')}.test")
+    command = ["docker", "compose", "--progress", "plain", "--project-directory", str(copy)]
+    wrote = subprocess.run([*command, "build", "api"], capture_output=True, text=True, check=True)
+    try:
+        output = wrote.stdout + wrote.stderr
+        indexes = [
+            f"http://reader:****@{name}.test" for name in ("pip-index-url", "pip-extra-index-url")
+        ]
+        assert f"Looking in indexes: {', '.join(indexes)}" in output
+        proxies = [f"http://reader:{marker}@https-proxy.test"] * 2
+        assert f"proxies: {' '.join(proxies)}" in output
+        assert marker not in docker("history", "--no-trunc", image)
+        assert marker not in docker("image", "inspect", image)
+        docker("save", "--output", str(tmp_path / "image.tar"), image)
+        with tarfile.open(tmp_path / "image.tar") as saved:
+            files = [file for member in saved if (file := saved.extractfile(member))]
+            assert len(files) > 5
+            for file in files:
+                data = file.read()
+                data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+                assert marker.encode() not in data
+    finally:
+        docker("image", "rm", image)
 
 
 @pytest.mark.pattern("chapter4_serving_patterns/web_single_pattern")

@@ -15,6 +15,15 @@ HERE = Path(__file__).parent
 NAME = "ml-system-in-actions/model-in-image-pattern"
 TRAINER = f"{NAME}-train:0.1.0"
 COMPOSE = ["docker", "compose", "--project-directory", str(HERE)]
+# The indexes and proxies that docker-compose.yml passes on; it has no service of the train stage.
+FROM_THE_SHELL = [
+    *(
+        f"--secret=id={name.lower()},env={name}"
+        for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    ),
+    *(f"--build-arg={name}" for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")),
+    *(f"--build-arg={name}" for name in ("http_proxy", "https_proxy", "no_proxy")),
+]
 # Compose adds its own labels to the images that it builds.
 LABELS_OF_COMPOSE = "com.docker.compose."
 
@@ -36,7 +45,7 @@ def train(run: str, version: str, arguments: list[str]) -> None:
         reason = f"cannot create {models}: {error.strerror}; make its directory writable"
         raise ReleaseError(reason) from error
     subprocess.run(
-        ["docker", "build", "--quiet", "--target", "train", "--tag", TRAINER, str(HERE)],
+        ["docker", "build", "--quiet", *FROM_THE_SHELL, "--target=train", f"--tag={TRAINER}", HERE],
         stdout=subprocess.DEVNULL,
         check=True,
     )

@@ -31,7 +31,8 @@ GOOD: dict[str, Any] = {
                 "context": ".",
                 "dockerfile": "Dockerfile",
                 "target": "serve",
-                "args": {"A": "1"},
+                "args": {"A": "1", "HTTP_PROXY": None},
+                "secrets": ["index"],
             },
             "command": ["uvicorn", "app.main:app", "--port", "8000"],
             "environment": {"REDIS_URL": "redis://redis:6379/0", "WORKERS": 2, "RATE": 0.5},
@@ -78,6 +79,7 @@ GOOD: dict[str, Any] = {
         },
     },
     "volumes": {"data": None},
+    "secrets": {"index": {"environment": "PIP_INDEX_URL"}},
 }
 
 
@@ -106,7 +108,8 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     assert compose.name == "good"
     api, redis, worker = (compose.services[name] for name in ("api", "redis", "worker"))
     assert api.build is not None
-    assert (api.build.target, api.build.args) == ("serve", {"A": "1"})
+    assert (api.build.target, api.build.args) == ("serve", {"A": "1", "HTTP_PROXY": None})
+    assert (api.build.secrets, compose.secrets) == (("index",), {"index": "PIP_INDEX_URL"})
     assert api.environment == {"REDIS_URL": "redis://redis:6379/0", "WORKERS": "2", "RATE": "0.5"}
     assert api.health is not None
     assert (api.health.interval_seconds, api.health.timeout_seconds) == (90, 0.5)
@@ -170,7 +173,7 @@ def test_compose_itself_fills_in_the_same_values(
     for name, value in {"LEVEL": "$OTHER", "EMPTY": "", "SPACE": " ", "PORT": "8123"}.items():
         monkeypatch.setenv(name, value)
     services = {"api": GOOD["services"]["api"] | {"environment": values, "depends_on": []}}
-    write(tmp_path, {"services": services})
+    write(tmp_path, {"services": services, "secrets": GOOD["secrets"]})
     command = ["docker", "compose", "config", "--format", "json"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = json.loads(shown.stdout)["services"]["api"]
@@ -294,7 +297,10 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "grace period": ({"stop_grace_period": "soon"}, "must be a duration such as 10s"),
     "limits": ({"deploy": {"resources": {}}}, 'deploy: the key "resources"'),
     "replicas with a port": ({"deploy": {"replicas": 2}}, "2 replicas cannot all listen on port"),
-    "build secret": ({"build": {"secrets": ["x"]}}, 'build: the key "secrets"'),
+    "unknown secret": (
+        {"build": {"secrets": ["x"]}},
+        'build: secrets: "x" is not declared under the top-level `secrets`',
+    ),
     "plain variable": ({"environment": {"A": "$HOME"}}, 'environment: A: the "$" in "$HOME"'),
     "variable without default": ({"environment": {"A": "${HOME}"}}, "write ${NAME:-default}"),
     "nested variable": ({"environment": {"A": "${A:-${B:-c}}"}}, "write ${NAME:-default}"),

@@ -182,7 +182,13 @@ class Build(Strict):
     context: str = "."
     dockerfile: str = "Dockerfile"
     target: str | None = None
-    args: dict[str, Text] = {}
+    # Without a value, an argument has the value of the variable with its name.
+    args: dict[str, Text | None] = {}
+    secrets: Texts = ()
+
+
+class Secret(Strict):
+    environment: str
 
 
 class HealthCheck(Strict):
@@ -296,6 +302,9 @@ class File(Strict):
     name: Annotated[str, Field(min_length=1)] | None = None
     services: dict[str, Service]
     volumes: dict[str, None] = {}
+    secrets: dict[str, Secret] = {}
+    # What the builds of all services share.
+    shared_build: Build | None = Field(None, alias="x-build")
     # Why the pattern has no train/.
     without_training: Reason | None = Field(None, alias="x-without-training")
 
@@ -306,6 +315,8 @@ class Compose:
     name: str
     # In start order: each service comes after its dependencies.
     services: Mapping[str, Service]
+    # The environment variable of each secret of a build.
+    secrets: Mapping[str, str]
     without_training: str | None
 
     @property
@@ -361,6 +372,7 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         path,
         file.name or path.parent.name,
         {service.name: service for service in services},
+        {name: secret.environment for name, secret in file.secrets.items()},
         file.without_training,
     )
 
@@ -447,6 +459,10 @@ def refuse_unknown_names(service: Service, file: File) -> None:
         if mount.named and mount.source not in file.volumes:
             reason = f'"{mount.source}" is not declared under the top-level `volumes`'
             refuse(f"{place}: volumes", reason)
+    for name in service.build.secrets if service.build else ():
+        if name not in file.secrets:
+            reason = f'"{name}" is not declared under the top-level `secrets`'
+            refuse(f"{place}: build: secrets", reason)
     for name, dependency in service.depends_on.items():
         if name not in file.services:
             reason = f'there is no service "{name}"; services: {", ".join(file.services)}'

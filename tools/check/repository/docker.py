@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 from tools.read.command import without_address
+from tools.read.compose import Build
 from tools.read.dockerfile import stages
 
 # PyTorch is locked without a digest, so that pip can choose the build. It is installed separately.
 UNHASHED = ["-r", "torch.txt"]
+# These may hold a password, so a build gets them as secrets, named in lower case.
+INDEXES = ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"]
+PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
 
 
 @rule()
@@ -85,6 +89,32 @@ def pip_checks_hashes_in_images(repository: Repository) -> Iterator[str]:
             hashed = "--require-hashes" in words or others[-3:] == ["install", *UNHASHED]
             if {"pip", "install"} <= set(words) and not hashed:
                 yield f"{path}: `{' '.join(words)}` does not verify hashes; add --require-hashes"
+
+
+@rule()
+def pip_in_images_uses_the_indexes_of_the_shell(repository: Repository) -> Iterator[str]:
+    for path in repository.dockerfiles:
+        runs = {rest for stage in stages(path).values() for _, rest in stage.instructions}
+        for run in (run for run in runs if re.search(r"\bpip (.* )?install ", run)):
+            for name in INDEXES:
+                secret = name.lower()
+                mount = f"--mount=type=secret,id={secret}"
+                value = f'{name}="$(cat /run/secrets/{secret})"'
+                for missing in (part for part in (mount, value) if part not in run):
+                    yield f"{path}: pip does not see {name} in `{run[:50]}`; add {missing}"
+
+
+@rule()
+def builds_get_the_indexes_and_proxies_of_the_shell(repository: Repository) -> Iterator[str]:
+    secrets = {name.lower(): name for name in INDEXES}
+    for compose in repository.composes:
+        for service in compose.built():
+            build = service.build or Build()
+            given = {name: compose.secrets[name] for name in build.secrets}
+            unset = {name for name, value in build.args.items() if value is None}
+            if given != secrets or not unset >= PROXIES:
+                what = f"the build of {service.name} gets other secrets or arguments"
+                yield f"{compose.path}: {what}; copy x-build and secrets of web_single_pattern"
 
 
 @rule()
