@@ -411,7 +411,7 @@ def test_with_docker_a_version_is_released_once(
     deadly.parent.mkdir()
     deadly.write_text(
         f'#!/bin/sh\n"{shutil.which("docker")}" "$@" || exit\n'
-        '[ "$1" != compose ] || kill -9 $PPID\n'
+        'case "$*" in "compose "*" build"*) kill -9 $PPID ;; esac\n'
     )
     deadly.chmod(0o755)
     try:
