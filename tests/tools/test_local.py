@@ -36,7 +36,7 @@ from tools.run import __main__ as command
 from tools.run import ports, processes, ready, verbs
 from tools.run.processes import all_of
 from tools.run.progress import last_line
-from tools.run.rewrite import state_dir, tmpfs_paths
+from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, only_one, socket_path
 from tools.run.supervisor import missing_services, states
 
@@ -1163,19 +1163,6 @@ def redis_service(port: int) -> dict[str, Any]:
         "volumes": ["redis-data:/data"],
         "healthcheck": {"test": ["CMD", "redis-cli", "-h", "redis", "-p", str(port), "ping"]},
     }
-
-
-def test_a_tmpfs_is_a_folder_of_this_clone_until_down(pattern: Path) -> None:
-    """Another clone, or another user, may run the same pattern."""
-    command = ["sh", "-c", "touch /scratch/alive && exec sleep 600"]
-    healthcheck = {"test": ["CMD", "test", "-f", "/scratch/alive"]}
-    worker = {**WORKER, "command": command, "healthcheck": healthcheck, "tmpfs": ["/scratch"]}
-    up(pattern, {"worker": worker})
-    compose = load(pattern)
-    folder = tmpfs_paths(compose, compose.services["worker"])["/scratch"]
-    assert (folder / "alive").exists()
-    assert run_local("down", pattern).returncode == 0
-    assert not folder.exists()
 
 
 def test_redis_keeps_its_volume_until_down_removes_it(pattern: Path) -> None:

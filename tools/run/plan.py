@@ -19,7 +19,6 @@ from tools.run.rewrite import (
     temporary_dir,
     temporary_file,
     temporary_root,
-    tmpfs_paths,
 )
 from tools.run.state import LocalError, socket_path
 
@@ -155,8 +154,6 @@ def make_folders(compose: Compose, launch: Launch) -> None:
             print(f'as the user "nobody", who cannot access {compose.pattern_dir}')
             own_folder(folder, 0o711)
     launch.directory.mkdir(parents=True, exist_ok=True)
-    for folder in tmpfs_paths(compose, launch.service).values():
-        own_folder(folder, 0o700)
     for mount in launch.service.mounts:
         if mount.named:
             volume = state_dir(compose.pattern_dir) / "volumes" / mount.source

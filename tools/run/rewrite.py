@@ -185,7 +185,6 @@ def postgres_environment(
 def host_paths(compose: Compose, service: Service) -> dict[str, Path]:
     """Maps each mounted container path to its path on this machine."""
     paths = {mount.target: mount_source(compose, service, mount) for mount in service.mounts}
-    paths |= tmpfs_paths(compose, service)
     data_folder = None if service.build else image_of(service).data_folder
     if data_folder and data_folder not in paths:
         # The volume may be mounted at a parent folder.
@@ -193,16 +192,6 @@ def host_paths(compose: Compose, service: Service) -> dict[str, Path]:
         inside = paths[parents[0]] / Path(data_folder).name if parents else None
         paths[data_folder] = inside or scratch_dir(compose, service)
     return paths
-
-
-def tmpfs_paths(compose: Compose, service: Service) -> dict[str, Path]:
-    """Maps each path of a tmpfs to a folder of this user and clone, whose path needs no quotes."""
-    targets = [path.partition(":")[0] for path in service.tmpfs]
-    purposes = [f"{service.name}{target.replace('/', '-')}" for target in targets]
-    return {
-        target: temporary_dir(compose.pattern_dir, purpose)
-        for target, purpose in zip(targets, purposes, strict=True)
-    }
 
 
 def mount_source(compose: Compose, service: Service, mount: Mount) -> Path:
