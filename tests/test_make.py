@@ -17,9 +17,10 @@ import pytest
 
 from tools.check.repository.verbs import targets
 from tools.generate.copies import tracked
-from tools.measure.server import free_port, wait_until
+from tools.measure.server import wait_until
 from tools.read.compose import Compose, load
 from tools.read.patterns import ROOT, patterns
+from tools.run.ports import free_port
 from tools.run.processes import all_of, group_of, is_alive, kill_all
 from tools.run.rewrite import launch_of, state_dir
 

@@ -44,7 +44,8 @@ from chapter2_training.cifar10.train.onnx_graph import export
 from chapter2_training.cifar10.train.parameters import Parameters, parse
 from chapter2_training.cifar10.train.shapes import SHAPES, draw, write_archive
 from tools.measure.results import load as load_results
-from tools.measure.server import free_port, serve, wait_until
+from tools.measure.server import serve, wait_until
+from tools.run.ports import free_port
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -35,10 +35,11 @@ from chapter2_training.iris_sklearn_svc.train.model import fit
 from chapter2_training.iris_sklearn_svc.train.pictures import draw_confusion_matrix
 from tests.browser import PATIENCE_MILLISECONDS, needs_browser, run_browser
 from tools.measure.results import load as load_results
-from tools.measure.server import Server, free_port, serve
+from tools.measure.server import Server, serve
 from tools.measure.servers import run_uvicorn
 from tools.read.compose import load as load_compose
 from tools.read.patterns import ROOT, patterns
+from tools.run.ports import free_port
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -39,8 +39,9 @@ from chapter3_release_patterns.model_in_image_pattern.train.release import (
 )
 from tools.measure.docker import ask, docker, wait_until_answered
 from tools.measure.results import load as load_results
-from tools.measure.server import Server, ServerError, free_port
+from tools.measure.server import Server, ServerError
 from tools.measure.servers import run_uvicorn
+from tools.run.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATTERN = ROOT / "chapter3_release_patterns/model_in_image_pattern"

@@ -53,7 +53,8 @@ from chapter3_release_patterns.model_load_pattern.measure.processes import (
 from chapter3_release_patterns.model_load_pattern.train.__main__ import main as train_main
 from chapter3_release_patterns.model_load_pattern.train.artifact import write_artifact
 from tools.measure.results import load as load_results
-from tools.measure.server import Server, answer_of, free_port, wait_until
+from tools.measure.server import Server, answer_of, wait_until
+from tools.run.ports import free_port
 
 PATTERN = ROOT / "chapter3_release_patterns/model_load_pattern"
 # The largest file under `ulimit -f 1` in sh.

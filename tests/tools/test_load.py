@@ -20,7 +20,8 @@ import pytest
 import uvloop
 
 from tools.measure.load import Request, Run, closed_loop, open_loop
-from tools.measure.server import Server, free_port, serve
+from tools.measure.server import Server, serve
+from tools.run.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

@@ -34,6 +34,7 @@ from tools.read.compose import load
 from tools.read.patterns import canonical
 from tools.run import __main__ as command
 from tools.run import ports, processes, ready, verbs
+from tools.run.ports import free_port
 from tools.run.processes import all_of
 from tools.run.progress import last_line
 from tools.run.rewrite import state_dir
@@ -120,13 +121,6 @@ def server(port: int, *words: str, name: str = "api", **keys: Any) -> dict[str, 
         "healthcheck": {"test": ["CMD", "python", "-c", PROBE, f"http://{name}:{port}/"]},
         **keys,
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def answers(port: int) -> bool:

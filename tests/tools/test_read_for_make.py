@@ -10,7 +10,7 @@ import pytest
 from tools.generate.requirements import categories
 from tools.read.__main__ import PatternError, assignments, services
 from tools.read.compose import load
-from tools.read.images import IMAGES
+from tools.read.images import IMAGES, repository
 from tools.read.patterns import ROOT, patterns
 
 NAMES = {str(pattern.relative_to(ROOT)): pattern for pattern in patterns()}
@@ -32,23 +32,27 @@ volumes:
 
 
 @pytest.mark.parametrize("pattern", NAMES.values(), ids=NAMES)
-@pytest.mark.parametrize("installed", [False, True], ids=["without servers", "with servers"])
+@pytest.mark.parametrize("installed", ["nothing", "servers", "servers and companions"])
 def test_make_gets_what_the_strict_readers_read(
-    pattern: Path, installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pattern: Path, installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     known = {name: replace(image, distribution_folders=None) for name, image in IMAGES.items()}
     monkeypatch.setattr("tools.read.__main__.IMAGES", known)
-    for image in known.values() if installed else ():
+    for image in known.values() if installed != "nothing" else ():
         (tmp_path / image.program).touch(0o755)
+        for name in image.companions if installed != "servers" else ():
+            (tmp_path / name).touch(0o755)
     compose = load(pattern).services
     exported = [
         category
         for path in pattern.glob("requirements*.txt")
         for category in categories(path.read_text())
     ]
-    has_images = any(service.build is None for service in compose.values())
-    needs_servers = has_images and not installed
+    servers = [known[repository(item.image or "")] for item in compose.values() if not item.build]
+    needs_servers = any(
+        installed == "nothing" or (installed == "servers" and image.companions) for image in servers
+    )
     expected = {
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
         *(f"SERVICES+={name}" for name in compose),

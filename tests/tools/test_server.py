@@ -16,12 +16,12 @@ import pytest
 from tools.measure.server import (
     Server,
     ServerError,
-    free_port,
     interleave,
     median_and_spread,
     serve,
     wait_until,
 )
+from tools.run.ports import free_port
 
 # Starts as its arguments say, then serves files.
 SERVER = """

@@ -10,7 +10,7 @@ import httpx
 import psycopg2
 import pytest
 
-from tools.measure.server import ServerError, free_port
+from tools.measure.server import ServerError
 from tools.measure.servers import PostgresServer, Process, RedisServer, run_uvicorn
 from tools.measure.services import (
     ServiceError,
@@ -21,6 +21,7 @@ from tools.measure.services import (
     run_service,
 )
 from tools.read.compose import load
+from tools.run.ports import free_port
 
 # Returns the value of the environment variable named by the path, or 404.
 APPLICATION = """

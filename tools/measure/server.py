@@ -208,13 +208,6 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float
         time.sleep(POLL_SECONDS)
 
 
-def free_port() -> int:
-    """Returns a port that is currently free."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def port_is_taken(port: int) -> bool:
     with socket.socket() as caller:
         caller.settimeout(1)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
-from tools.measure.server import Server, free_port, serve, wait_until
+from tools.measure.server import Server, serve, wait_until
 from tools.run import postgres
 from tools.run.binaries import find
+from tools.run.ports import free_port
 from tools.run.processes import family_of, kill_all
 
 STOP_SECONDS = 20

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tools.measure.server import Server, free_port, serve
+from tools.measure.server import Server, serve
 from tools.measure.servers import PostgresServer, Process, RedisServer
 from tools.read.compose import FILE_NAME, Compose, Service, load
 from tools.run.plan import make_folders
+from tools.run.ports import free_port
 from tools.run.rewrite import Launch, launch_of, state_dir
 
 NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__")

@@ -12,11 +12,12 @@ from urllib.request import Request, urlopen
 
 import yaml
 
-from tools.measure.server import Server, free_port, serve
+from tools.measure.server import Server, serve
 from tools.mesh import translate as mesh
 from tools.read.compose import Service, load
 from tools.read.images import repository
 from tools.run.binaries import find
+from tools.run.ports import free_port
 
 ANYWHERE = "0.0.0.0"  # noqa: S104
 

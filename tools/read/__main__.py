@@ -11,11 +11,10 @@ parser. It finds the names by their indentation and rejects any other indentatio
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
-from tools.read.images import IMAGES, Image, repository
+from tools.read.images import IMAGES, Image, folders_of_the_machine, has_server, repository
 
 EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
 # The packages of the root toolchain.
@@ -72,9 +71,8 @@ def exported(pattern: Path) -> list[str]:
 
 
 def on_this_machine(known: Image) -> bool:
-    """Tells whether the server of an image is installed."""
-    folders = Path("/").glob((known.distribution_folders or "").strip("/") or "none")
-    return any(shutil.which(known.program, path=path) for path in (None, *map(str, folders)))
+    """Tells whether the server of an image is installed, with its companions."""
+    return any(has_server(folder, known) for folder in folders_of_the_machine(known))
 
 
 def assignments(pattern: Path) -> list[str]:

@@ -1,7 +1,14 @@
 """Lists the images that also run without Docker, with the server in each and how to start it."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -84,3 +91,27 @@ def repository(image: str) -> str:
     head, slash, last = image.partition("@")[0].rpartition("/")
     name = head + slash + last.partition(":")[0]
     return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+def has_server(folder: Path, known: Image) -> bool:
+    return all((folder / name).is_file() for name in (known.program, *known.companions))
+
+
+def folders_of_the_machine(known: Image) -> Iterator[Path]:
+    """Yields where the machine may have a server: on PATH, or in the distribution's folders."""
+    # Wheels install their programs here, but the machine's own programs take precedence.
+    environment = Path(sys.executable).parent if sys.prefix != sys.base_prefix else None
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        if Path(folder) == environment:
+            continue
+        if found := shutil.which(known.program, path=folder):
+            yield Path(found).parent
+            # The companions may be next to the target of a symlink on PATH.
+            yield Path(found).resolve().parent
+    if known.distribution_folders:
+        folders = Path("/").glob(known.distribution_folders.removeprefix("/"))
+        yield from sorted(folders, key=version_of, reverse=True)
+
+
+def version_of(folder: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", folder.parent.name))

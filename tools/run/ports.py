@@ -51,7 +51,8 @@ def choose(compose: Compose, own: Container[int], immovable: Container[str]) -> 
     return chosen
 
 
-def free_port(but_not: Container[int]) -> int:
+def free_port(but_not: Container[int] = ()) -> int:
+    """Returns a port that nobody uses now."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

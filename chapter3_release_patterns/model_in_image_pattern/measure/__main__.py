@@ -16,8 +16,9 @@ from sklearn.datasets import load_iris
 
 from tools.measure.docker import ask, engine, wait_until_answered
 from tools.measure.results import Results, quick_argument, this_machine
-from tools.measure.server import free_port, median_and_spread
+from tools.measure.server import median_and_spread
 from tools.measure.servers import run_uvicorn
+from tools.run.ports import free_port
 
 from ..train.artifact import write_artifact
 from ..train.model import train

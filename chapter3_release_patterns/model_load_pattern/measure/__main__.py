@@ -21,14 +21,8 @@ from sklearn.datasets import load_iris
 
 from tools.measure.docker import ask, engine
 from tools.measure.results import Results, quick_argument, this_machine
-from tools.measure.server import (
-    Server,
-    ServerError,
-    free_port,
-    interleave,
-    median_and_spread,
-    wait_until,
-)
+from tools.measure.server import Server, ServerError, interleave, median_and_spread, wait_until
+from tools.run.ports import free_port
 
 from ..app.load import MODEL
 from ..train.artifact import write_artifact

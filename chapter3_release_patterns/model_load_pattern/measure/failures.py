@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sklearn.linear_model import LogisticRegression
 
-from tools.measure.server import free_port
+from tools.run.ports import free_port
 
 from ..train.artifact import write_artifact
 from ..train.convert import convert

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from tools.measure.server import Server, free_port, serve
+from tools.measure.server import Server, serve
 from tools.measure.servers import run_uvicorn, uvicorn
+from tools.run.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = "chapter3_release_patterns.model_load_pattern"

@@ -10,8 +10,9 @@ from pathlib import Path
 import uvloop
 
 from tools.measure.load import Request, Run, closed_loop, open_loop
-from tools.measure.server import Server, free_port, interleave, median_and_spread, serve
+from tools.measure.server import Server, interleave, median_and_spread, serve
 from tools.measure.servers import guarded
+from tools.run.ports import free_port
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
