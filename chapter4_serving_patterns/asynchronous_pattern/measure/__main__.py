@@ -445,7 +445,7 @@ def main() -> int:
         control=control,
         targets={name: target for name, target in targets.items() if name in counts | figures},
         series=series,
-        # A wide margin: with a model 50 times slower, a synchronous response is 50 times slower.
+        # A wide margin: with the slowest model, a synchronous response takes over 20 times as long.
         holds=claim_holds(counts, size.poison_jobs)
         and control["lost"] > 0
         and (arguments.quick or figures["ack_p99_ratio"] < 5),
