@@ -149,7 +149,7 @@ def test_make_run_terminated_twice_leaves_nothing_running(
         wait_until(lambda: not psutil.pid_exists(int(session.read_text())), "the session ends")
         os.killpg(playing.pid, signal.SIGTERM)
     wait_until(lambda: group_of(playing.pid) == [], "every process of make ends")
-    assert all_of(state_dir(repository / PATTERN)) == []
+    wait_until(lambda: all_of(state_dir(repository / PATTERN)) == [], "the pattern ends")
 
 
 def test_what_containers_mount_is_readable_whatever_the_umask(
