@@ -56,6 +56,9 @@ MODEL := $(if $(TRAINS),,$(if $(and $(wildcard app),$(wildcard train)),models/me
 
 # The two ways to run the processes.
 COMPOSE := docker compose
+# Compose cannot start a paused service, and one that goes on counts as unhealthy for a while.
+WAKE = paused="$$($(COMPOSE) ps --services --status paused $(1))"; \
+  [ -z "$$paused" ] || $(COMPOSE) restart $$paused;
 LOCAL := cd $(ROOT) && exec .venv/bin/python -m tools.run
 ifeq ($(RUN),docker)
 WAY := with Docker: see its logs with make logs, stop it with make down
@@ -63,13 +66,16 @@ BUILD = $(COMPOSE) build
 # Says who holds a port before the images are built. The user of a container has to read what is
 # mounted, whatever the umask of the clone.
 UP = (cd $(ROOT) && "$(PYTHON)" -m tools.run.ports $(HERE)) && \
-  $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && ){ $(COMPOSE) up --detach --build --wait --quiet-pull || \
+  $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && ){ $(WAKE) $(COMPOSE) up --detach --build --wait --quiet-pull || \
   { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }; }
 DOWN = $(COMPOSE) down --remove-orphans
 STOP = $(COMPOSE) stop
-START = $(COMPOSE) up --detach --no-recreate --no-deps --wait
-RESTART = $(COMPOSE) restart $(SERVICE) && $(START)
+START_ONE = $(COMPOSE) up --detach --no-recreate --no-deps --wait
+START = $(call WAKE,$(SERVICE)) $(START_ONE)
+RESTART = $(COMPOSE) restart $(SERVICE) && $(START_ONE)
 KILL = $(COMPOSE) kill
+PAUSE = $(COMPOSE) pause
+UNPAUSE = $(COMPOSE) unpause
 PS = $(COMPOSE) ps --all
 LOGS = $(COMPOSE) logs
 else
@@ -82,6 +88,8 @@ STOP = $(LOCAL) stop $(HERE)
 START = $(LOCAL) start $(HERE)
 RESTART = $(LOCAL) restart $(HERE)
 KILL = $(LOCAL) kill $(HERE)
+PAUSE = $(LOCAL) pause $(HERE)
+UNPAUSE = $(LOCAL) unpause $(HERE)
 PS = $(LOCAL) ps $(HERE)
 LOGS = $(LOCAL) logs $(HERE)
 up: $(MODEL)
@@ -95,7 +103,7 @@ engine: # Fails if Docker is needed and cannot be used.
 ifeq ($(RUN)$(DOCKER_WORKS),docker)
 	@why="$$($(NO_DOCKER))" && [ -z "$$why" ] || { echo "error: $$why" >&2; exit 2; }
 endif
-build up down stop start restart kill ps logs: engine
+build up down stop start restart kill pause unpause ps logs: engine
 
 .PHONY: help
 help: # Lists the targets.
@@ -152,6 +160,14 @@ restart: service ## Stop one service, start it again and wait until it is ready
 .PHONY: kill
 kill: service ## Kill one service with SIGKILL
 	@$(KILL) $(SERVICE)
+
+.PHONY: pause
+pause: service ## Suspend one service: it hangs, but is not dead
+	@$(PAUSE) $(SERVICE)
+
+.PHONY: unpause
+unpause: service ## Let a paused service go on
+	@$(UNPAUSE) $(SERVICE)
 
 .PHONY: ps
 ps: ## List what runs, since when, and on which port

@@ -287,6 +287,21 @@ def test_restart_with_docker_waits_until_the_service_is_ready(
     ]
 
 
+@pytest.mark.parametrize("verb", ["up", "start"])
+@pytest.mark.parametrize("paused", ["", "api"])
+def test_docker_restarts_a_paused_service_that_is_started(
+    path_of_macos: Path, docker_calls: Path, verb: str, paused: str
+) -> None:
+    asked = "compose ps --services --status paused" + (" api" if verb == "start" else "")
+    fake_docker(path_of_macos, ENGINE | {asked: f"echo {paused}", "compose": "exit 0"})
+    arguments = ["RUN=docker", "SERVICE=api", f"PORT={free_port()}"]
+    done = make(ROOT / PATTERN, path_of_macos, verb, *arguments)
+    assert done.returncode == 0, done.stderr
+    first, second, *_ = docker_calls.read_text().splitlines()[len(ENGINE) :]
+    assert first.strip() == asked
+    assert second.startswith("compose restart api" if paused else "compose up ")
+
+
 @pytest.mark.parametrize(("port", "expected"), [("", "5000"), ("5001", "5001")])
 def test_the_address_of_the_page_has_the_port_that_it_moves_to(port: str, expected: str) -> None:
     probe = 'include Makefile\nprobe:\n\t@echo "$(UI)"\n'
@@ -422,13 +437,16 @@ def test_a_copied_directory_alone_works_with_docker_alone(
         "start": "up --detach --no-deps --wait --no-recreate api",
         "restart": "stop api",
         "kill": "kill api",
+        "pause": "pause api",
+        "unpause": "unpause api",
     }
     for verb, command in expected.items():
         assert f" {verb} " in helped.stdout
         printed = make(alone, path_of_macos, "-n", verb, "SERVICE=api", RUN="local")
         assert printed.returncode == 0, printed.stderr
-        run, *_ = [line for line in printed.stdout.splitlines() if "docker compose" in line]
-        assert " ".join(run.partition("docker compose ")[2].split()).startswith(command)
+        lines = [line.split("docker compose ") for line in printed.stdout.splitlines()]
+        runs = [" ".join(words[-1].split()) for words in lines if len(words) > 1]
+        assert any(run.startswith(command) for run in runs)
     without = make(alone, path_of_macos, "kill")
     assert "which service? make ps lists them" in without.stderr
 

@@ -36,8 +36,13 @@ service:
 stop kill: service ## Stop or kill one service: make kill SERVICE=api
 	$(COMPOSE) $@ $(SERVICE)
 
+.PHONY: pause unpause
+pause unpause: service ## Suspend one service, so that it hangs; let it go on
+	$(COMPOSE) $@ $(SERVICE)
+
 .PHONY: start
-start: service ## Start a stopped service and wait until it is ready
+start: service ## Start a stopped or paused service and wait until it is ready
+	@[ -z "$$($(COMPOSE) ps --quiet --status paused $(SERVICE))" ] || $(COMPOSE) restart $(SERVICE)
 	$(COMPOSE) up --detach --no-deps --wait --no-recreate $(SERVICE)
 
 .PHONY: restart

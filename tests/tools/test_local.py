@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -46,7 +46,7 @@ DEADLINE_SECONDS = 60
 
 # Responds with its environment and pid; its arguments select further behaviour.
 SERVER = """
-import http.server, json, os, signal, subprocess, sys
+import http.server, json, os, signal, subprocess, sys, time
 port, *words = sys.argv[1:]
 if "deaf" in words:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -62,6 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/crash":
             print("the last words")
             os._exit(3)
+        if self.path == "/hang":
+            time.sleep(600)
         body = json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}).encode()
         late = "late" in words and not os.path.exists("go")
         self.send_response(503 if "ill" in words or late else 200)
@@ -570,7 +572,7 @@ def test_ps_lists_what_runs_and_what_has_ended(pattern: Path) -> None:
 
 def test_an_unknown_service_is_an_error_that_lists_the_services(pattern: Path) -> None:
     up(pattern, {"worker": WORKER})
-    for verb in ("stop", "start", "restart", "kill", "logs"):
+    for verb in ("stop", "start", "restart", "kill", "pause", "unpause", "logs"):
         result = run_local(verb, pattern, "wroker")
         assert result.returncode == 1
         assert 'there is no service "wroker"; services: worker' in result.stderr
@@ -578,7 +580,7 @@ def test_an_unknown_service_is_an_error_that_lists_the_services(pattern: Path) -
 
 def test_a_verb_for_one_service_needs_a_pattern_that_is_up(pattern: Path) -> None:
     write(pattern, {"worker": WORKER})
-    for verb in ("stop", "start", "kill"):
+    for verb in ("stop", "start", "kill", "pause", "unpause"):
         result = run_local(verb, pattern, "worker")
         assert (result.returncode, "is not up" in result.stderr) == (1, True)
 
@@ -599,6 +601,99 @@ def test_a_name_in_the_other_unicode_form_is_the_same_pattern(pattern: Path) -> 
     assert len(all_of(state_dir(decomposed))) == 2
     assert run_local("down", composed).returncode == 0
     assert all_of(state_dir(decomposed)) == []
+
+
+# --- paused services ------------------------------------------------------------------------------
+
+
+def is_hung(port: int) -> bool:
+    """Tells whether a server accepts a connection and does not answer."""
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=httpx.Timeout(5, read=0.2))
+    except httpx.ReadTimeout:
+        return True
+    return False
+
+
+def test_a_paused_service_hangs_with_its_children_until_it_goes_on(pattern: Path) -> None:
+    api, other = free_port(), free_port()
+    up(pattern, {"api": server(api, "child"), "other": server(other, name="other")})
+    pid = pid_of(api)
+    assert run_local("pause", pattern, "api").stdout == "api paused\n"
+    family = [psutil.Process(pid), *psutil.Process(pid).children()]
+    # The child has its own session.
+    assert [process.status() for process in family] == [psutil.STATUS_STOPPED] * 2
+    assert is_hung(api)
+    assert answers(other)
+    assert re.search(r"^api +paused .*$", run_local("ps", pattern).stdout, re.MULTILINE)
+    again = run_local("pause", pattern, "api")
+    assert (again.returncode, again.stderr.startswith("error: api is already paused")) == (1, True)
+    assert run_local("unpause", pattern, "api").stdout == "api goes on\n"
+    assert pid_of(api) == pid
+    assert psutil.STATUS_STOPPED not in [process.status() for process in family]
+    again = run_local("unpause", pattern, "api")
+    assert (again.returncode, again.stderr) == (1, "error: api is not paused\n")
+
+
+@pytest.mark.parametrize(
+    ("verb", "is_polite", "runs_again"),
+    [
+        ("start", True, True),
+        ("up", True, True),
+        ("restart", True, True),
+        ("stop", True, False),
+        ("kill", False, False),
+        ("down", True, False),
+    ],
+)
+def test_every_verb_works_on_a_paused_service(
+    pattern: Path, verb: str, is_polite: bool, runs_again: bool
+) -> None:
+    port = free_port()
+    up(pattern, {"api": server(port, "polite", stop_signal="SIGINT")})
+    pid = pid_of(port)
+    run_local("pause", pattern, "api")
+    result = run_local(verb, pattern, *(["api"] if verb not in ("up", "down") else []))
+    assert result.returncode == 0, result.stderr
+    log = (state_dir(pattern) / "log" / "api.log").read_text(encoding="utf-8")
+    assert ("leaving politely" in log) is is_polite
+    assert not psutil.pid_exists(pid)
+    assert answers(port) is runs_again
+
+
+def test_a_service_that_has_stopped_can_be_neither_paused_nor_unpaused(pattern: Path) -> None:
+    up(pattern, {"worker": WORKER, "stopped": WORKER})
+    run_local("stop", pattern, "stopped")
+    for verb in ("pause", "unpause"):
+        result = run_local(verb, pattern, "stopped")
+        assert (result.returncode, result.stdout) == (0, "stopped is not running\n")
+
+
+def test_postgres_is_paused_with_its_backends(pattern: Path) -> None:
+    port = free_port()
+    environment = {"POSTGRES_USER": "reader", "POSTGRES_PASSWORD": "word", "POSTGRES_DB": "book"}
+    up(
+        pattern,
+        {
+            "postgres": {
+                "image": "postgres:17",
+                "command": ["postgres", "-p", str(port)],
+                "expose": [str(port)],
+                "environment": environment,
+                "healthcheck": {"test": ["CMD", "pg_isready", "-U", "reader", "-d", "book"]},
+            }
+        },
+    )
+    account = f"host=127.0.0.1 port={port} user=reader dbname=book password=word"
+    with closing(psycopg2.connect(account)) as connection:
+        assert run_local("pause", pattern, "postgres").returncode == 0
+        assert {process.status() for process in all_of(state_dir(pattern), {"postgres"})} == {
+            psutil.STATUS_STOPPED
+        }
+        assert run_local("unpause", pattern, "postgres").returncode == 0
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == (1,)
 
 
 # --- deaths ---------------------------------------------------------------------------------------
@@ -711,22 +806,23 @@ def test_up_fails_with_the_output_of_a_failing_health_check(
 
 
 @pytest.mark.parametrize("words", [("up",), ("start", "api")])
-def test_a_suspended_service_is_restarted_and_the_others_keep_running(
+def test_a_silent_service_is_restarted_and_the_others_keep_running(
     pattern: Path, words: tuple[str, ...]
 ) -> None:
     api, other = free_port(), free_port()
     health = server(api)["healthcheck"] | {"timeout": "1s", "retries": 1}
     services = {"api": server(api, healthcheck=health), "other": server(other, name="other")}
     up(pattern, services)
-    suspended, pid = pid_of(api), pid_of(other)
-    os.kill(suspended, signal.SIGSTOP)
+    silent, pid = pid_of(api), pid_of(other)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(f"http://127.0.0.1:{api}/hang", timeout=0.1)
     verb, *service = words
     result = run_local(verb, pattern, *service)
     assert result.returncode == 0, result.stderr
     assert "api runs but does not answer its health check: restarting it" in result.stdout
     assert "api ready in" in result.stdout
     assert "already up" not in result.stdout
-    assert pid_of(api) != suspended
+    assert pid_of(api) != silent
     assert pid_of(other) == pid
     assert len(all_of(state_dir(pattern))) == 3
 
@@ -1083,7 +1179,7 @@ def test_a_missing_server_is_reported_with_its_package(pattern: Path) -> None:
 
 
 def test_every_verb_has_a_help_text() -> None:
-    for verb in ("up", "down", "ps", "stop", "start", "restart", "kill", "logs"):
+    for verb in command.VERBS:
         result = run_local(verb, Path("--help"))
         assert result.returncode == 0
         assert "the directory of the pattern" in result.stdout

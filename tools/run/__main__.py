@@ -17,7 +17,7 @@ from tools.run.ports import PortError
 from tools.run.ps import ps
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, refuse_files_of_others
-from tools.run.verbs import down, kill, restart, start, stop, up
+from tools.run.verbs import down, kill, pause, restart, start, stop, unpause, up
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "up": (up, "start every service and wait until all are ready"),
@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "start": (start, "start one service again and wait until it is ready"),
     "restart": (restart, "stop one service, start it again and wait until it is ready"),
     "kill": (kill, "send SIGKILL to one service; it stays down until you start it"),
+    "pause": (pause, "suspend one service, so that it hangs without being dead"),
+    "unpause": (unpause, "let a paused service go on"),
     "logs": (logs, "print the logs of the services"),
 }
 
@@ -40,7 +42,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     for verb, (_, text) in VERBS.items():
         command = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
         command.add_argument("pattern_dir", type=Path, help="the directory of the pattern")
-        if verb in ("stop", "start", "restart", "kill"):
+        if verb in ("stop", "start", "restart", "kill", "pause", "unpause"):
             command.add_argument("service", help="a service of docker-compose.yml")
         if verb == "logs":
             command.add_argument("service", nargs="?", help="only this service")

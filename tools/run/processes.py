@@ -1,7 +1,7 @@
 """Finds and kills the processes of a pattern by an inherited mark, never by name."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,6 +18,7 @@ START_TICKS = 19
 # Without /proc. Start times and those of files are rounded.
 CLOCK_TOLERANCE_SECONDS = 2
 KILL_DEADLINE_SECONDS = 10
+PAUSE_DEADLINE_SECONDS = 10
 
 
 def marked(matches: Callable[[str], bool]) -> list[psutil.Process]:
@@ -93,13 +94,37 @@ def is_suspended(process: psutil.Process) -> bool:
         return False
 
 
-def all_of(state_dir: Path) -> list[psutil.Process]:
-    """Lists every process of the pattern that has this state directory."""
-    found = set(marked(lambda mark: mark.startswith(f"{state_dir}#")))
+def all_of(state_dir: Path, names: Container[str] | None = None) -> list[psutil.Process]:
+    """Lists every process of the pattern with this state directory, or of its named processes."""
+
+    def is_wanted(name: str) -> bool:
+        return names is None or name in names
+
+    own = f"{state_dir}#"
+    found = set(marked(lambda mark: mark.startswith(own) and is_wanted(mark.removeprefix(own))))
     for pid_file in (state_dir / "pids").glob("*"):
-        if process := recorded(pid_file):
+        if is_wanted(pid_file.name) and (process := recorded(pid_file)):
             found |= {process, *group_of(process.pid), *family_of(process.pid)}
     return [process for process in found if process.pid != os.getpid()]
+
+
+def pause_all(find: Callable[[], Iterable[psutil.Process]]) -> bool:
+    """Suspends what is found until nothing runs; returns whether this was possible."""
+    deadline = monotonic() + PAUSE_DEADLINE_SECONDS
+    # A process may start another one during the search.
+    while running := [process for process in find() if not is_suspended(process)]:
+        if monotonic() > deadline:
+            return False
+        for process in running:
+            with suppress(psutil.Error):
+                process.suspend()
+    return True
+
+
+def unpause_all(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.resume()
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:

@@ -1,10 +1,14 @@
 """Lists the processes of a pattern."""
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from psutil import NoSuchProcess, Process
+
 from tools.read.compose import load
+from tools.run.processes import is_suspended
 from tools.run.state import is_up, read_plan
 from tools.run.supervisor import show_death, supervisor
 
@@ -44,5 +48,8 @@ def state_in(info: dict[str, Any], is_one_shot: bool) -> str:
     if info["statename"] == "EXITED":
         is_done = is_one_shot and info["exitstatus"] == 0
         return "done" if is_done else f"ended with status {info['exitstatus']}"
+    with suppress(NoSuchProcess):
+        if info["pid"] and is_suspended(Process(info["pid"])):
+            return "paused"
     name: str = info["statename"]
     return STATES.get(name, name.lower())

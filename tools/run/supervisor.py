@@ -12,7 +12,7 @@ from typing import Any
 from supervisor.xmlrpc import SupervisorTransport
 
 from tools.read.compose import Compose, load
-from tools.run.processes import all_of, kill_all, supervisor_of, wait_until_gone
+from tools.run.processes import all_of, kill_all, supervisor_of, unpause_all, wait_until_gone
 from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, death_file, is_up, last_log, read_plan, socket_path
 
@@ -67,8 +67,9 @@ def take_down(compose: Compose) -> bool:
     state = state_dir(compose.pattern_dir)
     daemon = supervisor_of(state)
     if daemon:
-        # Like `supervisorctl shutdown`, but it also works if the supervisor starts or is suspended.
-        daemon.resume()
+        # A paused process does not receive its stop signal.
+        unpause_all(all_of(state))
+        # Like `supervisorctl shutdown`, but it also works while the supervisor starts.
         daemon.terminate()
         grace = sum(item.stop_grace_seconds + 2 for item in compose.services.values())
         wait_until_gone([daemon], grace + 10)

@@ -5,10 +5,13 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from psutil import Process
+
 from tools.read.compose import Compose, load
 from tools.run.interrupts import uninterrupted
 from tools.run.plan import launches_in, prepare, start_supervisor, stated
 from tools.run.ports import choose, refuse_taken
+from tools.run.processes import all_of, is_suspended, pause_all, unpause_all
 from tools.run.ready import silent_services, wait_until_ready
 from tools.run.rewrite import (
     Launch,
@@ -17,7 +20,7 @@ from tools.run.rewrite import (
     state_dir,
     temporary_dir,
 )
-from tools.run.state import is_up, only_one, read_plan
+from tools.run.state import LocalError, is_up, only_one, process_names, read_plan
 from tools.run.supervisor import (
     missing_services,
     running,
@@ -45,6 +48,7 @@ def up(pattern_dir: Path) -> None:
         try:
             if is_same:
                 launches = launches_in(plan, compose)
+                stop_paused(compose, launches)
                 kill_silent(compose, launches)
                 missing = missing_services(compose)
             else:
@@ -84,6 +88,7 @@ def start(pattern_dir: Path, service: str) -> None:
     compose.service(service)
     with only_one(compose):
         launch = launches_in(read_plan(compose), compose)[service]
+        stop_paused(compose, {service: launch})
         kill_silent(compose, {service: launch})
         if states(compose)[service] == {"RUNNING"}:
             print(f"{service} is already up")
@@ -116,6 +121,8 @@ def stop(pattern_dir: Path, service: str) -> None:
     compose.service(service)
     with only_one(compose), supervisor(compose) as server:
         begin = monotonic()
+        # A paused process does not receive its stop signal.
+        unpause_all(processes_of(compose, service))
         server.supervisor.stopProcessGroup(service)
         print(f"{service} stopped in {monotonic() - begin:.1f} s")
 
@@ -129,11 +136,57 @@ def kill(pattern_dir: Path, service: str) -> None:
         print(f"{service} killed")
 
 
+def pause(pattern_dir: Path, service: str) -> None:
+    """Suspends every process of one service, which then hangs: it accepts, but does not answer."""
+    compose = running(pattern_dir)
+    compose.service(service)
+    with only_one(compose):
+        found = processes_of(compose, service)
+        if not found:
+            print(f"{service} is not running")
+        elif all(map(is_suspended, found)):
+            raise LocalError(f"{service} is already paused: make unpause lets it go on")
+        elif not pause_all(lambda: processes_of(compose, service)):
+            raise LocalError(f"{service} cannot be paused: it keeps starting processes")
+        else:
+            print(f"{service} paused")
+
+
+def unpause(pattern_dir: Path, service: str) -> None:
+    """Lets every process of a paused service go on."""
+    compose = running(pattern_dir)
+    compose.service(service)
+    with only_one(compose):
+        found = processes_of(compose, service)
+        if not found:
+            print(f"{service} is not running")
+        elif not any(map(is_suspended, found)):
+            raise LocalError(f"{service} is not paused")
+        else:
+            unpause_all(found)
+            print(f"{service} goes on")
+
+
+def processes_of(compose: Compose, service: str) -> list[Process]:
+    return all_of(state_dir(compose.pattern_dir), process_names(compose.services[service]))
+
+
 def kill_processes(compose: Compose, service: str) -> None:
     with supervisor(compose) as server:
         server.pattern.kill(service)
         while states(compose)[service] & {"STOPPING", "RUNNING", "STARTING"}:
             sleep(POLL_SECONDS)
+
+
+def stop_paused(compose: Compose, launches: dict[str, Launch]) -> None:
+    """Stops the services that are paused, so that they can be started again."""
+    for name in launches:
+        paused = list(filter(is_suspended, processes_of(compose, name)))
+        if paused:
+            print(f"{name} is paused: restarting it", flush=True)
+            unpause_all(paused)
+            with supervisor(compose) as server:
+                server.supervisor.stopProcessGroup(name)
 
 
 def kill_silent(compose: Compose, launches: dict[str, Launch]) -> None:
