@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from hashlib import sha256
 from itertools import pairwise
+from math import inf
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -429,6 +430,29 @@ def test_the_log_counts_batches_and_jobs_and_is_silent_without_any(
     worker.log_counts()
     lines = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
     assert lines == ["batches: 3, jobs: 5, failed: 1"]
+
+
+def test_batches_within_the_same_second_share_a_line(
+    stack: Stack,
+    row: list[float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "worker")
+    # A second that never ends: the first batch is logged at once, the others when the worker stops.
+    monkeypatch.setattr(worker_module, "LOG_SECONDS", inf)
+    api = stack.api()
+    for _ in range(20):
+        submit(api, [row])
+    worker, _ = worker_in_this_process(stack, batch_jobs=2)
+    stopping = Event()
+    thread = Thread(target=worker.run, args=(stopping,))
+    thread.start()
+    stack.wait_until_finished()
+    stopping.set()
+    thread.join()
+    lines = [message for message in caplog.messages if message.startswith("batches")]
+    assert lines == ["batches: 1, jobs: 2, failed: 0", "batches: 9, jobs: 18, failed: 0"]
 
 
 def test_the_lines_of_a_worker_add_up_to_its_jobs(stack: Stack, row: list[float]) -> None:
