@@ -1,5 +1,6 @@
 """Tests the registry with PostgreSQL and SQLite, concurrent writers and kills."""
 
+import asyncio
 import json
 import os
 import re
@@ -20,9 +21,11 @@ import pytest
 import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fastapi import FastAPI, HTTPException, Request
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
+from chapter2_training.model_db.app import capacity, guard
 from chapter2_training.model_db.app.database import connect
 from chapter2_training.model_db.app.migrate import migrate as run_migrations
 from chapter2_training.model_db.app.schema import MAX_JSON_BYTES
@@ -664,6 +667,22 @@ def test_pages_and_lists_of_the_largest_experiments_fit_in_the_container(
     assert {len(each["rows"]) for each in lists} == {25}
     assert limit_bytes
     assert 0 < peak < limit_bytes
+
+
+def test_the_log_counts_the_lists_that_would_have_to_wait_too_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capacity.settings, "list_wait_seconds", 0.0)
+    app = FastAPI()
+    app.state.list_slots = asyncio.Semaphore(0)
+
+    async def ask() -> None:
+        await anext(capacity.list_slot(Request({"type": "http", "app": app})))
+
+    with pytest.raises(HTTPException, match="too many lists at once"):
+        asyncio.run(ask())
+    guard.log_refusals()
+    assert caplog.messages == ["refused: 1 x 503 too many lists at once"]
 
 
 def test_the_pods_of_a_rollout_fit_under_the_connections_of_postgresql() -> None:
