@@ -4,13 +4,16 @@ It is a naive first server that makes every mistake seen before.
 """
 
 import json
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -73,6 +76,13 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 app.add_middleware(NaiveLimit)
+
+
+@app.exception_handler(RequestValidationError)
+async def log_and_refuse(request: Request, error: RequestValidationError) -> Response:
+    """Logs every refusal with the whole body."""
+    logging.getLogger("uvicorn.error").warning("refused: 1 x 422 %s", error.body)
+    return await request_validation_exception_handler(request, error)
 
 
 @app.post("/predict", responses={408: {}, 413: {}, 503: {}})

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
@@ -53,6 +54,8 @@ LONGEST_ANSWER_BYTES = 5_000
 MOST_PARTS = 5_000
 SOME_ID = "00000000-0000-4000-8000-000000000000"
 JSON = {"content-type": "application/json"}
+# A caller's text, which no log should repeat.
+MARK = "xyzzy"
 # ONNX Runtime 1.32 sends nothing where one of these is set.
 VARIABLES_OF_CI = """
     CI TF_BUILD GITHUB_ACTIONS GITLAB_CI CIRCLECI TRAVIS JENKINS_URL CODEBUILD_BUILD_ID BUILDKITE
@@ -662,6 +665,85 @@ def answers_on(connection: socket.socket, content: bytes = b"") -> list[bytes]:
     return [b"".join(found) for found in re.findall(rb"HTTP/1\.1 (\d+)|(Invalid JSON)", received)]
 
 
+# Bodies that every server refuses, and what its log says of them.
+REFUSED_BODIES: dict[str, tuple[bytes, dict[str, str]]] = {
+    "415 the body has a Content-Encoding": (MARK.encode(), JSON | {"content-encoding": MARK}),
+    "415 the body is not UTF-8": (json.dumps(MARK).encode("utf-16"), JSON),
+    "415 the body is not JSON": (MARK.encode(), {"content-type": f"text/{MARK}"}),
+    "422 json_invalid": (f'{{"{MARK}'.encode(), JSON),
+    "422 model_type": (f'["{MARK}"]'.encode(), JSON),
+    "422 too_many_errors": (json.dumps({f"{MARK}{n}": 0 for n in range(1_100)}).encode(), JSON),
+    "422 too_many_parts": (f'{{"{MARK}": {"[" * 2 * MOST_PARTS}'.encode(), JSON),
+}
+
+
+def check_log(subject: Subject) -> Findings:
+    """The log counts refusals by reason, in a line a second, and repeats nothing of a request."""
+    found = Findings()
+    log = subject.server.log
+    reason = "400 the request is not valid HTTP"
+    old = refusals_in(log)
+    with opened(subject, "NONSENSE") as connection:
+        refusal_on(connection)
+    # The line with this request includes everything that was refused before.
+    found.wait_until(
+        lambda: refusals_in(log)[reason] > old[reason], "the log", subject.patience_seconds
+    )
+    before, lines_before = refusals_in(log), len(log.read_text("utf-8").splitlines())
+    began = time.monotonic()
+    refused = Counter(send_what_is_refused(subject, found))
+
+    def is_logged() -> bool:
+        return refusals_in(log) - before == refused
+
+    found.wait_until(is_logged, f"the log to count {refused}", subject.patience_seconds)
+    lines = log.read_text("utf-8").splitlines()[lines_before:]
+    # A slow machine only allows more lines.
+    are_few = len(lines) <= time.monotonic() - began + 1
+    found.expect(are_few, f"{len(lines)} lines for {refused.total()} refusals")
+    found.expect(MARK not in "".join(lines), "the log repeats a request")
+    return found
+
+
+def send_what_is_refused(subject: Subject, found: Findings) -> Iterator[str]:
+    """Sends requests that are refused, and yields what the log should say of each."""
+    for head in (f"NONSENSE {MARK}", f"GET /health HTTP/1.1\nX: {MARK * 20_000}"):
+        for _ in range(20):
+            with opened(subject, head) as connection:
+                yield refusal_on(connection)
+    for path in subject.with_body:
+        for reason, (body, headers) in REFUSED_BODIES.items():
+            for _ in range(20 if path == subject.with_body[0] else 1):
+                answer = subject.post(real(path), body, headers)
+                is_expected = reason.startswith(str(answer.status_code))
+                found.expect(is_expected, f"{path}, {reason}: {answer.status_code}")
+                yield reason
+    if subject.bounded:
+        for length_bytes in (LARGE_BYTES, 1_000):
+            head = f"POST {subject.bounded} HTTP/1.1\nHost: a\nContent-Length: {length_bytes}"
+            with opened(subject, head, MARK.encode()) as connection:
+                yield refusal_on(connection)
+
+
+def refusal_on(connection: socket.socket) -> str:
+    """Reads an error response and returns its status and reason; without one "nothing"."""
+    response = http.client.HTTPResponse(connection)
+    try:
+        response.begin()
+        return f"{response.status} {json.loads(response.read())['detail']}"
+    except (OSError, ValueError, KeyError, http.client.HTTPException):
+        return "nothing"
+
+
+def refusals_in(log: Path) -> Counter[str]:
+    """Adds up the refusals of all lines of a log, by status and reason."""
+    counted: Counter[str] = Counter()
+    for line in re.findall(r"refused: (.*)\n", log.read_text("utf-8")):
+        for count, reason in re.findall(r"(\d+) x (.*?)(?:; |$)", line):
+            counted[reason] += int(count)
+    return counted
+
+
 NO_HTTP = (
     "POST /predict HTTP/1.1\nHost: a\nContent-Length: x",
     "POST /predict HTTP/1.1\nHost: a\nContent-Length: -5",
@@ -974,6 +1056,7 @@ CHECKS = (
     check_pipelining,
     check_offers_of_a_protocol,
     check_what_is_not_http,
+    check_log,
     check_methods_and_paths,
     check_docs,
     check_generated_requests,
@@ -1129,6 +1212,8 @@ def test_rows_without_a_finite_answer_are_rejected(
                 answer = unanswering.post(path, json.dumps({"data": data}).encode())
                 assert answer.status_code == status, f"{path}, {str(data)[:99]}: {answer.text}"
                 assert status == 200 or "no finite answer" in answer.text
+        reason = "422 the model has no finite answer"
+        wait_until(lambda: refusals_in(server.log)[reason] == 4, "the log to count them")
 
 
 def write_model_without_answers(metadata: dict[str, Any], directory: Path) -> None:
@@ -1204,6 +1289,7 @@ CONTROL: dict[Check, list[str]] = {
     check_slow_clients: ["beside 300 slow clients: {503}"],
     check_what_is_not_http: ["a request before what is not HTTP: [b'400']"],
     check_offers_of_a_protocol: ["h2c, Content-Length: 32: [b'422'"],
+    check_log: ["the log to count Counter({", "lines for", "the log repeats a request"],
     check_methods_and_paths: ["GET /nothing: 200"],
     check_docs: [
         *("/docs refers to https://cdn", "/docs allows any host", "get /ready is in no group"),
@@ -1220,7 +1306,7 @@ CONTROL: dict[Check, list[str]] = {
 # These wait for what never comes.
 NEVER = {
     *(check_large_head, check_slow_body, check_slow_head, check_unread_responses),
-    *(check_clients_that_leave, check_offers_of_a_protocol),
+    *(check_clients_that_leave, check_offers_of_a_protocol, check_log),
 }
 
 

@@ -1,5 +1,6 @@
 """Tests the registry with PostgreSQL and SQLite, concurrent writers and kills."""
 
+import asyncio
 import json
 import os
 import re
@@ -20,9 +21,11 @@ import pytest
 import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fastapi import FastAPI, HTTPException, Request
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
+from chapter2_training.model_db.app import capacity, guard
 from chapter2_training.model_db.app.database import connect
 from chapter2_training.model_db.app.migrate import migrate as run_migrations
 from chapter2_training.model_db.app.schema import MAX_JSON_BYTES
@@ -535,6 +538,21 @@ def test_the_page_of_another_site_cannot_read_through_a_name_of_its_own(
     assert httpx.get(f"{url}{path}", headers={"host": "localhost:8000"}).status_code == 200
 
 
+def test_the_log_counts_the_requests_of_other_sites(tmp_path: Path) -> None:
+    with run_api({"DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite"}) as server:
+        for headers in ({"host": "evil.example"}, JSON | {"origin": "http://evil.example"}, {}):
+            httpx.post(
+                f"{server.url}{API}/projects", content='{"project_name": "a"}', headers=headers
+            )
+        counted = (
+            "1 x 400 the host name is not one of TRUSTED_HOSTS",
+            "1 x 403 the page of another site may not write",
+            "1 x 415 the content type is not application/json",
+        )
+        wait_until(lambda: all(one in server.log.read_text() for one in counted), "the log")
+        assert "evil" not in server.log.read_text()
+
+
 def test_a_setting_names_the_trusted_hosts(tmp_path: Path) -> None:
     database = {"DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite"}
     with run_api(database, TRUSTED_HOSTS='["registry.example.com"]') as server:
@@ -562,9 +580,9 @@ def test_without_the_database_every_endpoint_is_a_503_and_rows_survive_kills(
             if not path.endswith("/health"):
                 assert (response.status_code, response.headers["retry-after"]) == (503, "1"), path
         assert httpx.get(f"{server.url}/v0.1/health").json()["status"] == "ok"
-        log = server.log.read_text()
-        assert re.search("the database is unreachable: .*Connection refused", log)
-        assert postgres.password not in log
+        counted = r"refused: \d+ x 503 the database is unreachable: .*Connection refused"
+        wait_until(lambda: bool(re.search(counted, server.log.read_text())), "the log")
+        assert postgres.password not in server.log.read_text()
         postgres.start()
         assert httpx.get(f"{server.url}/ready").status_code == 200
         assert client.get("/experiments/all").json() == rows
@@ -651,6 +669,22 @@ def test_pages_and_lists_of_the_largest_experiments_fit_in_the_container(
     assert 0 < peak < limit_bytes
 
 
+def test_the_log_counts_the_lists_that_would_have_to_wait_too_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capacity.settings, "list_wait_seconds", 0.0)
+    app = FastAPI()
+    app.state.list_slots = asyncio.Semaphore(0)
+
+    async def ask() -> None:
+        await anext(capacity.list_slot(Request({"type": "http", "app": app})))
+
+    with pytest.raises(HTTPException, match="too many lists at once"):
+        asyncio.run(ask())
+    guard.log_refusals()
+    assert caplog.messages == ["refused: 1 x 503 too many lists at once"]
+
+
 def test_the_pods_of_a_rollout_fit_under_the_connections_of_postgresql() -> None:
     manifests = ROOT / "chapter2_training/model_db/manifests"
     deployment = yaml.safe_load((manifests / "deployment.yml").read_text())["spec"]
@@ -685,9 +719,8 @@ def test_the_reason_of_a_failure_is_logged_without_control_characters() -> None:
     database = {"DATABASE_URL": "postgresql://model_db@a\x1b[2J\u202e.invalid/model_db"}
     with run_api(database, ready="/health") as server:
         assert refusal_of(server, "/ready") == "the database is unreachable"
-        log = server.log.read_text()
-    assert r"a\x1b[2J\u202e.invalid" in log
-    assert all(line.isprintable() for line in log.splitlines())
+        wait_until(lambda: r"a\x1b[2J\u202e.invalid" in server.log.read_text(), "the log")
+        assert all(line.isprintable() for line in server.log.read_text().splitlines())
 
 
 def test_sigterm_finishes_every_write_that_was_accepted(
@@ -788,7 +821,9 @@ def test_an_api_is_ready_once_it_is_migrated_and_stays_ready_with_newer_tables(
         assert "DuplicateTable" in error.value.stderr
         postgres.change(database, "DROP TABLE experiments")
         assert refusal_of(server, f"{API}/experiments/all") == NOT_MIGRATED
-        assert "experiments" in server.log.read_text()
+        counted = f"1 x 503 {NOT_MIGRATED}: 'relation \"experiments\" does not exist'"
+        wait_until(lambda: counted in server.log.read_text(), "the log to name the table")
+        assert f"1 x 503 {NOT_MIGRATED}\n" in server.log.read_text()
 
 
 def test_an_older_api_starts_on_a_newer_sqlite_file(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from pydantic import BaseModel
 from sklearn.datasets import load_iris, load_wine
 
-from chapter4_serving_patterns.web_single_pattern.app import model
+from chapter4_serving_patterns.web_single_pattern.app import guard, model
 from chapter4_serving_patterns.web_single_pattern.app.route import JsonRoute
 from chapter4_serving_patterns.web_single_pattern.app.schema import HIGHEST, LOWEST
 from chapter4_serving_patterns.web_single_pattern.train.artifact import write_artifact
@@ -159,6 +159,33 @@ def test_a_route_keeps_its_fastapi_options() -> None:
     assert denied[0] == 401
     assert text == (200, "hi")
     assert excluded == (200, '{"a":1}')
+
+
+def test_a_line_of_the_log_has_a_bounded_number_of_reasons(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def refuse() -> None:
+        for number in range(guard.MAX_REASONS + 80):
+            guard.count_refusal(503, f"reason {number}")
+            guard.count_refusal(503, "reason 0")
+
+    asyncio.run(refuse())
+    guard.log_refusals()
+    (line,) = caplog.messages
+    assert line.startswith("refused: 101 x 503 reason 0; 1 x 503 reason 1; ")
+    assert line.endswith("; 1 x 503 reason 19; 80 x other reasons")
+
+
+def test_a_refusal_is_counted_on_the_thread_of_the_event_loop_only() -> None:
+    async def refuse() -> None:
+        guard.count_refusal(503, "busy")
+        # Not only the first one, which starts a timer.
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            await asyncio.to_thread(guard.count_refusal, 503, "busy")
+
+    asyncio.run(refuse())
+    assert guard.refusals == {"503 busy": 1}
+    guard.log_refusals()
 
 
 def test_the_openapi_example_is_the_sample_of_the_model(client: httpx.Client) -> None:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from .docs import add_docs
+from .guard import count_refusal
 from .model import Model, NoAnswerError
 from .route import JsonRoute, refuse_invalid
 from .schema import FEATURES, REFUSALS, UNAVAILABLE, Labels, PredictRequest, Probabilities
@@ -47,6 +48,7 @@ add_docs(app)
 @app.exception_handler(NoAnswerError)
 async def refuse_unanswerable(_: Request, error: Exception) -> JSONResponse:
     """Rejects rows for which the model computes NaN or infinity."""
+    count_refusal(422, "the model has no finite answer")
     return JSONResponse({"detail": str(error)}, 422)
 
 

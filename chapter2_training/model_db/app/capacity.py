@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, HTTPException, Query, Request
 
+from .guard import count_refusal
 from .settings import Settings
 
 settings = Settings()
@@ -31,7 +32,9 @@ async def list_slot(request: Request) -> AsyncIterator[None]:
         async with asyncio.timeout(settings.list_wait_seconds):
             await slots.acquire()
     except TimeoutError:
-        raise HTTPException(503, "too many lists at once", {"retry-after": "1"}) from None
+        detail = "too many lists at once"
+        count_refusal(503, detail)
+        raise HTTPException(503, detail, {"retry-after": "1"}) from None
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 from fastapi import Depends, HTTPException, Request
 
+from .guard import count_refusal
 from .settings import Settings
 
 settings = Settings()
@@ -34,18 +35,24 @@ async def refuse_foreign(request: Request) -> None:
     """
     host = request.headers.get("host", "").lower()
     if not is_trusted(host):
-        raise HTTPException(400, "the host name is not one of TRUSTED_HOSTS")
+        raise refusal(400, "the host name is not one of TRUSTED_HOSTS")
     if request.method == "GET":
         return
     # A browser sends Origin with every request that writes; other clients do not.
     origin = request.headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != host:
-        raise HTTPException(403, "the page of another site may not write")
+        raise refusal(403, "the page of another site may not write")
     # For JSON, the browser first asks whether the page may send it. JsonRoute has added a content
     # type of its own before the client's.
     sent = request.headers.getlist("content-type")[1:]
     if [value.partition(";")[0].strip().lower() for value in sent] != ["application/json"]:
-        raise HTTPException(415, "the content type is not application/json")
+        raise refusal(415, "the content type is not application/json")
+
+
+def refusal(status: int, detail: str) -> HTTPException:
+    """Counts a refusal for the log, and returns its error."""
+    count_refusal(status, detail)
+    return HTTPException(status, detail)
 
 
 OwnSite = Depends(refuse_foreign)

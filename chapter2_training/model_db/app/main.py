@@ -1,13 +1,13 @@
 """A registry keeps every experiment with its metrics, and says which one is the champion."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import psycopg2.errors
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
@@ -17,6 +17,7 @@ from . import registry
 from .database import Database, connect, is_embedded
 from .docs import add_docs
 from .endpoints import api
+from .guard import count_refusal
 from .migrate import current_revision, migrate, outdated_revisions
 from .page import router as page
 from .route import JsonRoute, refuse_invalid
@@ -24,7 +25,6 @@ from .schema import UNAVAILABLE
 from .settings import Settings
 
 settings = Settings()
-log = logging.getLogger("uvicorn.error")
 NOT_MIGRATED = "the database is not migrated: run python -m app.migrate"
 
 
@@ -75,16 +75,16 @@ async def refuse_conflict(_: Request, error: Exception) -> JSONResponse:
 @app.exception_handler(DBAPIError)
 async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
     """Asks the caller to retry: the database is down, restarting, slow or has no tables."""
-    # The driver's error, because SQLAlchemy's message would include the stored values.
-    reason = " ".join(str(getattr(error, "orig", error)).split())
     if is_without_tables(error):
         detail = NOT_MIGRATED
     elif isinstance(error, DataError | IntegrityError | ProgrammingError):
         raise error
     else:
         detail = "the database is unreachable"
-    # %r escapes control characters.
-    log.warning("%s: %r", detail, reason)
+    # The driver's error without its details: these, and SQLAlchemy's, may include values.
+    reason = str(getattr(error, "orig", error)).partition("\n")[0]
+    # repr() escapes control characters.
+    count_refusal(503, f"{detail}: {reason!r}")
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
 
 
@@ -104,8 +104,10 @@ async def health() -> dict[str, str]:
 
 
 @app.get("/ready", tags=["health"], responses=UNAVAILABLE)
-def ready(request: Request, database: Database) -> dict[str, str]:
+async def ready(request: Request, database: Database) -> dict[str, str]:
     """The database responds and is migrated."""
-    if current_revision(database) in request.app.state.outdated_revisions:
+    revision = await run_in_threadpool(current_revision, database)
+    if revision in request.app.state.outdated_revisions:
+        count_refusal(503, NOT_MIGRATED)
         raise HTTPException(503, NOT_MIGRATED, {"retry-after": "1"})
     return {"status": "ready"}

@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import request_response
 from starlette.types import Scope
 
+from .guard import count_refusal
+
 # Options of a route for its response, as in `response_model_exclude_none`.
 SHAPE = ("include", "exclude", "by_alias", "exclude_unset", "exclude_defaults", "exclude_none")
 
@@ -107,20 +109,24 @@ def parse(model: type[BaseModel], content: bytes, scope: Scope) -> BaseModel:
     if len(content) > MAX_PARTS and sum(map(content.count, b"[{:")) > (most := most_parts(model)):
         # Pydantic copies the value of an invalid field into its error: 58,000 lists took 56 ms.
         refuse_unsupported(content, scope)
-        many = {"loc": ("body",), "msg": f"more than {most} lists, objects and fields"}
-        raise RequestValidationError([many])
+        raise too_many("too_many_parts", f"more than {most} lists, objects and fields")
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
         if (count := error.error_count()) > MAX_ERRORS:
             # Describing 25,000 unknown fields took 60 ms, in which nobody else was served.
-            many = {"loc": ("body",), "msg": f"{count} errors, most of them unknown fields"}
-            raise RequestValidationError([many]) from error
+            message = f"{count} errors, most of them unknown fields"
+            raise too_many("too_many_errors", message) from error
         reasons = error.errors(include_url=False, include_context=False, include_input=False)
         if reasons[0]["type"] == "json_invalid":
             refuse_unsupported(content, scope)
         located = [{**reason, "loc": ("body", *reason["loc"])} for reason in reasons]
         raise RequestValidationError(located) from error
+
+
+def too_many(kind: str, message: str) -> RequestValidationError:
+    """Returns the error of a body that is not described in detail."""
+    return RequestValidationError([{"type": kind, "loc": ("body",), "msg": message}])
 
 
 @cache
@@ -138,21 +144,25 @@ def refuse_unsupported(content: bytes, scope: Scope) -> None:
     headers = Headers(scope=scope)
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
+        count_refusal(415, "the body has a Content-Encoding")
         detail = f"the body has the Content-Encoding {coding[:50]}; send it without one"
         raise HTTPException(415, detail, {"accept-encoding": "identity"})
     encoding = json.detect_encoding(content).upper()
     if not encoding.startswith("UTF-8"):
+        count_refusal(415, "the body is not UTF-8")
         raise HTTPException(415, f"the body looks like {encoding}; send JSON in UTF-8")
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type == "application/json" or media_type.endswith("+json")
     # Invalid JSON that began as JSON gets its reason even if it is sent as a form.
     if content.strip() and not (is_json or content.lstrip().startswith((b"{", b"["))):
+        count_refusal(415, "the body is not JSON")
         detail = f"the body is {media_type[:50] or 'of no Content-Type'}; send JSON"
         raise HTTPException(415, detail)
 
 
 async def refuse_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     """Lists at most ten errors; FastAPI's own response repeats the whole input."""
+    count_refusal(422, error.errors()[0]["type"])
     reasons = [
         {"loc": [str(part)[:50] for part in reason["loc"]], "msg": reason["msg"][:200]}
         for reason in error.errors()[:10]

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from . import jobs
 from .docs import add_docs
-from .guard import log_refusals, refusals
+from .guard import count_refusal
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, UNKNOWN, Accepted, Counts, Job, PredictRequest
 from .settings import Settings
@@ -59,10 +59,8 @@ add_docs(app)
 
 
 def refuse(detail: str, reason: str) -> JSONResponse:
-    """Asks the caller to try again later; the log counts the reasons of a second in one line."""
-    if not refusals:
-        asyncio.get_running_loop().call_later(1, log_refusals)
-    refusals[f"503 {reason}"] += 1
+    """Asks the caller to try again later, and counts the reason for the log."""
+    count_refusal(503, reason)
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
 
 
@@ -111,7 +109,9 @@ async def accept(
                 redis_of(request), kind, rows, idempotency_key, settings.max_pending_jobs
             )
     except jobs.KeyReusedError:
-        raise HTTPException(422, "the Idempotency-Key was used with a different request") from None
+        detail = "the Idempotency-Key was used with a different request"
+        count_refusal(422, detail)
+        raise HTTPException(422, detail) from None
     response.headers["location"] = f"/job/{job_id}"
     return Accepted(job_id=job_id)
 

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import struct
-from asyncio import BaseTransport, Task, TimerHandle
+from asyncio import BaseTransport, Task, TimerHandle, get_running_loop
 from collections import Counter
 from functools import partial
 from http import HTTPStatus
@@ -27,6 +27,8 @@ LINGER_SECONDS = 1.0
 DRAIN_SECONDS = 2.0
 # The probes of Kubernetes: a busy server is still alive and ready.
 EXEMPT = ("/health", "/ready")
+# Of the refusals in one line of the log.
+MAX_REASONS = 20
 
 settings = Settings()
 logger = logging.getLogger("uvicorn.error")
@@ -216,8 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def end_late_request(self) -> None:
         """Refuses a late body, or closes a connection without a request."""
         if self.held:
-            seconds = settings.client_deadline_seconds
-            detail = f"the body was not complete after {seconds} seconds"
+            detail = f"the body was not complete after {settings.client_deadline_seconds} seconds"
             self.refuse(408, detail, self.cycle)
         elif self.is_answering():
             # The client is waiting for a response and has begun its next request.
@@ -255,9 +256,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def refuse(self, status: int, detail: str, cycle: RequestResponseCycle | None) -> None:
         """Writes an error response; closes the connection unless the request is complete."""
-        if not refusals:
-            self.loop.call_later(1, log_refusals)
-        refusals[f"{status} {detail}"] += 1
+        count_refusal(status, detail)
         content = json.dumps({"detail": detail}, separators=(",", ":")).encode()
         headers = [
             *self.server_state.default_headers,
@@ -266,8 +265,7 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         if status == 503:
             headers.append((b"retry-after", b"1"))
-        is_complete = bool(cycle and not cycle.more_body)
-        keep_alive = bool(is_complete and cycle and cycle.keep_alive)
+        keep_alive = cycle is not None and cycle.keep_alive and not cycle.more_body
         if not keep_alive:
             headers.append((b"connection", b"close"))
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
@@ -279,7 +277,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if keep_alive:
             # Not called directly: a long pipeline would recurse too deeply.
             self.loop.call_soon(self.on_response_complete)
-        elif is_complete:
+        elif cycle and not cycle.more_body:
             self.transport.close()
         else:
             self.refused = True
@@ -311,6 +309,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
         else:
             self.loop.call_later(DRAIN_SECONDS, super().shutdown)
+
+
+def count_refusal(status: int, reason: str) -> None:
+    """Counts a refusal for the log; the reason must not contain anything that the client has sent.
+
+    Raises:
+        RuntimeError: this is not the thread of the event loop.
+    """
+    loop = get_running_loop()
+    if not refusals:
+        loop.call_later(1, log_refusals)
+    counted = f"{status} {reason}"
+    is_known = counted in refusals or len(refusals) < MAX_REASONS
+    refusals[counted if is_known else "other reasons"] += 1
 
 
 def log_refusals() -> None:
