@@ -200,6 +200,17 @@ def test_no_process_of_a_trainer_sends_telemetry(trainer: Compose, run: str) -> 
             assert launch.environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
+@pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
+def test_a_trainer_without_docker_records_in_the_store_that_make_names(trainer: Compose) -> None:
+    """Also in a clone under /tmp, which is a tmpfs of the container."""
+    name, store = "MLFLOW_TRACKING_URI", "sqlite:////tmp/clone/.local/volumes/tracking/mlflow.db"
+    compose = load(trainer.pattern_dir, {name: store})
+    assert launch_of(compose, compose.services["train"]).environment[name] == store
+    default = load(trainer.pattern_dir, {})
+    own = shown_by_make(trainer.pattern_dir, name, os.environ | {"RUN": "local"})
+    assert launch_of(default, default.services["train"]).environment[name] == own
+
+
 ENGINE = {
     "info": "exit 0",
     "--version": "echo Docker version 28.2.2",

@@ -164,6 +164,23 @@ def test_a_variable_moves_a_published_port_but_not_that_of_the_container(tmp_pat
         load(tmp_path, {"PORT": "http"})
 
 
+def test_a_path_from_the_shell_is_one_of_this_machine(tmp_path: Path) -> None:
+    """A clone may be under a folder that a container has too."""
+    url = "sqlite:///${STORE:-/data/runs.db}?cache=/data/${NAME:-x}"
+    test = ["CMD", "sh", "-c", "find ${STORE:-/data} /data/${NAME:-x} && nc ${PEER:-redis}:6379"]
+    document = changed("redis", environment={"URL": url}, healthcheck={"test": test})
+    for shell, store in (
+        ({}, ""),
+        ({"STORE": "/data/clone/.local", "PEER": "redis"}, "/data/clone"),
+    ):
+        compose = load(write(tmp_path, document), shell)
+        launch = launch_of(compose, compose.services["redis"])
+        data = f"{compose.pattern_dir}/.local/volumes/data"
+        runs, folder = (f"{store}/.local",) * 2 if store else (f"{data}/runs.db", data)
+        assert launch.environment["URL"] == f"sqlite:///{runs}?cache={data}/x"
+        assert launch.health_command[-1] == f"find {folder} {data}/x && nc 127.0.0.1:6379"
+
+
 @pytest.mark.docker
 def test_compose_itself_fills_in_the_same_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

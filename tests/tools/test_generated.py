@@ -263,6 +263,13 @@ def test_a_portable_lock_has_no_index_and_no_machine_specific_build() -> None:
     }
 
 
+def test_a_category_removed_from_the_pipfile_leaves_the_lock() -> None:
+    keys = ("_meta", "default", "develop", "redis", "servers")
+    lock: dict[str, Any] = {key: {} for key in keys}
+    requirements.remove_old_categories(lock, {"packages": {}, "dev-packages": {}, "redis": {}})
+    assert (*lock,) == keys[:-1]
+
+
 def test_a_repository_without_patterns_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no pattern"):
         patterns(tmp_path)

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,7 +38,7 @@ from tools.run import ports, processes, ready, verbs
 from tools.run.ports import free_port
 from tools.run.processes import all_of
 from tools.run.progress import last_line
-from tools.run.rewrite import state_dir
+from tools.run.rewrite import state_dir, tmpfs_paths
 from tools.run.state import LocalError, only_one, socket_path
 from tools.run.supervisor import missing_services, states
 
@@ -71,6 +72,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 print("listening on", port)
 http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+# Removes its file when it ends, as the worker of asynchronous_pattern does.
+TOUCHING = """
+import os, pathlib, signal, sys
+alive = pathlib.Path(os.environ["ALIVE"])
+alive.touch()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(alive.unlink()))
+signal.pause()
 """
 WORKER = {"build": ".", "command": ["sleep", "600"]}
 PROBE = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
@@ -1253,6 +1262,31 @@ def redis_service(port: int) -> dict[str, Any]:
         "volumes": ["redis-data:/data"],
         "healthcheck": {"test": ["CMD", "redis-cli", "-h", "redis", "-p", str(port), "ping"]},
     }
+
+
+def test_two_clones_have_their_own_tmpfs_until_down(
+    pattern: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Short, because it will hold a socket.
+    with_space = tempfile.TemporaryDirectory(prefix="a ")
+    monkeypatch.setattr(tempfile, "tempdir", with_space.name)
+    test = ["CMD", "sh", "-c", "find /scratch/alive -mmin -1 | grep -q ."]
+    worker: dict[str, Any] = {**WORKER, "healthcheck": {"test": test}, "tmpfs": ["/scratch"]}
+    worker |= {"command": ["python", "worker.py"], "environment": {"ALIVE": "/scratch/alive"}}
+    alive = []
+    other = tmp_path / "clone"
+    shutil.copytree(pattern, other)
+    for clone in (pattern, other):
+        (clone / "worker.py").write_text(TOUCHING, encoding="utf-8")
+        up(clone, {"worker": worker})
+        compose = load(clone)
+        alive.append(tmpfs_paths(compose, compose.services["worker"])["/scratch"] / "alive")
+    assert alive[0] != alive[1]
+    assert run_local("down", pattern).returncode == 0
+    assert [path.exists() for path in alive] == [False, True]
+    assert run_local("down", other).returncode == 0
+    assert not alive[1].exists()
+    with_space.cleanup()
 
 
 def test_redis_keeps_its_volume_until_down_removes_it(pattern: Path) -> None:

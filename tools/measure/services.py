@@ -16,7 +16,7 @@ from tools.measure.servers import PostgresServer, Process, RedisServer
 from tools.read.compose import FILE_NAME, Compose, Service, load
 from tools.run.plan import make_folders
 from tools.run.ports import free_port
-from tools.run.rewrite import Launch, launch_of, state_dir
+from tools.run.rewrite import Launch, launch_of, state_dir, tmpfs_dir
 
 NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__")
 
@@ -59,18 +59,18 @@ def asgi_services(compose: Compose) -> list[Service]:
 @contextmanager
 def run_service(compose: Compose, name: str, **environment: str) -> Iterator[Server]:
     """Runs a built service on a free port, with settings in addition to those of the file."""
-    launch = launched(compose, name)
-    (old,), new = launch.service.ports, free_port()
-    moved = {str(old): str(new)}
-    with serve(
-        [moved.get(word, word) for word in launch.command],
-        cwd=launch.directory,
-        env={key: moved.get(value, value) for key, value in launch.environment.items()}
-        | environment,
-        ready_url=f"http://127.0.0.1:{new}/ready",
-        port=new,
-    ) as server:
-        yield server
+    with launched(compose, name) as launch:
+        (old,), new = launch.service.ports, free_port()
+        moved = {str(old): str(new)}
+        with serve(
+            [moved.get(word, word) for word in launch.command],
+            cwd=launch.directory,
+            env={key: moved.get(value, value) for key, value in launch.environment.items()}
+            | environment,
+            ready_url=f"http://127.0.0.1:{new}/ready",
+            port=new,
+        ) as server:
+            yield server
 
 
 @contextmanager
@@ -101,12 +101,12 @@ def dependencies_of(compose: Compose, names: set[str]) -> set[str]:
 def start(compose: Compose, service: Service, stack: ExitStack) -> None:
     """Starts a service, which the stack stops."""
     image = service.image or ""
-    if service.name in compose.one_shots():
-        launch = launched(compose, service.name)
+    if service.build:
+        launch = stack.enter_context(launched(compose, service.name))
+    if service.build and service.name in compose.one_shots():
         command = [*launch.command, *service.quick_arguments]
         run_to_its_end(service.name, command, launch.directory, dict(launch.environment))
     elif service.build and service.ports:
-        launch = launched(compose, service.name)
         (port,) = service.ports
         stack.enter_context(
             serve(
@@ -118,7 +118,6 @@ def start(compose: Compose, service: Service, stack: ExitStack) -> None:
             )
         )
     elif service.build:
-        launch = launched(compose, service.name)
         log = state_dir(compose.pattern_dir) / f"{service.name}.log"
         stack.enter_context(
             Process(launch.command, cwd=launch.directory, log=log, env=launch.environment)
@@ -142,12 +141,16 @@ def start(compose: Compose, service: Service, stack: ExitStack) -> None:
         raise ServiceError(f"{service.name}: tools/measure/servers.py cannot run {image}")
 
 
-def launched(compose: Compose, name: str) -> Launch:
-    """Returns how to run a service, after creating the folders that it expects."""
+@contextmanager
+def launched(compose: Compose, name: str) -> Iterator[Launch]:
+    """Creates the folders that a service expects and yields how to run it."""
     launch = launch_of(compose, compose.services[name])
     state_dir(compose.pattern_dir).mkdir(exist_ok=True)
     make_folders(compose, launch)
-    return launch
+    try:
+        yield launch
+    finally:
+        shutil.rmtree(tmpfs_dir(compose, launch.service), ignore_errors=True)
 
 
 def run_to_its_end(

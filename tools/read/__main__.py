@@ -19,8 +19,6 @@ from tools.read.images import IMAGES, Image, folders_of_the_machine, has_server,
 EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
 # The packages of the root toolchain.
 TOOLCHAIN = "packages"
-# The servers of images that patterns do not build, such as Redis, if PATH lacks one.
-SERVERS = "servers"
 TRAINER = "train"
 
 SERVICE = re.compile(r"  ([\w-]+): *(#.*)?")
@@ -80,8 +78,11 @@ def assignments(pattern: Path) -> list[str]:
     text = (pattern / "docker-compose.yml").read_text("utf-8")
     found = services(text)
     known = [IMAGES[name] for name in map(repository, IMAGE.findall(text)) if name in IMAGES]
-    lacks_one = not all(map(on_this_machine, known))
-    categories = [TOOLCHAIN, *exported(pattern), *([SERVERS] if lacks_one else [])]
+    # The servers of images that patterns do not build, such as Redis.
+    servers = [
+        image.wheel.category for image in known if image.wheel and not on_this_machine(image)
+    ]
+    categories = [TOOLCHAIN, *exported(pattern), *servers]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),

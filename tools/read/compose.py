@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    WrapValidator,
     model_validator,
 )
 
@@ -52,6 +53,17 @@ class ComposeError(Exception):
 
 
 # --- values ---------------------------------------------------------------------------------------
+
+
+class Filled(str):
+    """A text of the file whose variables are filled in, which knows what came from the shell."""
+
+    from_shell: tuple[range, ...] = ()
+
+
+def keep_filled(value: Any, check: Callable[[Any], str]) -> str:
+    # pydantic would make it a plain text.
+    return value if isinstance(value, Filled) else check(value)
 
 
 def as_list(value: Any) -> tuple[Any, ...]:
@@ -148,8 +160,9 @@ def as_mount(value: Any) -> Mount:
     return Mount(source, str(PurePosixPath(target)), named, mode == "ro")
 
 
-Text = Annotated[str, BeforeValidator(as_text)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+KeepFilled = WrapValidator(keep_filled)
+Text = Annotated[str, BeforeValidator(as_text), KeepFilled]
+Texts = Annotated[tuple[Annotated[str, KeepFilled], ...], BeforeValidator(as_list)]
 WholeNumber = Annotated[int, BeforeValidator(as_whole_number)]
 Seconds = Annotated[float, BeforeValidator(as_seconds)]
 Reason = Annotated[str, Field(min_length=1)]
@@ -404,15 +417,23 @@ def interpolated(value: Any, keys: tuple[str, ...], variables: Mapping[str, str]
     if not isinstance(value, str):
         return value
 
-    def substitute(match: re.Match[str]) -> str:
+    text, end, from_shell = "", 0, []
+    for match in VARIABLE.finditer(value):
+        text += value[end : match.start()]
+        end = match.end()
         if match[0] == "$$":
-            return "$"
-        if match[1] is None:
+            text += "$"
+        elif match[1] is None:
             reason = f'the "$" in "{value}" is not supported; write ${{NAME:-default}} or $$'
             refuse(place_of(*keys), reason)
-        return variables.get(match[1]) or match[2]
-
-    return VARIABLE.sub(substitute, value)
+        elif told := variables.get(match[1]):
+            from_shell.append(range(len(text), len(text) + len(told)))
+            text += told
+        else:
+            text += match[2]
+    filled = Filled(text + value[end:])
+    filled.from_shell = tuple(from_shell)
+    return filled
 
 
 # --- errors ---------------------------------------------------------------------------------------

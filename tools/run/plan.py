@@ -19,6 +19,8 @@ from tools.run.rewrite import (
     temporary_dir,
     temporary_file,
     temporary_root,
+    tmpfs_dir,
+    tmpfs_paths,
 )
 from tools.run.state import LocalError, socket_path
 
@@ -154,6 +156,9 @@ def make_folders(compose: Compose, launch: Launch) -> None:
             print(f'as the user "nobody", who cannot access {compose.pattern_dir}')
             own_folder(folder, 0o711)
     launch.directory.mkdir(parents=True, exist_ok=True)
+    for folder in tmpfs_paths(compose, launch.service).values():
+        own_folder(tmpfs_dir(compose, launch.service), 0o700)
+        folder.mkdir(parents=True, exist_ok=True)
     for mount in launch.service.mounts:
         if mount.named:
             volume = state_dir(compose.pattern_dir) / "volumes" / mount.source

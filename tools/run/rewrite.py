@@ -6,6 +6,7 @@ its server program. Nothing else changes.
 
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -13,12 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from tools.read.compose import FILE_NAME, Compose, ComposeError, Mount, Service
+from tools.read.compose import FILE_NAME, Compose, ComposeError, Filled, Mount, Service
 from tools.read.dockerfile import stage_of
 from tools.read.images import IMAGES, Image, repository
 from tools.read.patterns import canonical
@@ -27,7 +28,8 @@ from tools.read.strict_yaml import documents_of
 from tools.run.binaries import find
 
 LOOPBACK = "127.0.0.1"
-ANY_ADDRESS = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])")
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104
+LOCAL_HOSTS = (ANY_ADDRESS, LOOPBACK, "localhost")
 # A bare service name could mean anything, but in these variables and options it is a host name.
 HOST_VARIABLE = re.compile(r"(?:.*_)?(?:HOST|HOSTNAME|ADDRESS|ADDR|SERVER)")
 HOST_OPTION = re.compile(r"-h|--(?:[a-z-]+-)?(?:host|hostname|address|server)")
@@ -185,6 +187,7 @@ def postgres_environment(
 def host_paths(compose: Compose, service: Service) -> dict[str, Path]:
     """Maps each mounted container path to its path on this machine."""
     paths = {mount.target: mount_source(compose, service, mount) for mount in service.mounts}
+    paths |= tmpfs_paths(compose, service)
     data_folder = None if service.build else image_of(service).data_folder
     if data_folder and data_folder not in paths:
         # The volume may be mounted at a parent folder.
@@ -192,6 +195,21 @@ def host_paths(compose: Compose, service: Service) -> dict[str, Path]:
         inside = paths[parents[0]] / Path(data_folder).name if parents else None
         paths[data_folder] = inside or scratch_dir(compose, service)
     return paths
+
+
+def tmpfs_paths(compose: Compose, service: Service) -> dict[str, Path]:
+    """Maps each path of a tmpfs to a folder of this user and clone."""
+    targets = [str(PurePosixPath(each.partition(":")[0])) for each in service.tmpfs]
+    return {target: tmpfs_dir(compose, service) / target.strip("/") for target in targets}
+
+
+def tmpfs_dir(compose: Compose, service: Service) -> Path:
+    # A command may name the path to a shell, so it must need no quotes, unlike that of the clone.
+    # `make_folders` rejects a folder of another user.
+    folder = temporary_dir(compose.pattern_dir, f"tmpfs-{service.name}")
+    if shlex.quote(str(folder)) != str(folder):
+        return Path("/tmp", folder.name)  # noqa: S108
+    return folder
 
 
 def mount_source(compose: Compose, service: Service, mount: Mount) -> Path:
@@ -227,26 +245,41 @@ def rewriter(
 ) -> Callable[[str], str]:
     """Returns the function that rewrites addresses and mounted paths inside a text."""
     any_name = one_of(names)
-    host = rf"({any_name}|127\.0\.0\.1|localhost)"
-    # A service name counts as an address before a port or as the host of a URL.
-    address = re.compile(rf"(?<![\w.-]){host}(:)(\d{{1,5}})\b|(?<=/dev/tcp/){host}(/)(\d{{1,5}})\b")
-    without_port = re.compile(rf"(?:(?<=//)|(?<=@))(?:{any_name})(?=/|$)")
-    mounted = re.compile(rf"(?<![\w.-])(?:{one_of(paths)})(?![\w.-])")
-
-    def local(match: re.Match[str]) -> str:
-        name, separator, port = (group for group in match.groups() if group)
-        return f"{LOOPBACK if name in names else name}{separator}{moved(port, ports)}"
+    # In one pass, so that nothing is rewritten twice.
+    local = re.compile(
+        # A service name counts as an address before a port or as the host of a URL.
+        rf"(?:(?P<tcp>/dev/tcp/)|(?<![\w.-]))(?P<host>{any_name}|{one_of(LOCAL_HOSTS)})"
+        r"(?P<separator>(?(tcp)/|:))(?P<port>\d{1,5})\b"
+        rf"|(?:(?<=//)|(?<=@))(?:{any_name})(?=/|$)"
+        rf"|(?<![\d.]){re.escape(ANY_ADDRESS)}(?![\d.])"
+        rf"|(?<![\w.-])(?P<path>{one_of(paths)})(?![\w.-])"
+    )
 
     def rewrite(text: str) -> str:
-        text = ANY_ADDRESS.sub(LOOPBACK, text)
-        text = without_port.sub(LOOPBACK, address.sub(local, text))
-        return mounted.sub(lambda match: str(paths[match[0]]), text) if paths else text
+        from_shell = text.from_shell if isinstance(text, Filled) else ()
+
+        def rewritten(match: re.Match[str]) -> str:
+            if match["port"]:
+                host = LOOPBACK if match["host"] in (*names, ANY_ADDRESS) else match["host"]
+                return (
+                    f"{match['tcp'] or ''}{host}{match['separator']}{moved(match['port'], ports)}"
+                )
+            if not match["path"]:
+                return LOOPBACK
+            # The shell names paths of this machine, which may begin like one of the container.
+            is_of_this_machine = any(
+                match.start() < part.stop and part.start < match.end() for part in from_shell
+            )
+            return match[0] if is_of_this_machine else str(paths[match[0]])
+
+        return local.sub(rewritten, text)
 
     return rewrite
 
 
 def one_of(texts: Iterable[str]) -> str:
-    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    """Returns the expression that matches one of the texts, and nothing if there are none."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def moved(port: str, ports: Mapping[int, int]) -> str:
@@ -300,7 +333,8 @@ def write_configs(
 ) -> None:
     """Writes rewritten copies of mounted YAML files under `.local` and points `paths` to them."""
     folder = state_dir(compose.pattern_dir) / "config" / service.name
-    for target, source in paths.items():
+    for target in [mount.target for mount in service.mounts if not mount.named]:
+        source = paths[target]
         if source.is_dir() and image_of(service).configured_by_files:
             raise ComposeError(
                 f'{FILE_NAME}: service "{service.name}": volumes: mount the files of {source.name} '

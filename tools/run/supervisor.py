@@ -13,7 +13,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from tools.read.compose import Compose, load
 from tools.run.processes import all_of, kill_all, supervisor_of, unpause_all, wait_until_gone
-from tools.run.rewrite import state_dir
+from tools.run.rewrite import state_dir, tmpfs_dir
 from tools.run.state import LocalError, death_file, is_up, last_log, read_plan, socket_path
 
 KILL_ROUNDS = 10
@@ -87,6 +87,8 @@ def take_down(compose: Compose) -> bool:
         (state / name).unlink(missing_ok=True)
     shutil.rmtree(state / "pids", ignore_errors=True)
     shutil.rmtree(socket_path(compose).parent, ignore_errors=True)
+    for service in compose.services.values():
+        shutil.rmtree(tmpfs_dir(compose, service), ignore_errors=True)
     return was_up
 
 

@@ -106,6 +106,18 @@ def not_when_leads_to_the_choice_of_patterns(repository: Repository) -> Iterator
 
 
 @rule()
+def readme_says_how_containers_can_read_what_they_mount(repository: Repository) -> Iterator[str]:
+    """`make up` changes the modes; `docker compose up` does not."""
+    for compose in repository.composes:
+        path = compose.pattern_dir / "README.md"
+        mounts = [mount for service in compose.services.values() for mount in service.mounts]
+        for source in sorted({str(Path(mount.source)) for mount in mounts if not mount.named}):
+            if not re.search(rf"chmod [^`]*a\+r[^`]*{re.escape(source)}`", path.read_text("utf-8")):
+                reason = f"after `umask 077`, a container cannot read {source}"
+                yield f"{path}: {reason}; name `chmod a+r {source}` beside `docker compose up`"
+
+
+@rule()
 def every_relative_link_leads_to_a_file(repository: Repository) -> Iterator[str]:
     known = set(repository.files)
     known |= {folder for path in known for folder in path.parents}

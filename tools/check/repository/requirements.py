@@ -10,6 +10,7 @@ from pathlib import Path
 from tools.check.repository.tree import Repository, imports, values_of
 from tools.check.rules import rule
 from tools.generate.requirements import categories
+from tools.read.images import IMAGES
 
 # Packages that may be imported without being required, as they are part of another's interface.
 RE_EXPORTED = {"starlette": "fastapi", "pydantic": "fastapi"}
@@ -78,6 +79,18 @@ def unequal_requirements(
     covered = required | {name for name, owner in RE_EXPORTED.items() if owner in required}
     for name in sorted((imported | words) - covered):
         yield f"{path}: {name} is imported or started; add it to a category in the Pipfile"
+
+
+@rule()
+def each_server_in_the_pipfile_is_the_wheel_of_an_image(repository: Repository) -> Iterator[str]:
+    named = {name for name in repository.pipfile if name.endswith("-server")}
+    known = {image.wheel.category for image in IMAGES.values() if image.wheel}
+    for name in sorted(named - known):
+        reason = f"no image has the category {name}, so no pattern installs it"
+        yield f"{repository.root}/Pipfile: {reason}; add its image to tools/read/images.py"
+    for name in sorted(known - named):
+        reason = f"there is no category {name}, which an image in tools/read/images.py has"
+        yield f"{repository.root}/Pipfile: {reason}; add it and run make lock"
 
 
 @rule()
