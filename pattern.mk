@@ -52,7 +52,7 @@ endif
 
 ENVIRONMENT = $(MAKE) -C $(ROOT) environment CATEGORIES="$(1)"
 # A pattern that serves needs a model first, unless one of its services trains it.
-MODEL := $(if $(TRAINS),,$(if $(and $(wildcard app),$(wildcard train)),models/metadata.json))
+MODEL := $(if $(TRAINS),,$(if $(wildcard train),models/metadata.json))
 
 # The two ways to run the processes.
 COMPOSE := docker compose

@@ -75,6 +75,22 @@ def test_it_shows_a_copy_that_has_lost_its_mark(root: Path) -> None:
     assert "+more = 2" in shown(root, CACHE, PLAIN)
 
 
+def test_each_of_several_programs_is_compared_with_the_only_one(root: Path) -> None:
+    (root / CACHE / "web").mkdir()
+    (root / CACHE / "app/main.py").rename(root / CACHE / "web/main.py")
+    (root / CACHE / "app/cache.py").rename(root / CACHE / "web/cache.py")
+    expected = SHOWN.replace("cache_pattern/app/main", "cache_pattern/web/main")
+    expected = expected.replace("cache_pattern: app/cache", "cache_pattern: web/cache")
+    assert shown(root, CACHE, PLAIN) == expected.replace("plain_pattern/app", "plain_pattern/web")
+    # A program of the same name comes first.
+    (root / CACHE / "app/main.py").write_text("one = 1\ntwo = 2\nthree = 3\n")
+    both = shown(root, CACHE, PLAIN)
+    assert "+++ cache_pattern/web/main.py" in both
+    assert "+three = 3" in both
+    # The other way round, one of the programs is left.
+    assert "only in cache_pattern: web/main.py, 3 lines" in shown(root, PLAIN, CACHE)
+
+
 def test_two_patterns_with_the_same_files_do_not_differ(root: Path) -> None:
     for path in (path for path in FILES if PLAIN in path.parents):
         copy = root / "chapter4_serving/same_pattern" / path.relative_to(PLAIN)

@@ -78,6 +78,41 @@ volumes:
   folder:
 """
 
+# Two programs, whose images set the same variable to other values.
+PROGRAMS = """
+name: shop
+services:
+  web:
+    build: {context: ., target: web}
+    command: [uvicorn, "web.main:app", --host, 0.0.0.0, --port, "8000"]
+    environment: {PREDICTOR: "http://predictor:8501", CACHE: "redis://cache:6379/0"}
+    ports: ["127.0.0.1:8000:8000"]
+    depends_on:
+      predictor: {condition: service_started}
+      cache: {condition: service_started}
+  predictor:
+    build: {context: ., target: predictor}
+    command: [uvicorn, "predictor.main:app", --host, 0.0.0.0, --port, "8501"]
+    expose: ["8501"]
+  cache:
+    image: redis:8.0
+    expose: ["6379"]
+"""
+STAGES = """
+FROM python:3.11-slim AS web
+ENV COLOUR=red
+FROM python:3.11-slim AS predictor
+ENV COLOUR=blue UVICORN_HTTP=predictor.guard:BoundedProtocol
+"""
+GUARD = """
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+class BoundedProtocol(HttpToolsProtocol):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.server_state.default_headers.append((b"guarded", b"yes"))
+"""
+
 
 @pytest.fixture
 def pattern(tmp_path: Path) -> Path:
@@ -227,3 +262,38 @@ def test_an_unsupported_image_is_named(pattern: Path, tmp_path: Path) -> None:
     compose = copy_of(pattern, tmp_path / "copy")
     with pytest.raises(ServiceError, match=r"queue: .* cannot run prom/prometheus"):
         run_around(compose, "api").__enter__()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    directory = tmp_path / "programs"
+    for name in ("web", "predictor"):
+        (directory / name).mkdir(parents=True)
+        (directory / name / "main.py").write_text(APPLICATION)
+    (directory / "predictor/guard.py").write_text(GUARD)
+    (directory / "docker-compose.yml").write_text(PROGRAMS)
+    (directory / "Dockerfile").write_text(STAGES)
+    return directory
+
+
+def test_each_of_several_programs_runs_as_its_image_says(programs: Path, tmp_path: Path) -> None:
+    compose = copy_of(programs, tmp_path / "copy")
+    assert [service.name for service in asgi_services(compose)] == ["predictor", "web"]
+    with run_around(compose, "web"), run_service(compose, "web") as web:
+        assert httpx.get(f"{web.url}/colour").text == "red"
+        predictor = httpx.get(f"{web.url}/predictor").text
+        assert predictor != "http://127.0.0.1:8501"
+        answer = httpx.get(f"{predictor}/colour")
+        assert answer.text == "blue"
+        assert "guarded" in answer.headers
+        cache = httpx.URL(httpx.get(f"{web.url}/cache").text)
+        assert command_redis(cache.port or 0, "PING") == b"+PONG\r\n"
+    with run_around(compose, "predictor"), run_service(compose, "predictor") as alone:
+        assert httpx.get(f"{alone.url}/colour").text == "blue"
+
+
+def test_measurements_start_each_of_several_programs(programs: Path) -> None:
+    with run_uvicorn("web.main:app", cwd=programs, env={"COLOUR": "red"}) as server:
+        assert "guarded" not in httpx.get(f"{server.url}/colour").headers
+    with run_uvicorn("predictor.main:app", cwd=programs, env={"COLOUR": "red"}) as server:
+        assert "guarded" in httpx.get(f"{server.url}/colour").headers

@@ -2,15 +2,18 @@
 
 It lists the files that only one of the two has and those that have little in common, then shows a
 diff of the others. It leaves out marked copies, requirements, Markdown and `measure/`, and treats
-the names of the two patterns as equal. It needs only git and the standard library.
+the names of the two patterns as equal. Where one pattern has several programs, each is compared
+with `app/` of the other. It needs only git and the standard library.
 """
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +25,8 @@ from tools.read.patterns import ROOT, patterns
 LEFT_OUT = ("*.md", "measure/*", "requirements*.txt")
 # Below this share of equal lines a line-by-line diff is harder to read than the two files.
 LITTLE_IN_COMMON = 0.3
+# A module of a program, which may be app/ in one pattern and have its own name in another.
+MODULE = re.compile(r"(?!train/)\w+/(\w+\.py)")
 PAGER = "less -FRX"
 
 
@@ -77,23 +82,39 @@ def difference(root: Path, here: Path, other: Path, *, colour: bool = False) -> 
 
     lines: list[str] = []
     compared = []
+    beside = {name: counterpart(name, theirs) for name in ours}
     for name, file in ours.items():
         if file.original != file.path:
             lines.append(f"copied into {here.name}: {name}, from {file.original}")
-        elif name not in theirs:
+        elif not (old := beside[name]):
             lines.append(f"only in {here.name}: {name}, {count(file)}")
-        elif not alike(file, theirs[name]):
+        elif not alike(file, theirs[old]):
             lines.append(f"rewritten in {here.name}: {name}, {count(file)}")
         else:
             compared.append(name)
-    for name in theirs.keys() - ours.keys():
+    for name in theirs.keys() - set(beside.values()):
         lines.append(f"only in {other.name}: {name}, {count(theirs[name])}")
     shown = git_diff(
-        (other.name, {name: theirs[name].text for name in compared}),
+        (other.name, {name: theirs[beside[name]].text for name in compared}),
         (here.name, {name: ours[name].text for name in compared}),
         colour=colour,
     )
     return "".join(f"{line}\n" for line in sorted(lines)) + shown
+
+
+def counterpart(name: str, others: Mapping[str, File]) -> str:
+    """Returns the file of the other pattern to compare with a file; empty if there is none.
+
+    It has the same name or, if a pattern has several programs, the same name in another program.
+    """
+    if name in others:
+        return name
+    module = MODULE.fullmatch(name)
+    for other in others:
+        its_module = MODULE.fullmatch(other)
+        if module and its_module and its_module[1] == module[1]:
+            return other
+    return ""
 
 
 def alike(one: File, other: File) -> bool:

@@ -32,6 +32,7 @@ NEXT = """{name} is there, a working copy of web_single_pattern. Next:
   - Write README.md, beginning with line 3, which is also the docstring of app/main.py.
   - `make fix` keeps a file that begins with "# Copied from" equal to its original.
     To change such a file, delete that line first.
+  - If its services need different libraries, split app/ as CONTRIBUTING.md says.
   - Compare it in BOOK.md with what the book prints for it.
   - Say in the chapter's README how the pattern differs from the others.
   - Run make measure and make test in the directory, then make fix and make check here."""

@@ -4,11 +4,14 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools.read.compose import Service
+from tools.read.programs import package_of
+
 FILE_NAME = "settings.py"
 
 
 def settings_files(pattern: Path) -> list[Path]:
-    """Lists the settings files of a pattern: one in `app`, or one for each service."""
+    """Lists the settings files of a pattern: one in `app`, or one for each program."""
     return sorted(pattern.glob(f"*/{FILE_NAME}"))
 
 
@@ -23,9 +26,10 @@ def settings_in(path: Path) -> dict[str, ast.expr | None]:
     }
 
 
-def variables_of(pattern: Path) -> set[str]:
-    """Returns the environment variables that the settings of a pattern read."""
-    return {name.upper() for path in settings_files(pattern) for name in settings_in(path)}
+def variables_of(pattern: Path, service: Service) -> set[str]:
+    """Returns the environment variables that the settings of a service's program read."""
+    path = pattern / package_of(pattern, service) / FILE_NAME
+    return {name.upper() for name in settings_in(path)} if path.is_file() else set()
 
 
 def defaults_of(field: ast.expr | None) -> Iterator[ast.expr]:

@@ -74,9 +74,7 @@ def memory_limit_is_the_one_of_compose(pair: Pair) -> Iterator[str]:
 
 @rule(started_containers)
 def environment_is_known_to_compose_or_the_settings(container: Container) -> Iterator[str]:
-    known = container.pod.pattern.settings.union(
-        *(pair.service.environment for pair in container.pairs)
-    )
+    known = {name for pair in container.pairs for name in pair.variables}
     for name in sorted(set(environment(container)) - known):
         yield f"nothing reads {name}; remove it, or add it to docker-compose.yml"
 

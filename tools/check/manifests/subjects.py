@@ -43,7 +43,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """A pattern's `manifests/` folder, with its Compose file and settings."""
+    """A pattern's `manifests/` folder, with its Compose file."""
 
     compose: Compose
 
@@ -81,11 +81,6 @@ class Pattern:
     @property
     def services(self) -> Mapping[str, Service]:
         return self.compose.services
-
-    @cached_property
-    def settings(self) -> set[str]:
-        """The environment variables that the pattern's settings read."""
-        return variables_of(self.directory)
 
     def names(self, kind: str) -> set[str]:
         return {found.name for found in self.objects if found.kind == kind}
@@ -359,6 +354,12 @@ class Pair:
         labels = self.service.labels
         labels = {key: value for key, value in labels.items() if key in {"app", "version"}}
         return labels.items() <= self.container.pod.labels.items()
+
+    @property
+    def variables(self) -> set[str]:
+        """The environment variables that Compose sets or the settings of the program read."""
+        known = variables_of(self.container.pod.pattern.directory, self.service)
+        return known.union(self.service.environment)
 
     @property
     def written_paths(self) -> Iterator[str]:

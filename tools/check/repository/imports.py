@@ -24,41 +24,47 @@ class Import(NamedTuple):
     pattern: str
     name: str
     is_relative: bool
+    # The package of the pattern that is imported; empty if it is anything else.
+    package: str
 
 
 def imports_of_patterns(repository: Repository) -> Iterator[Import]:
     for pattern, path in repository.python_of_patterns():
-        package = f"{pattern.parent.name}.{pattern.name}."
+        own = f"{pattern.parent.name}.{pattern.name}."
+        packages = {module.parent.name for module in pattern.glob("*/*.py")}
         for name, is_relative in imports(path, repository.root):
             part = path.relative_to(pattern).parts[0]
-            yield Import(path, part, package, f"{name}.", is_relative)
+            top = name.removeprefix(own).partition(".")[0]
+            package = top if top in packages else ""
+            yield Import(path, part, own, f"{name}.", is_relative, package)
 
 
 @rule()
 def no_pattern_imports_another(repository: Repository) -> Iterator[str]:
-    for path, _, own, name, _ in imports_of_patterns(repository):
+    for path, _, own, name, *_ in imports_of_patterns(repository):
         if CHAPTER.match(name) and not name.startswith(own):
             yield f"{path}: imports {name[:-1]}; make a marked copy instead"
 
 
 @rule()
 def what_an_image_runs_imports_neither_tools_nor_tests(repository: Repository) -> Iterator[str]:
-    for path, part, _, name, _ in imports_of_patterns(repository):
+    for path, part, _, name, *_ in imports_of_patterns(repository):
         if part != LABORATORY and name.startswith(("tests.", "tools.")):
             yield f"{path}: imports {name[:-1]}, which is not in the image; remove the import"
 
 
 @rule()
-def training_imports_nothing_of_app(repository: Repository) -> Iterator[str]:
-    for path, part, own, name, _ in imports_of_patterns(repository):
-        if part == "train" and name.startswith((f"{own}app.", "app.")):
-            yield f"{path}: imports {name[:-1]}; training and serving share only models/"
+def programs_import_nothing_of_each_other(repository: Repository) -> Iterator[str]:
+    for path, part, _, name, _, package in imports_of_patterns(repository):
+        is_program = part not in (LABORATORY, path.name)
+        if is_program and package not in ("", part):
+            yield f"{path}: imports {name[:-1]}; {part}/ and {package}/ run apart, so copy it"
 
 
 @rule()
 def a_package_imports_its_own_modules_relatively(repository: Repository) -> Iterator[str]:
     installed = distributions().keys() | sys.stdlib_module_names
-    for path, part, own, name, is_relative in imports_of_patterns(repository):
+    for path, part, own, name, is_relative, _ in imports_of_patterns(repository):
         if part == LABORATORY:
             continue
         if is_relative and not name.startswith(f"{own}{part}."):

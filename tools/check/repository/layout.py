@@ -11,6 +11,7 @@ from tools.check.rules import rule
 from tools.measure.results import RESULTS_FILE, ResultsError
 from tools.measure.results import load as load_results
 from tools.read.compose import ComposeError, load
+from tools.read.programs import packages_of
 
 PATTERN_FILES = (
     ".dockerignore",
@@ -22,7 +23,6 @@ PATTERN_FILES = (
     "manifests/kustomization.yml",
     "measure/__main__.py",
     "measure/results.json",
-    "requirements.txt",
 )
 TRAINER = "train/__main__.py"
 
@@ -36,17 +36,23 @@ def every_directory_of_a_chapter_is_a_whole_pattern(repository: Repository) -> I
     known = set(repository.files)
     for pattern in sorted({path for file in known for path in file.parents}):
         if pattern.parent.parent == repository.root and CHAPTER.match(pattern.parent.name):
-            training = (TRAINER,) if trains(pattern) else ()
-            needed = (pattern / name for name in (*PATTERN_FILES, *training))
+            needed = (pattern / name for name in (*PATTERN_FILES, *files_by_programs(pattern)))
             for path in {*needed, test_module(pattern)} - known:
                 yield f"{path}: the file is missing; add it"
 
 
-def trains(pattern: Path) -> bool:
+def files_by_programs(pattern: Path) -> list[str]:
+    """Returns the files of which a pattern has one for each of its programs, and the trainer's."""
     try:
-        return load(pattern, variables={}).without_training is None
+        compose = load(pattern, variables={})
     except ComposeError:
-        return True
+        return ["requirements.txt", TRAINER]
+    training = [TRAINER] if compose.without_training is None else []
+    programs = [package for package in packages_of(compose) if package != "train"]
+    if programs in ([], ["app"]):
+        return ["requirements.txt", *training]
+    own = [f"requirements-{name}.txt" for name in programs]
+    return [*own, *(f"{name}/settings.py" for name in programs), *training]
 
 
 @rule()

@@ -12,6 +12,7 @@ from markdown_it.token import Token
 
 from tools.check.repository.tree import Repository, module
 from tools.check.rules import rule
+from tools.read.programs import packages_of
 
 HEADINGS = (
     "When to use it · Not when · How it works · Run it · Break it · What it buys and costs · "
@@ -20,8 +21,8 @@ HEADINGS = (
 # A diagram, a session that tests play, and commands that they do not.
 README_FENCES = {"mermaid", "console", "sh"}
 CHOICE = "../../CHOOSING.md"
-# The first of these that exists has the tagline as its docstring.
-MAIN_MODULES = ("app/main.py", "app/api.py", "train/__main__.py")
+# The first of these that exists in the package of the API has the tagline as its docstring.
+MAIN_MODULES = ("main.py", "api.py", "__main__.py")
 
 
 def tokens(path: Path) -> list[Token]:
@@ -58,12 +59,19 @@ def links(inline: Token) -> Iterator[tuple[str, str]]:
 
 @rule()
 def tagline_is_the_docstring_of_the_main_module(repository: Repository) -> Iterator[str]:
+    packages = {compose.pattern_dir: packages_of(compose) for compose in repository.composes}
     for path, text in repository.readmes():
+        pattern = path.parent
         _, _, tagline, *_ = [*text.splitlines(), "", "", ""]
-        candidates = [path.parent / name for name in MAIN_MODULES]
+        candidates = [
+            pattern / package / name
+            for package in packages.get(pattern, [])
+            for name in MAIN_MODULES
+        ]
         main = next((candidate for candidate in candidates if candidate.exists()), None)
         if main and (ast.get_docstring(module(main)) or "").partition("\n")[0] != tagline:
-            yield f"{path}: line 3 differs from the docstring of {main.name}; make them equal"
+            name = main.relative_to(pattern)
+            yield f"{path}: line 3 differs from the docstring of {name}; make them equal"
 
 
 @rule()

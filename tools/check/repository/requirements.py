@@ -46,18 +46,17 @@ def requirements_are_what_is_imported_or_started(repository: Repository) -> Iter
         for compose in repository.composes
     }
     for pattern in repository.patterns:
-        for path in sorted(pattern.glob("requirements*.txt")):
-            # requirements-train.txt is for train/ only.
-            package = path.stem.partition("-")[2]
-            served = package or ("app" if (pattern / "app").is_dir() else "train")
-            sources = sorted((pattern / served).rglob("*.py"))
-            # The training service uses requirements-train.txt if it exists.
-            apart = (pattern / "requirements-train.txt").is_file()
+        paths = sorted(pattern.glob("requirements*.txt"))
+        # requirements-NAME.txt is for the package NAME and for what the target NAME starts.
+        names = {path: path.stem.partition("-")[2] for path in paths}
+        for path, name in names.items():
+            package = name or ("app" if (pattern / "app").is_dir() else "train")
+            sources = sorted((pattern / package).rglob("*.py"))
             started = {
                 word
                 for target, words in commands.get(pattern, [])
                 for word in words
-                if (apart and target == "train") == (package == "train")
+                if (target if target in names.values() else "") == name
             }
             yield from unequal_requirements(repository, path, sources, started)
 

@@ -11,8 +11,8 @@ from tools.read.settings import defaults_of, settings_files, settings_in, variab
 @rule()
 def compose_sets_only_what_is_read(repository: Repository) -> Iterator[str]:
     for compose in repository.composes:
-        known = variables_of(compose.pattern_dir)
         for service in compose.built():
+            known = variables_of(compose.pattern_dir, service)
             given, by_programs = set(service.environment), set(service.program_variables)
             # A program reads variables that begin with its name, as uvicorn reads UVICORN_LOOP.
             own = {name for name in given if name.startswith(f"{service.command[0].upper()}_")}

@@ -1,0 +1,30 @@
+"""Tells which package of a pattern each of its services runs.
+
+A pattern of one program has the package `app`. Where services hold different libraries, each has a
+package of its name.
+"""
+
+import re
+from pathlib import Path
+
+from tools.read.compose import Compose, Service
+
+
+def package_of(pattern: Path, service: Service) -> str:
+    """Returns the package that the command names; empty if it starts an installed program."""
+    for word in service.command:
+        name = re.split("[.:]", word)[0]
+        if name.isidentifier() and any((pattern / name).glob("*.py")):
+            return name
+    return ""
+
+
+def packages_of(compose: Compose) -> list[str]:
+    """Returns the packages that services run, that of the API on port 8000 first."""
+    services = sorted(compose.built(), key=lambda service: not publishes(service, 8000))
+    found = [package_of(compose.pattern_dir, service) for service in services]
+    return [package for package in dict.fromkeys(found) if package]
+
+
+def publishes(service: Service, port: int) -> bool:
+    return any(published.container == port for published in service.published_ports)
