@@ -56,6 +56,7 @@ def test_make_gets_what_the_strict_readers_read(
     expected = {
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
         *(f"SERVICES+={name}" for name in compose),
+        *(f"JOBS+={name}" for name, service in compose.items() if service.profiles),
         *(["CATEGORIES+=servers"] if needs_servers else []),
         *(["TRAINS:=train"] if "train" in compose else []),
         *(
@@ -68,6 +69,14 @@ def test_make_gets_what_the_strict_readers_read(
     told = assignments(pattern)
     assert set(told) == expected
     assert len(told) == len(expected)
+
+
+def test_a_service_with_a_profile_is_a_job(tmp_path: Path) -> None:
+    job = "  job:\n    build: .\n    profiles: [job]\nvolumes:"
+    (tmp_path / "docker-compose.yml").write_text(COMPOSE.replace("volumes:", job))
+    told = assignments(tmp_path)
+    assert [line for line in told if line.startswith("JOBS")] == ["JOBS+=job"]
+    assert "SERVICES+=job" in told
 
 
 def test_only_services_are_read_as_services() -> None:
