@@ -403,6 +403,25 @@ def test_the_address_of_the_page_has_the_port_that_it_moves_to(port: str, expect
     assert told.stdout.startswith(f"http://localhost:{expected}/")
 
 
+@pytest.mark.parametrize("client", sorted(ROOT.glob("*/*/client.py")), ids=lambda p: p.parent.name)
+def test_a_client_calls_the_port_that_up_publishes(client: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        calling = subprocess.Popen(
+            [sys.executable, client, "model", "1", "0.9"],
+            env=os.environ | {"PORT": port},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            server.settimeout(30)
+            connection, _ = server.accept()
+            with connection:
+                assert f"\r\nhost: localhost:{port}\r\n" in connection.recv(1000).decode().lower()
+        finally:
+            calling.kill()
+            calling.wait()
+
+
 MEASUREMENT = """
 import subprocess, sys
 PROGRAM = "import os, sys, time; print(*sys.argv[1:], os.getpid(), flush=True); time.sleep(600)"
