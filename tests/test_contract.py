@@ -44,12 +44,11 @@ from tools.measure.services import asgi_services, copy_of, run_around, run_servi
 from tools.read.compose import Compose, load
 from tools.read.patterns import ROOT, patterns
 from tools.read.programs import package_of
+from tools.read.settings import variables_of
 
 EXAMPLES = 200 if FULL else 25
 # Far above the time of any response: only a server that hangs reaches this limit.
 PATIENCE_SECONDS = 60.0
-# However busy the machine is, a server waits for the response of another one.
-PATIENT = {"DEADLINE_SECONDS": str(PATIENCE_SECONDS)}
 STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "CLIENT_DEADLINE_SECONDS": "0.5"}
 LARGE_BYTES = 100_000_000
 MEGABYTE = b" " * 1_000_000
@@ -1033,7 +1032,14 @@ def start(request: pytest.FixtureRequest, copies: Callable[[Path], Compose]) -> 
     pattern, service = request.param
     compose = copies(pattern)
     with run_around(compose, service):
-        yield partial(run_service, compose, service, **PATIENT)
+        yield partial(run_service, compose, service, **patient_settings(compose, service))
+
+
+def patient_settings(compose: Compose, service: str) -> dict[str, str]:
+    """Returns settings with which a server waits for others, however busy the machine is."""
+    names = variables_of(compose.pattern_dir, compose.services[service])
+    deadlines = {name for name in names if name.endswith("DEADLINE_SECONDS")}
+    return dict.fromkeys(deadlines - {"CLIENT_DEADLINE_SECONDS"}, str(PATIENCE_SECONDS))
 
 
 @pytest.fixture(scope="module")

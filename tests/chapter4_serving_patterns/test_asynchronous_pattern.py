@@ -102,6 +102,8 @@ class Stack:
         return {
             "MODEL_DIRECTORY": str(self.models),
             "LEASE_SECONDS": str(LEASE_SECONDS),
+            # The API waits for Redis, however busy the machine is.
+            "REDIS_DEADLINE_SECONDS": "60",
             **others,
         }
 
@@ -841,7 +843,7 @@ def test_a_redis_without_memory_refuses_jobs_but_lets_workers_finish(
 
 
 def test_the_api_stays_ready_while_requests_take_all_connections_to_redis(stack: Stack) -> None:
-    api = stack.api(MAX_REQUESTS_AT_ONCE="1", REDIS_DEADLINE_SECONDS="60")
+    api = stack.api(MAX_REQUESTS_AT_ONCE="1")
     assert api.get("/ready").status_code == 200
     stack.redis.process.send_signal(signal.SIGSTOP)
     try:
