@@ -12,7 +12,7 @@ from sklearn.utils.extmath import softmax
 from . import model as light
 from .model import SIDE, draw_warps, evaluate, pixel_weights, tensor
 
-# With this many warped copies of it, one row takes about 10 ms; the time grows with their number.
+# With this many warped copies of it, one row takes a few milliseconds; more copies take longer.
 COPIES = 128
 # The width of the kernel, for pixels from 0 to 16.
 GAMMA = 0.1 / 16**2
