@@ -206,7 +206,10 @@ def share(value: str | int, whole: int) -> int:
 def pods_behind_a_service_have_one_disruption_budget(pod: Pod) -> Iterator[str]:
     budgets = of_kind("PodDisruptionBudget")(pod.pattern)
     own = [budget.name for budget in budgets if pod in budget.selected_pods]
-    if pod.kind == "Deployment" and pod.services and not pod.has_claim and not own:
+    # A budget of one pod allows nothing or everything. A single Redis that may be lost needs none.
+    is_ours = any(container.is_ours for container in pod.running)
+    may_have_one = not pod.has_claim and (is_ours or pod.fewest_replicas > 1)
+    if pod.kind == "Deployment" and pod.services and may_have_one and not own:
         yield "no PodDisruptionBudget matches its pods; add pdb.yml"
     if len(own) > 1:
         yield f"Kubernetes evicts no pod that has several budgets ({', '.join(own)}); keep one"
