@@ -97,7 +97,7 @@ def main() -> int:
         series = measure_waiting(HERE / "models")
         figures = {"littles_law_error": max(series.pop("error"))}
         with models() as trained:
-            figures |= measure_overheads(trained) | measure_cpu(trained[0])
+            figures |= measure_overheads(trained) | measure_cpu(trained["lightest"])
     results = Results(
         pattern=HERE.name,
         claim=CLAIM,

@@ -15,7 +15,16 @@ from ..train.artifact import write_artifact
 from ..train.model import COPIES, train
 from .processes import run_predictor, run_web, send
 
-HEAVIER, CALLERS, ROUNDS = (1, 4, 16), (1, 2, 4, 8), 7
+# In how many copies a row is classified. The heavier ones compare models of 10 ms and more: after a
+# shorter one, the caches of the processor still hold the rest of both programs.
+MODELS = {
+    "lightest": 1,
+    "shipped": COPIES,
+    "1x": 10 * COPIES,
+    "4x": 40 * COPIES,
+    "16x": 160 * COPIES,
+}
+CALLERS, ROUNDS = (1, 2, 4, 8), 5
 
 Rounds = dict[str, list[dict[str, float]]]
 
@@ -23,7 +32,7 @@ Rounds = dict[str, list[dict[str, float]]]
 def overhead(web: Server, predictor: Server) -> dict[str, float]:
     """Returns how long one caller waits for a prediction, and how much of that is the model."""
     before = len(fetch(f"{predictor.url}/calls"))
-    run = send(f"{web.url}/predict", 1, 200)
+    run = send(f"{web.url}/predict", 1, 30)
     model_ms = np.array(fetch(f"{predictor.url}/calls")[before:])
     # One by one, because the model's own time varies more than the rest.
     overhead_ms = run.latencies_ms - model_ms
@@ -52,34 +61,30 @@ def median(rounds: Rounds, arm: str, figure: str) -> float:
 
 
 @contextmanager
-def models() -> Iterator[dict[int, Path]]:
-    """Trains models that take several times as long; the one of 0 is the lightest there is."""
+def models() -> Iterator[dict[str, Path]]:
+    """Trains models that do several times as much."""
     with TemporaryDirectory() as name:
-        found = {heavier: Path(name) / str(heavier) for heavier in (0, *HEAVIER)}
-        for heavier, directory in found.items():
-            write_artifact(directory, *train(max(1, heavier * COPIES)))
-        yield found
+        for model, copies in MODELS.items():
+            write_artifact(Path(name) / model, *train(copies))
+        yield {model: Path(name) / model for model in MODELS}
 
 
-def measure_overheads(trained: dict[int, Path]) -> dict[str, float]:
+def measure_overheads(trained: dict[str, Path]) -> dict[str, float]:
     """Measures what a caller waits in addition to the model, while the model gets heavier."""
     with ExitStack() as stack:
         arms = {}
-        for heavier in HEAVIER:
-            predictor = stack.enter_context(run_predictor(trained[heavier]))
+        for model in ("shipped", "1x", "4x", "16x"):
+            predictor = stack.enter_context(run_predictor(trained[model]))
             web = stack.enter_context(run_web(predictor.url, deadline_seconds=60))
-            arms[str(heavier)] = partial(overhead, web, predictor)
+            arms[model] = partial(overhead, web, predictor)
         rounds = interleave(arms, ROUNDS)
-    light, heavy = str(HEAVIER[0]), str(HEAVIER[-1])
-    pairs = zip(rounds[heavy], rounds[light], strict=True)
-    ratios = [mine["overhead_ms"] / theirs["overhead_ms"] for mine, theirs in pairs]
+    pairs = zip(rounds["16x"], rounds["1x"], strict=True)
+    ratios = [heavy["overhead_ms"] / light["overhead_ms"] for heavy, light in pairs]
     return {
-        "model_ms": median(rounds, light, "model_ms"),
-        "model_16x_ms": median(rounds, heavy, "model_ms"),
-        "overhead_ms": median(rounds, light, "overhead_ms"),
-        "overhead_16x_ms": median(rounds, heavy, "overhead_ms"),
-        "overhead_ratio_16x_to_1x": median_and_spread(ratios).median,
-    }
+        f"{figure}{name}_ms": median(rounds, model, f"{figure}_ms")
+        for figure in ("model", "overhead")
+        for model, name in (("shipped", ""), ("1x", "_1x"), ("4x", "_4x"), ("16x", "_16x"))
+    } | {"overhead_ratio_16x_to_1x": median_and_spread(ratios).median}
 
 
 def measure_cpu(lightest: Path) -> dict[str, float]:
