@@ -17,9 +17,12 @@ PRINTED := build_all c_build d_build c_up run_all c_down push_all req sync fmt l
 
 # In the root, these are targets.
 ifeq ($(IN_PATTERN),make)
-run: INSTEAD = $(IN_PATTERN) up
 dev: INSTEAD = $(IN_PATTERN) up, which installs what the pattern needs
-PRINTED += run dev
+PRINTED += dev
+ifndef JOBS
+run: INSTEAD = $(IN_PATTERN) up
+PRINTED += run
+endif
 endif
 
 .PHONY: $(PRINTED) of_the_book

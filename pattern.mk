@@ -39,10 +39,11 @@ $(error RUN is "$(RUN)": it must be docker or local)
 endif
 export RUN
 
-# Read from the pattern's files: the CATEGORIES to install, its SERVICES, whether one TRAINS,
-# and what they have MOUNTED. The environment may not exist yet.
+# Read from the pattern's files: the CATEGORIES to install, its SERVICES, those of them that are
+# JOBS, whether one TRAINS, and what they have MOUNTED. The environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
+JOBS :=
 TRAINS :=
 MOUNTED :=
 $(foreach line,$(shell $(READ) tools.read $(HERE)),$(eval $(line)))
@@ -66,9 +67,9 @@ BUILD = $(COMPOSE) build
 # Says who holds a port before the images are built. The user of a container has to read what is
 # mounted, whatever the umask of the clone.
 UP = (cd $(ROOT) && "$(PYTHON)" -m tools.run.ports $(HERE)) && \
-  $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && ){ $(WAKE) $(COMPOSE) up --detach --build --wait --quiet-pull || \
+  $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && )$(if $(JOBS),$(COMPOSE) build $(JOBS) && ){ $(WAKE) $(COMPOSE) up --detach --build --wait --quiet-pull || \
   { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }; }
-DOWN = $(COMPOSE) down --remove-orphans
+DOWN = $(if $(JOBS),$(STOP_RUNS) )$(COMPOSE) down --remove-orphans
 STOP = $(COMPOSE) stop
 START_ONE = $(COMPOSE) up --detach --no-recreate --no-deps --wait
 START = $(call WAKE,$(SERVICE)) $(START_ONE)
@@ -127,6 +128,11 @@ include $(ROOT)/training.mk
 train ui: engine
 endif
 
+ifdef JOBS
+include $(ROOT)/jobs.mk
+run: engine
+endif
+
 .PHONY: build
 build: ## Build the images
 	@$(BUILD)
@@ -145,16 +151,21 @@ service: # Fails without SERVICE; the book's make stop has none.
 	@[ -n "$(SERVICE)" ] || { echo "error: which service? SERVICE= is one of: $(SERVICES)$(if \
 	  $(filter stop,$(MAKECMDGOALS)),; make down stops all)" >&2; exit 2; }
 
+.PHONY: of_up
+of_up: service # Fails for a job, which `make up` does not start.
+	@[ -z "$(filter $(SERVICE),$(JOBS))" ] || { echo "error: $(SERVICE) runs on demand: make \
+	run SERVICE=$(SERVICE) starts it, make kill ends it" >&2; exit 2; }
+
 .PHONY: stop
-stop: service ## Stop one service: make stop SERVICE=api
+stop: of_up ## Stop one service: make stop SERVICE=api
 	@$(STOP) $(SERVICE)
 
 .PHONY: start
-start: service ## Start a stopped service and wait until it is ready
+start: of_up ## Start a stopped service and wait until it is ready
 	@$(START) $(SERVICE)
 
 .PHONY: restart
-restart: service ## Stop one service, start it again and wait until it is ready
+restart: of_up ## Stop one service, start it again and wait until it is ready
 	@$(RESTART) $(SERVICE)
 
 .PHONY: kill
@@ -162,11 +173,11 @@ kill: service ## Kill one service with SIGKILL
 	@$(KILL) $(SERVICE)
 
 .PHONY: pause
-pause: service ## Suspend one service: it hangs, but is not dead
+pause: of_up ## Suspend one service: it hangs, but is not dead
 	@$(PAUSE) $(SERVICE)
 
 .PHONY: unpause
-unpause: service ## Let a paused service go on
+unpause: of_up ## Let a paused service go on
 	@$(UNPAUSE) $(SERVICE)
 
 .PHONY: ps

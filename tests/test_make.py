@@ -313,6 +313,81 @@ def test_docker_restarts_a_paused_service_that_is_started(
     assert second.startswith("compose restart api" if paused else "compose up ")
 
 
+JOB = """
+  job:
+    build: .
+    command: [python, -c, "raise SystemExit(3)"]
+    profiles: [job]
+"""
+
+
+@pytest.fixture
+def with_job(repository: Path) -> Path:
+    """A pattern with a service that runs on demand."""
+    compose = repository / PATTERN / "docker-compose.yml"
+    compose.write_text(compose.read_text() + JOB)
+    return compose.parent
+
+
+@pytest.mark.parametrize("run", ["docker", "local"])
+def test_make_run_names_the_jobs_and_other_verbs_refuse_them(
+    with_job: Path, path_of_macos: Path, docker_calls: Path, run: str
+) -> None:
+    fake_docker(path_of_macos, ENGINE)
+    assert re.search("^  make run ", make(with_job, path_of_macos).stdout, re.MULTILINE)
+    for service in ("", "api", "jbo"):
+        refused = make(with_job, path_of_macos, "run", f"SERVICE={service}", f"RUN={run}")
+        assert refused.returncode == 2
+        reason = "error: which job? SERVICE= is one of: job; make up starts the other services\n"
+        assert refused.stderr.startswith(reason)
+    for verb in ("start", "stop", "restart", "pause", "unpause"):
+        refused = make(with_job, path_of_macos, verb, "SERVICE=job", f"RUN={run}")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: job runs on demand: make run SERVICE=job starts ")
+    early = make(with_job, path_of_macos, "run", "SERVICE=job", f"RUN={run}")
+    assert (early.returncode, "is not up: run `make up` first" in early.stderr) == (2, True)
+    assert "compose run" not in docker_calls.read_text()
+
+
+def test_make_passes_on_the_exit_code_of_a_job(with_job: Path, path_of_macos: Path) -> None:
+    assert make(with_job, path_of_macos, "up", "RUN=local").returncode == 0
+    ended = make(with_job, path_of_macos, "run", "SERVICE=job", "RUN=local")
+    assert "Error 3\n" in ended.stderr
+    assert make(with_job, path_of_macos, "down", "RUN=local").returncode == 0
+
+
+def test_docker_builds_runs_and_ends_a_job(
+    with_job: Path, path_of_macos: Path, docker_calls: Path
+) -> None:
+    runs = {"compose ps --all --quiet job": "echo 123; echo 456", "compose ps --quiet": "echo 789"}
+    answers = {**ENGINE, **runs, "stop": "exit 1", "rm": "exit 0", "compose": "exit 0"}
+    fake_docker(path_of_macos, answers)
+    for verb in ("up", "run", "kill", "down"):
+        done = make(with_job, path_of_macos, verb, "SERVICE=job", "RUN=docker")
+        assert done.returncode == 0, done.stderr
+    questions = (*ENGINE, "ps ", "compose ps")
+    calls = docker_calls.read_text().splitlines()
+    assert [call for call in calls if not call.startswith(questions)] == [
+        "compose build job",
+        "compose up --detach --build --wait --quiet-pull",
+        "compose run --rm --no-deps --interactive=false job",
+        "compose kill job",
+        "stop 123 456",
+        "rm --force 123 456",
+        "compose down --remove-orphans",
+    ]
+
+
+def test_a_copied_directory_alone_ends_the_runs_of_its_jobs(
+    with_job: Path, tmp_path: Path, path_of_macos: Path
+) -> None:
+    alone = shutil.copytree(with_job, tmp_path / "alone" / with_job.name)
+    printed = make(alone, path_of_macos, "-n", "down").stdout
+    assert "compose ps --all --quiet job)" in printed
+    without = make(ROOT / PATTERN, path_of_macos, "-n", "-f", "docker.mk", "down").stdout
+    assert "docker stop" not in without
+
+
 @pytest.mark.parametrize(("port", "expected"), [("", "5000"), ("5001", "5001")])
 def test_the_address_of_the_page_has_the_port_that_it_moves_to(port: str, expected: str) -> None:
     probe = 'include Makefile\nprobe:\n\t@echo "$(UI)"\n'
@@ -326,6 +401,25 @@ def test_the_address_of_the_page_has_the_port_that_it_moves_to(port: str, expect
         check=True,
     )
     assert told.stdout.startswith(f"http://localhost:{expected}/")
+
+
+@pytest.mark.parametrize("client", sorted(ROOT.glob("*/*/client.py")), ids=lambda p: p.parent.name)
+def test_a_client_calls_the_port_that_up_publishes(client: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        calling = subprocess.Popen(
+            [sys.executable, client, "model", "1", "0.9"],
+            env=os.environ | {"PORT": port},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            server.settimeout(30)
+            connection, _ = server.accept()
+            with connection:
+                assert f"\r\nhost: localhost:{port}\r\n" in connection.recv(1000).decode().lower()
+        finally:
+            calling.kill()
+            calling.wait()
 
 
 MEASUREMENT = """
@@ -448,6 +542,7 @@ def test_a_copied_directory_alone_works_with_docker_alone(
         "start": "up --detach --no-deps --wait --no-recreate api",
         "restart": "stop api",
         "kill": "kill api",
+        "run": "run --rm --no-deps --interactive=false api",
         "pause": "pause api",
         "unpause": "unpause api",
     }

@@ -41,6 +41,7 @@ from tools.measure.docker import ask, docker, wait_until_answered
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, ServerError
 from tools.measure.servers import run_uvicorn
+from tools.read.compose import load as load_compose
 from tools.run.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,6 +292,27 @@ def test_wrong_and_missing_rows_are_counted() -> None:
     expected = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
     assert count_wrong_or_missing(expected.tolist(), expected) == 0
     assert count_wrong_or_missing([[0.1, 0.9], [0.20002, 0.8], None], expected) == 2
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
+def test_the_images_are_built_with_the_indexes_and_proxies_of_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    described = json.dumps([{"Id": "", "RootFS": {"Layers": []}}])
+    log = tmp_path / "log"
+    logging = f'#!/bin/sh\n[ "$1" != build ] || (echo "$*"; cat) >{log}\necho \'{described}\'\n'
+    (tmp_path / "docker").write_text(logging)
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with built(PATTERN, "1.0.0", "", plain=plain):
+        command, _, dockerfile = log.read_text().partition("\n")
+    compose = load_compose(PATTERN)
+    for name, variable in compose.secrets.items():
+        assert f" --secret id={name},env={variable} " in command
+        assert f"--mount=type=secret,id={name} " in dockerfile
+        assert f'{variable}="$(cat /run/secrets/{name})"' in dockerfile
+    for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        assert f" --build-arg {name} " in command
 
 
 @pytest.fixture(scope="module")

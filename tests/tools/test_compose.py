@@ -71,6 +71,12 @@ GOOD: dict[str, Any] = {
             "deploy": {"replicas": 2},
         },
         "migrate": {"build": ".", "command": ["python", "-m", "app.migrate"]},
+        "job": {
+            "build": ".",
+            "command": ["python", "-m", "app.job"],
+            "depends_on": ["redis"],
+            "profiles": ["job"],
+        },
         "redis": {
             "image": "redis:8.0",
             "expose": ["6379"],
@@ -122,6 +128,8 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     )
     assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
     assert compose.one_shots() == {"migrate"}
+    assert compose.jobs() == ["job"]
+    assert compose.of_up().keys() == compose.services.keys() - {"job"}
     # Limits of containers are kept for the rules that check them.
     assert (api.read_only, api.tmpfs, api.cap_drop) == (True, ("/cache",), ("ALL",))
     assert (api.security_opt, api.user) == (("no-new-privileges:true",), "10001:10001")
@@ -245,7 +253,6 @@ REFUSED_KEYS = {
     "networks": ["n"],
     "volumes_from": ["x"],
     "extends": {"service": "x"},
-    "profiles": ["x"],
     "secrets": ["x"],
     "Command": ["x"],
 }
@@ -323,6 +330,22 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "nested variable": ({"environment": {"A": "${A:-${B:-c}}"}}, "write ${NAME:-default}"),
     "required variable": ({"command": ["${A:?missing}"]}, "write ${NAME:-default}"),
     "port of another service": ({"expose": ["6379"]}, "both use port 6379"),
+    "several profiles": ({"profiles": ["a", "b"]}, "write the name of one profile, as in [job]"),
+    "no profile": ({"profiles": []}, "write the name of one profile, as in [job]"),
+    "profile as text": ({"profiles": "job"}, "profiles: must be a list"),
+    "profile and restart": ({"profiles": ["job"]}, "ends by itself: remove `restart`"),
+    "profile and replicas": (
+        {"profiles": ["job"], "restart": "no", "deploy": {"replicas": 2}},
+        "run a service with `profiles` several times: remove `replicas`",
+    ),
+    "profile and port": (
+        {"profiles": ["job"], "restart": "no"},
+        "a service with `profiles` has no port",
+    ),
+    "dependency with a profile": (
+        {"depends_on": {"job": {}}},
+        'depends_on: "job" has `profiles`, so `up` does not start it',
+    ),
     "quoted boolean": ({"read_only": "true"}, "read_only: must be true or false, not 'true'"),
     "memory in an unknown unit": ({"mem_limit": "256x"}, "such as 256m or 1g, not '256x'"),
     "memory without unit": ({"mem_limit": 256}, "must be an amount of memory such as 256m"),
@@ -353,7 +376,15 @@ def multiplying(form: str) -> str:
 
 REFUSED_FILES: dict[str, tuple[object, str]] = {
     "empty": ("", "must be a mapping"),
-    "no services": ({"services": {}}, "there are no services"),
+    "no services": ({"services": {}}, "there are no services that `up` starts"),
+    "only jobs": (
+        {"services": {"job": {"build": ".", "command": ["x"], "profiles": ["job"]}}},
+        "there are no services that `up` starts",
+    ),
+    "image with a profile": (
+        {"services": {"redis": {"image": "redis:8.0", "profiles": ["job"]}}},
+        'service "redis": only a service that is built can have `profiles`',
+    ),
     "not YAML": ("services: [", "not valid YAML"),
     "thousands of levels": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply; write fewer"),
     "anchor in itself": ("services: &a {api: *a}", "an anchor refers to itself; write out"),

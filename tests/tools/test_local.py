@@ -41,6 +41,7 @@ from tools.run.progress import last_line
 from tools.run.rewrite import state_dir, tmpfs_paths
 from tools.run.state import LocalError, only_one, socket_path
 from tools.run.supervisor import missing_services, states
+from tools.run.verbs import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
@@ -696,13 +697,189 @@ def test_postgres_is_paused_with_its_backends(pattern: Path) -> None:
     account = f"host=127.0.0.1 port={port} user=reader dbname=book password=word"
     with closing(psycopg2.connect(account)) as connection:
         assert run_local("pause", pattern, "postgres").returncode == 0
-        assert {process.status() for process in all_of(state_dir(pattern), {"postgres"})} == {
+        assert {process.status() for process in processes_of(load(pattern), "postgres")} == {
             psutil.STATUS_STOPPED
         }
         assert run_local("unpause", pattern, "postgres").returncode == 0
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
             assert cursor.fetchone() == (1,)
+
+
+# --- jobs on demand -------------------------------------------------------------------------------
+
+# Shows how it was started, and waits until it is told to end or to start another process.
+ON_DEMAND = """
+import json, os, pathlib, signal, subprocess, sys, time
+told = {"environment": dict(os.environ), "terminal": sys.stdout.isatty(), "cwd": os.getcwd()}
+print(json.dumps(told), flush=True)
+words = sys.argv[1:]
+if "deaf" in words:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "child" in words:
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+pathlib.Path(f"begun-{os.getpid()}").touch()
+try:
+    while not pathlib.Path("go").exists():
+        time.sleep(0.02)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    time.sleep(0.2)
+    sys.exit(7)
+sys.exit(int(os.environ.get("CODE", "0")))
+"""
+
+
+def job(*words: str, **keys: Any) -> dict[str, Any]:
+    command = ["python", "job.py", *words]
+    return {"build": ".", "command": command, "profiles": ["job"], **keys}
+
+
+def up_with_job(pattern: Path, *words: str, **keys: Any) -> None:
+    (pattern / "job.py").write_text(ON_DEMAND, encoding="utf-8")
+    up(pattern, {"worker": WORKER, "job": job(*words, **keys)})
+
+
+def run_in_background(pattern: Path, **options: Any) -> subprocess.Popen[str]:
+    """Starts a run of the job and waits until it has begun."""
+    before = len(list(pattern.glob("begun-*")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.run", "run", str(pattern), "job"],
+        cwd=ROOT,
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options},
+    )
+    wait_for(lambda: len(list(pattern.glob("begun-*"))) > before, "the job begins")
+    return process
+
+
+def runs_of(pattern: Path) -> list[psutil.Process]:
+    return all_of(state_dir(pattern), lambda name: name.startswith("job.run-"))
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_job_runs_on_demand_with_its_own_environment_and_returns_its_exit_code(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    environment = {"LEVEL": "${LEVEL:-low}", "CODE": str(code), "PEER": "http://worker:81"}
+    up_with_job(pattern, environment=environment)
+    assert runs_of(pattern) == []
+    (pattern / "go").touch()
+    monkeypatch.setenv("LEVEL", "high")
+    monkeypatch.setenv("STRAY_VARIABLE", "1")
+    with run_in_background(pattern) as process:
+        told = json.loads(process.communicate(timeout=DEADLINE_SECONDS)[0])
+    assert process.returncode == code
+    assert told["environment"]["LEVEL"] == "high"
+    assert told["environment"]["PEER"] == "http://127.0.0.1:81"
+    assert "STRAY_VARIABLE" not in told["environment"]
+    assert told["cwd"] == str(pattern)
+    assert list((state_dir(pattern) / "pids").glob("job*")) == []
+    # Its end, whatever its code, and the variable of its run leave the services alone.
+    assert run_local("ps", pattern).stdout.count("running") == 1
+    monkeypatch.delenv("LEVEL")
+    assert "is already up" in run_local("up", pattern).stdout
+
+
+def test_a_job_writes_to_the_terminal(pattern: Path) -> None:
+    up_with_job(pattern)
+    (pattern / "go").touch()
+    reading, writing = pty.openpty()
+    with run_in_background(pattern, stdout=writing, stderr=writing):
+        os.close(writing)
+        assert b'"terminal": true' in os.read(reading, 10_000)
+    os.close(reading)
+
+
+def test_several_runs_of_a_job_are_listed_and_killed_together(pattern: Path) -> None:
+    up_with_job(pattern, "child")
+    with run_in_background(pattern) as first, run_in_background(pattern) as second:
+        listed = run_local("ps", pattern).stdout
+        assert len(re.findall(r"^job\.run-\d+ +running", listed, re.MULTILINE)) == 2
+        # Each has a child in a session of its own.
+        assert len(runs_of(pattern)) == 4
+        assert run_local("kill", pattern, "job").stdout == "job killed\n"
+        assert [each.wait(DEADLINE_SECONDS) for each in (first, second)] == [137, 137]
+    assert runs_of(pattern) == []
+    assert run_local("kill", pattern, "job").returncode == 0
+    assert run_local("ps", pattern).stdout.count("running") == 1
+
+
+def test_a_job_ends_with_what_it_has_started(pattern: Path) -> None:
+    up_with_job(pattern, "child")
+    with run_in_background(pattern):
+        (pattern / "go").touch()
+    assert runs_of(pattern) == []
+
+
+@pytest.mark.parametrize("words", [(), ("deaf",)])
+def test_down_stops_the_runs_of_a_job(pattern: Path, words: tuple[str, ...]) -> None:
+    up_with_job(pattern, *words, stop_signal="SIGINT", stop_grace_period="1s")
+    with run_in_background(pattern) as first, run_in_background(pattern) as second:
+        assert "is down" in run_local("down", pattern).stdout
+        assert all_of(state_dir(pattern)) == []
+        codes = {first.wait(DEADLINE_SECONDS), second.wait(DEADLINE_SECONDS)}
+    assert codes == ({137} if words else {7})
+
+
+@pytest.mark.parametrize("to_group", [True, False], ids=["Ctrl-C", "a signal to the runner"])
+def test_a_signal_reaches_a_job_once(pattern: Path, to_group: bool) -> None:
+    up_with_job(pattern)
+    with run_in_background(pattern, start_new_session=True) as process:
+        (os.killpg if to_group else os.kill)(process.pid, signal.SIGINT)
+        output = process.communicate(timeout=DEADLINE_SECONDS)[0]
+    # A second one would have interrupted what the job does after the first.
+    assert (process.returncode, output.count("interrupted")) == (7, 1)
+    assert "Traceback" not in output
+
+
+def test_a_job_that_ignores_a_signal_is_killed_after_its_grace_period(pattern: Path) -> None:
+    up_with_job(pattern, "deaf", stop_grace_period="0.5s")
+    with run_in_background(pattern) as process:
+        process.terminate()
+        assert process.wait(DEADLINE_SECONDS) == 137
+    assert runs_of(pattern) == []
+
+
+@pytest.mark.parametrize("words", [("kill", "job"), ("down",)])
+def test_a_job_whose_runner_was_killed_can_be_ended(pattern: Path, words: tuple[str, ...]) -> None:
+    up_with_job(pattern)
+    with run_in_background(pattern) as process:
+        process.kill()
+    assert len(runs_of(pattern)) == 1
+    verb, *service = words
+    assert run_local(verb, pattern, *service).returncode == 0
+    assert runs_of(pattern) == []
+
+
+def test_a_job_can_only_run_while_the_pattern_is_up(pattern: Path) -> None:
+    write(pattern, {"worker": WORKER, "job": job()})
+    for _ in range(2):
+        refused = run_local("run", pattern, "job")
+        assert refused.returncode == 1
+        assert refused.stderr == f"error: {pattern.name} is not up: run `make up` first\n"
+        assert run_local("up", pattern).returncode == 0
+        with only_one(load(pattern)):
+            assert "another command" in run_local("run", pattern, "job").stderr
+        run_local("down", pattern)
+
+
+def test_only_a_job_runs_on_demand_and_only_a_service_can_be_started(pattern: Path) -> None:
+    up(pattern, {"worker": WORKER, "job": job(), "lost": job() | {"command": ["no-such-program"]}})
+    for service, reason in {
+        "worker": "make up starts worker; services that run on demand: job, lost",
+        "jbo": 'there is no service "jbo"; services: worker, job',
+        "lost": 'service "lost": no-such-program is not installed',
+    }.items():
+        refused = run_local("run", pattern, service)
+        assert refused.returncode == 1
+        assert reason in refused.stderr
+    for verb in ("start", "stop", "restart", "pause", "unpause"):
+        refused = run_local(verb, pattern, "job")
+        assert refused.returncode == 1
+        assert "job runs on demand: make run SERVICE=job starts it" in refused.stderr
+    assert run_local("logs", pattern, "job").stdout == ""
 
 
 # --- deaths ---------------------------------------------------------------------------------------

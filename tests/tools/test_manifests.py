@@ -119,8 +119,16 @@ def redis() -> dict[str, Any]:
 
 def report() -> dict[str, Any]:
     running = container("report", f"{IMAGE}-report:1.2.0")
-    job = {"template": template({"app": "report"}, running, restartPolicy="Never")}
-    spec = {"schedule": "0 * * * *", "jobTemplate": {"spec": job}}
+    pod = template({"app": "report"}, running, restartPolicy="Never")
+    spec = {
+        "schedule": "0 * * * *",
+        "timeZone": "Etc/UTC",
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": 600,
+        "successfulJobsHistoryLimit": 1,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"spec": {"activeDeadlineSeconds": 3000, "template": pod}},
+    }
     return thing("batch/v1", "CronJob", "report", spec=spec)
 
 
@@ -361,6 +369,27 @@ def test_a_rule_rejects_its_mutant(tmp_path: Path, rule: str, changes: Changes) 
     assert found, "the rule accepts the mutant"
     assert all("; " in finding for finding in found), "what to do is missing"
     assert not any("cannot be checked" in finding for finding in found), found
+
+
+RESTRICTED = {
+    f"{rule}: {name}": (rule, changes["api.yml"])
+    for rule, mutants in MUTANTS.items()
+    for name, changes in mutants.items()
+    if RULES[rule].check.__module__.endswith(".restricted") and changes.keys() == {"api.yml"}
+}
+
+
+@pytest.mark.parametrize(("rule", "changes"), RESTRICTED.values(), ids=RESTRICTED)
+def test_the_pods_of_a_cron_job_are_restricted_too(
+    tmp_path: Path, rule: str, changes: Changes
+) -> None:
+    api = json.loads(json.dumps(good_manifests()["api.yml"]))
+    for path, value in changes.items():
+        set_field(api, path, value)
+    job = {"report.yml": {"spec.jobTemplate.spec.template": api["spec"]["template"]}}
+    found = findings(repository(tmp_path, job), RULES[rule])
+    assert found
+    assert all("CronJob report: " in finding for finding in found)
 
 
 def test_every_rule_has_a_mutant() -> None:

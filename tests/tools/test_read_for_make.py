@@ -59,6 +59,7 @@ def test_make_gets_what_the_strict_readers_read(
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
         *(f"SERVICES+={name}" for name in compose),
         *(f"CATEGORIES+={name}" for name in lacking),
+        *(f"JOBS+={name}" for name, service in compose.items() if service.profiles),
         *(["TRAINS:=train"] if "train" in compose else []),
         *(
             f"MOUNTED+={Path(mount.source)}"
@@ -84,6 +85,14 @@ def test_only_the_servers_that_the_machine_lacks_are_installed(
     assert assignments(tmp_path)[:3] == ["CATEGORIES+=packages", *both]
     (tmp_path / "envoy").touch(0o755)
     assert assignments(tmp_path)[:3] == ["CATEGORIES+=packages", both[0], "SERVICES+=redis"]
+
+
+def test_a_service_with_a_profile_is_a_job(tmp_path: Path) -> None:
+    job = "  job:\n    build: .\n    profiles: [job]\nvolumes:"
+    (tmp_path / "docker-compose.yml").write_text(COMPOSE.replace("volumes:", job))
+    told = assignments(tmp_path)
+    assert [line for line in told if line.startswith("JOBS")] == ["JOBS+=job"]
+    assert "SERVICES+=job" in told
 
 
 def test_only_services_are_read_as_services() -> None:

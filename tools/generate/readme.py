@@ -87,9 +87,11 @@ def points(pattern: Path, heading: str) -> list[str]:
 
 
 def processes(pattern: Path) -> str:
-    """Returns the services of a pattern, with the number of replicas."""
+    """Returns the services of a pattern, with the number of replicas, and the jobs at the end."""
     services = sorted(load_compose(pattern, variables={}).services.values(), key=lambda s: s.name)
-    return ", ".join(s.name if s.replicas == 1 else f"{s.replicas} {s.name}" for s in services)
+    started = [s for s in services if not s.profiles]
+    names = [s.name if s.replicas == 1 else f"{s.replicas} {s.name}" for s in started]
+    return ", ".join([*names, *(f"{s.name} on demand" for s in services if s.profiles)])
 
 
 def rows_of(block: str) -> list[Row]:

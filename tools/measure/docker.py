@@ -4,6 +4,7 @@ import json
 import subprocess
 
 from tools.measure.server import wait_until
+from tools.read.compose import Build, Compose
 
 READY_DEADLINE_SECONDS = 30
 # Runs inside the container, which may not be reachable from outside.
@@ -34,6 +35,20 @@ def docker(*arguments: str, text: str | None = None) -> str:
         wrote = (run.stdout + run.stderr).strip()
         raise DockerError(f"docker {' '.join(arguments[:2])} failed: {wrote}")
     return run.stdout.strip()
+
+
+def build_options(compose: Compose, service: str) -> list[str]:
+    """Returns the options that give a build the indexes and proxies of the shell, as Compose does.
+
+    Arguments with a value are left out.
+    """
+    build = compose.services[service].build or Build()
+    secrets = [f"id={name},env={compose.secrets[name]}" for name in build.secrets]
+    arguments = [name for name, value in build.args.items() if value is None]
+    return [
+        *(word for secret in secrets for word in ("--secret", secret)),
+        *(word for name in arguments for word in ("--build-arg", name)),
+    ]
 
 
 def engine() -> str | None:

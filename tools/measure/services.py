@@ -79,7 +79,8 @@ def run_around(compose: Compose, name: str) -> Iterator[None]:
     workers = {
         service.name
         for service in compose.services.values()
-        if service.build and not service.ports and service.name not in compose.one_shots()
+        if service.build
+        and not (service.ports or service.profiles or service.name in compose.one_shots())
     }
     needed = dependencies_of(compose, {name, *workers}) | workers - {name}
     with ExitStack() as stack:

@@ -1,8 +1,9 @@
 """Prints the make variables of a pattern for `pattern.mk`: `python -m tools.read DIRECTORY`.
 
 The output is one assignment a line: `CATEGORIES+=redis` for each lock category that the pattern
-needs without Docker, `SERVICES+=api` for each Compose service, `TRAINS:=train` if one of the
-services trains, and `MOUNTED+=envoy.yaml` for each file that a service mounts.
+needs without Docker, `SERVICES+=api` for each Compose service, `JOBS+=job` for each of them that
+runs on demand, `TRAINS:=train` if one of the services trains, and `MOUNTED+=envoy.yaml` for each
+file that a service mounts.
 
 make runs this before anything is installed, perhaps with an old Python, so it cannot use a YAML
 parser. It finds the names by their indentation and rejects any other indentation.
@@ -86,6 +87,7 @@ def assignments(pattern: Path) -> list[str]:
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),
+        *(f"JOBS+={name}" for name, keys in found.items() if "profiles" in keys),
         *([f"TRAINS:={TRAINER}"] if TRAINER in found else []),
         *(f"MOUNTED+={path}" for path in dict.fromkeys(MOUNTED.findall(text))),
     ]

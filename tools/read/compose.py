@@ -168,6 +168,12 @@ Seconds = Annotated[float, BeforeValidator(as_seconds)]
 Reason = Annotated[str, Field(min_length=1)]
 
 
+def as_profile(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(value) != 1:
+        raise ValueError("write the name of one profile, as in [job]")
+    return value
+
+
 # --- the schema -----------------------------------------------------------------------------------
 
 
@@ -258,6 +264,8 @@ class Service(Strict):
     stop_signal: Annotated[str, BeforeValidator(as_signal)] = "SIGTERM"
     stop_grace_seconds: Seconds = Field(10.0, alias="stop_grace_period")
     deploy: Deploy = Deploy()
+    # `make run` starts a service with a profile, a job, on demand; `make up` does not.
+    profiles: Annotated[Texts, AfterValidator(as_profile)] = ()
     labels: dict[str, Text] = {}
     # These isolate and limit a container; they have no effect without Docker.
     read_only: bool = False
@@ -308,6 +316,12 @@ class Service(Strict):
             raise ValueError(
                 f'the image "{self.image}" is not known without Docker; known images: {known}'
             )
+        if self.profiles and self.build is None:
+            raise ValueError("only a service that is built can have `profiles`")
+        if self.profiles and self.restart != "no":
+            raise ValueError("a service with `profiles` ends by itself: remove `restart`")
+        if self.profiles and self.replicas > 1:
+            raise ValueError("run a service with `profiles` several times: remove `replicas`")
         return self
 
 
@@ -342,6 +356,14 @@ class Compose:
             raise ComposeError(f'{FILE_NAME}: there is no service "{name}"; services: {known}')
         return self.services[name]
 
+    def of_up(self) -> dict[str, Service]:
+        """Returns the services that `up` starts, in start order."""
+        return {name: item for name, item in self.services.items() if not item.profiles}
+
+    def jobs(self) -> list[str]:
+        """Names the services that run on demand."""
+        return [name for name, service in self.services.items() if service.profiles]
+
     def one_shots(self) -> set[str]:
         """Names the services that another service waits for to complete successfully."""
         return {
@@ -374,8 +396,8 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         file = File.model_validate(document)
     except ValidationError as error:
         raise ComposeError(message_of(error)) from None
-    if not file.services:
-        refuse(FILE_NAME, "there are no services")
+    if all(service.profiles for service in file.services.values()):
+        refuse(FILE_NAME, "there are no services that `up` starts")
     for name, service in file.services.items():
         service._name = name
         refuse_unknown_names(service, file)
@@ -490,6 +512,8 @@ def refuse_unknown_names(service: Service, file: File) -> None:
             refuse(f"{place}: depends_on", reason)
         if dependency.condition == "service_healthy" and file.services[name].health is None:
             refuse(f"{place}: depends_on", f'"{name}" has no healthcheck to wait for')
+        if file.services[name].profiles:
+            refuse(f"{place}: depends_on", f'"{name}" has `profiles`, so `up` does not start it')
 
 
 def in_start_order(services: Mapping[str, Service]) -> list[Service]:
@@ -521,6 +545,11 @@ def state_ports(services: list[Service]) -> None:
                 f'{FILE_NAME}: service "{service.name}"',
                 f"{service.replicas} replicas cannot all listen on port {min(stated)} of one "
                 "machine; without Docker only a service without a port can have replicas",
+            )
+        if service.profiles and stated:
+            refuse(
+                f'{FILE_NAME}: service "{service.name}"',
+                "a service with `profiles` has no port, because it can run several times at once",
             )
         for port in sorted(stated):
             if port in owners:

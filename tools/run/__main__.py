@@ -12,6 +12,7 @@ from pathlib import Path
 from tools.read.compose import ComposeError
 from tools.run.binaries import MissingServerError
 from tools.run.interrupts import interrupt_once
+from tools.run.jobs import run
 from tools.run.logs import logs
 from tools.run.ports import PortError
 from tools.run.ps import ps
@@ -19,7 +20,7 @@ from tools.run.rewrite import state_dir
 from tools.run.state import LocalError, refuse_files_of_others
 from tools.run.verbs import down, kill, pause, restart, start, stop, unpause, up
 
-VERBS: dict[str, tuple[Callable[..., None], str]] = {
+VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "up": (up, "start every service and wait until all are ready"),
     "down": (down, "stop every service"),
     "ps": (ps, "list the processes: what runs, since when, and on which port"),
@@ -27,6 +28,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "start": (start, "start one service again and wait until it is ready"),
     "restart": (restart, "stop one service, start it again and wait until it is ready"),
     "kill": (kill, "send SIGKILL to one service; it stays down until you start it"),
+    "run": (run, "run a job, a service with `profiles`, in the foreground until it ends"),
     "pause": (pause, "suspend one service, so that it hangs without being dead"),
     "unpause": (unpause, "let a paused service go on"),
     "logs": (logs, "print the logs of the services"),
@@ -42,7 +44,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     for verb, (_, text) in VERBS.items():
         command = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
         command.add_argument("pattern_dir", type=Path, help="the directory of the pattern")
-        if verb in ("stop", "start", "restart", "kill", "pause", "unpause"):
+        if verb in ("stop", "start", "restart", "kill", "run", "pause", "unpause"):
             command.add_argument("service", help="a service of docker-compose.yml")
         if verb == "logs":
             command.add_argument("service", nargs="?", help="only this service")
@@ -56,10 +58,10 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     arguments = vars(arguments_of(words))
     verb = arguments.pop("verb")
-    run, _ = VERBS[verb]
+    execute, _ = VERBS[verb]
     try:
         refuse_files_of_others(state_dir(arguments["pattern_dir"]))
-        run(**arguments)
+        return execute(**arguments) or 0
     except (ComposeError, LocalError, MissingServerError, PortError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -75,7 +77,6 @@ def main(words: list[str] | None = None) -> int:
         if verb == "up":
             print("interrupted: nothing is left running", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ def plan_of(compose: Compose, launches: dict[str, Launch], ports: dict[int, int]
         },
         "endings": {
             name: {"restart": service.restart, "one_shot": name in one_shots}
-            for name, service in compose.services.items()
+            for name, service in compose.of_up().items()
         },
     }
 
 
 def stated(compose: Compose) -> dict[str, Any]:
     """Returns what the file says. The shell of the next `up` may have another PATH or language."""
-    return {name: service.model_dump(mode="json") for name, service in compose.services.items()}
+    return {name: service.model_dump(mode="json") for name, service in compose.of_up().items()}
 
 
 def launches_in(plan: dict[str, Any], compose: Compose) -> dict[str, Launch]:

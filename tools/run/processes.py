@@ -1,7 +1,7 @@
 """Finds and kills the processes of a pattern by an inherited mark, never by name."""
 
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -74,6 +74,15 @@ def recorded(pid_file: Path) -> psutil.Process | None:
     return process if same and is_alive(process) else None
 
 
+def record(pid_file: Path, pid: int) -> None:
+    """Writes what `recorded` reads."""
+    lines = [str(pid)]
+    if BOOT_ID.exists():
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        lines += [BOOT_ID.read_text("utf-8").strip(), stat]
+    pid_file.write_text("\n".join(lines), encoding="utf-8")
+
+
 def start_ticks(stat: str) -> str:
     return stat.rpartition(")")[2].split()[START_TICKS]
 
@@ -94,12 +103,10 @@ def is_suspended(process: psutil.Process) -> bool:
         return False
 
 
-def all_of(state_dir: Path, names: Container[str] | None = None) -> list[psutil.Process]:
-    """Lists every process of the pattern with this state directory, or of its named processes."""
-
-    def is_wanted(name: str) -> bool:
-        return names is None or name in names
-
+def all_of(
+    state_dir: Path, is_wanted: Callable[[str], bool] = lambda name: True
+) -> list[psutil.Process]:
+    """Lists every process of the pattern with this state directory, or those of wanted names."""
     own = f"{state_dir}#"
     found = set(marked(lambda mark: mark.startswith(own) and is_wanted(mark.removeprefix(own))))
     for pid_file in (state_dir / "pids").glob("*"):

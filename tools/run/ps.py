@@ -8,8 +8,9 @@ from typing import Any
 from psutil import NoSuchProcess, Process
 
 from tools.read.compose import load
-from tools.run.processes import is_suspended
-from tools.run.state import is_up, read_plan
+from tools.run.processes import is_suspended, recorded
+from tools.run.rewrite import state_dir
+from tools.run.state import RUN, is_up, read_plan
 from tools.run.supervisor import show_death, supervisor
 
 HEADER = ("PROCESS", "STATE", "SINCE", "PID", "LISTENS ON")
@@ -38,6 +39,10 @@ def ps(pattern_dir: Path) -> None:
         pid = str(info["pid"] or "-")
         state = state_in(info, info["group"] in one_shots)
         rows.append((info["name"], state, since, pid, ", ".join(addresses)))
+    for pid_file in sorted((state_dir(compose.pattern_dir) / "pids").glob(f"*{RUN}*")):
+        if job := recorded(pid_file):
+            since = datetime.fromtimestamp(int(job.create_time())).isoformat(" ")
+            rows.append((pid_file.name, "running", since, str(job.pid), ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

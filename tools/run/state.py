@@ -18,6 +18,8 @@ from tools.run.rewrite import state_dir, temporary_dir
 # A Unix socket path has at most 104 characters, and supervisord appends its process id.
 SOCKET_PATH_MAX = 90
 LAST_LOG_LINES = 20
+# In the name of a run of a job, after the service. The name of a service has no dot.
+RUN = ".run-"
 
 
 class LocalError(Exception):
@@ -28,6 +30,15 @@ def process_names(service: Service) -> list[str]:
     if service.replicas == 1:
         return [service.name]
     return [f"{service.name}-{number}" for number in range(1, service.replicas + 1)]
+
+
+def run_name(service: str) -> str:
+    """Names a run of a job by the process that waits for it."""
+    return f"{service}{RUN}{os.getpid()}"
+
+
+def is_run_of(service: str, name: str) -> bool:
+    return name.startswith(f"{service}{RUN}")
 
 
 def socket_path(compose: Compose) -> Path:
@@ -70,13 +81,16 @@ def refuse_files_of_others(state: Path) -> None:
 
 
 @contextmanager
-def only_one(compose: Compose) -> Iterator[None]:
-    """Locks the pattern against other commands that start or stop it."""
+def only_one(compose: Compose, lock: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Locks the pattern against other commands that start or stop it.
+
+    With `fcntl.LOCK_SH`, several commands can hold the lock, but none that asks for it alone.
+    """
     folder = state_dir(compose.pattern_dir)
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, lock | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LocalError(
                 f"another command is starting or stopping {compose.name}: wait until it ends"

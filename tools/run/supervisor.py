@@ -5,16 +5,25 @@ import shutil
 import sys
 import xmlrpc.client
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
+from psutil import NoSuchProcess, Process
 from supervisor.xmlrpc import SupervisorTransport
 
 from tools.read.compose import Compose, load
-from tools.run.processes import all_of, kill_all, supervisor_of, unpause_all, wait_until_gone
+from tools.run.processes import (
+    all_of,
+    kill_all,
+    recorded,
+    supervisor_of,
+    unpause_all,
+    wait_until_gone,
+)
 from tools.run.rewrite import state_dir, tmpfs_dir
-from tools.run.state import LocalError, death_file, is_up, last_log, read_plan, socket_path
+from tools.run.state import RUN, LocalError, death_file, is_up, last_log, read_plan, socket_path
 
 KILL_ROUNDS = 10
 
@@ -33,19 +42,24 @@ def supervisor(compose: Compose) -> Iterator[Any]:
         transport.close()
 
 
-def running(pattern_dir: Path) -> Compose:
+def running(pattern_dir: Path, service: str | None = None) -> Compose:
+    """Returns a pattern that is up; `up` must have started the service, if one is given."""
     compose = load(pattern_dir)
     if not is_up(compose):
         show_death(compose)
         raise LocalError(f"{compose.name} is not up: run `make up` first")
-    if read_plan(compose).get("stated", {}).keys() != compose.services.keys():
+    if read_plan(compose).get("stated", {}).keys() != compose.of_up().keys():
         raise LocalError("docker-compose.yml has changed since `make up`: run it again")
+    if service and compose.service(service).profiles:
+        raise LocalError(
+            f"{service} runs on demand: make run SERVICE={service} starts it, make kill ends it"
+        )
     return compose
 
 
 def states(compose: Compose) -> dict[str, set[str]]:
     """Returns the process states of each service; `DONE` means exited with status 0."""
-    found: dict[str, set[str]] = {name: set() for name in compose.services}
+    found: dict[str, set[str]] = {name: set() for name in compose.of_up()}
     with supervisor(compose) as server:
         for info in server.supervisor.getAllProcessInfo():
             done = info["statename"] == "EXITED" and info["exitstatus"] == 0
@@ -65,6 +79,7 @@ def missing_services(compose: Compose) -> list[str]:
 def take_down(compose: Compose) -> bool:
     """Stops everything, in order if the supervisor runs; returns whether anything was running."""
     state = state_dir(compose.pattern_dir)
+    runs = stop_runs(compose)
     daemon = supervisor_of(state)
     if daemon:
         # A paused process does not receive its stop signal.
@@ -73,7 +88,7 @@ def take_down(compose: Compose) -> bool:
         daemon.terminate()
         grace = sum(item.stop_grace_seconds + 2 for item in compose.services.values())
         wait_until_gone([daemon], grace + 10)
-    was_up = daemon is not None
+    was_up = bool(daemon or runs)
     # A process may start another one during the search.
     for _ in range(KILL_ROUNDS):
         if not (leftovers := all_of(state)):
@@ -90,6 +105,22 @@ def take_down(compose: Compose) -> bool:
     for service in compose.services.values():
         shutil.rmtree(tmpfs_dir(compose, service), ignore_errors=True)
     return was_up
+
+
+def stop_runs(compose: Compose) -> list[Process]:
+    """Asks every job that runs to stop, before what it uses; returns their main processes."""
+    stopped = []
+    grace_seconds = 0.0
+    for name in compose.jobs():
+        service = compose.services[name]
+        for pid_file in (state_dir(compose.pattern_dir) / "pids").glob(f"{name}{RUN}*"):
+            if process := recorded(pid_file):
+                with suppress(NoSuchProcess):
+                    process.send_signal(Signals[service.stop_signal])
+                stopped.append(process)
+                grace_seconds = max(grace_seconds, service.stop_grace_seconds)
+    wait_until_gone(stopped, grace_seconds)
+    return stopped
 
 
 def show_death(compose: Compose) -> None:

@@ -1,6 +1,7 @@
 """Starts and stops a pattern or one of its services."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -11,7 +12,7 @@ from tools.read.compose import Compose, load
 from tools.run.interrupts import uninterrupted
 from tools.run.plan import launches_in, prepare, start_supervisor, stated
 from tools.run.ports import choose, refuse_taken
-from tools.run.processes import all_of, is_suspended, pause_all, unpause_all
+from tools.run.processes import all_of, is_suspended, kill_all, pause_all, unpause_all
 from tools.run.ready import silent_services, wait_until_ready
 from tools.run.rewrite import (
     Launch,
@@ -20,7 +21,14 @@ from tools.run.rewrite import (
     state_dir,
     temporary_dir,
 )
-from tools.run.state import LocalError, is_up, only_one, process_names, read_plan
+from tools.run.state import (
+    LocalError,
+    is_run_of,
+    is_up,
+    only_one,
+    process_names,
+    read_plan,
+)
 from tools.run.supervisor import (
     missing_services,
     running,
@@ -57,7 +65,7 @@ def up(pattern_dir: Path) -> None:
                     take_down(compose)
                 prepare(compose, launches, ports)
                 start_supervisor(compose)
-                missing = list(compose.services)
+                missing = list(compose.of_up())
             if not missing:
                 print(f"{compose.name} is already up")
                 return
@@ -78,14 +86,13 @@ def launches_anew(
     own = {*plan.get("ports", {}).values()}
     ports = choose(compose, own, addressed_without_port(compose))
     refuse_taken(compose.pattern_dir, [port for port in ports.values() if port not in own])
-    services = compose.services.items()
+    services = compose.of_up().items()
     return {name: launch_of(compose, service, ports) for name, service in services}, ports
 
 
 def start(pattern_dir: Path, service: str) -> None:
     """Starts a stopped or killed service and waits until it is ready."""
-    compose = running(pattern_dir)
-    compose.service(service)
+    compose = running(pattern_dir, service)
     with only_one(compose):
         launch = launches_in(read_plan(compose), compose)[service]
         stop_paused(compose, {service: launch})
@@ -117,8 +124,7 @@ def down(pattern_dir: Path, volumes: bool = False) -> None:
 
 def stop(pattern_dir: Path, service: str) -> None:
     """Stops one service with its stop signal and grace period; the others keep running."""
-    compose = running(pattern_dir)
-    compose.service(service)
+    compose = running(pattern_dir, service)
     with only_one(compose), supervisor(compose) as server:
         begin = monotonic()
         # A paused process does not receive its stop signal.
@@ -130,16 +136,18 @@ def stop(pattern_dir: Path, service: str) -> None:
 def kill(pattern_dir: Path, service: str) -> None:
     """Sends SIGKILL to every process of one service, which stays down until it is started."""
     compose = running(pattern_dir)
-    compose.service(service)
+    is_job = bool(compose.service(service).profiles)
     with only_one(compose):
-        kill_processes(compose, service)
+        if is_job:
+            kill_all(all_of(state_dir(compose.pattern_dir), partial(is_run_of, service)))
+        else:
+            kill_processes(compose, service)
         print(f"{service} killed")
 
 
 def pause(pattern_dir: Path, service: str) -> None:
     """Suspends every process of one service, which then hangs: it accepts, but does not answer."""
-    compose = running(pattern_dir)
-    compose.service(service)
+    compose = running(pattern_dir, service)
     with only_one(compose):
         found = processes_of(compose, service)
         if not found:
@@ -154,8 +162,7 @@ def pause(pattern_dir: Path, service: str) -> None:
 
 def unpause(pattern_dir: Path, service: str) -> None:
     """Lets every process of a paused service go on."""
-    compose = running(pattern_dir)
-    compose.service(service)
+    compose = running(pattern_dir, service)
     with only_one(compose):
         found = processes_of(compose, service)
         if not found:
@@ -168,7 +175,8 @@ def unpause(pattern_dir: Path, service: str) -> None:
 
 
 def processes_of(compose: Compose, service: str) -> list[Process]:
-    return all_of(state_dir(compose.pattern_dir), process_names(compose.services[service]))
+    names = process_names(compose.services[service])
+    return all_of(state_dir(compose.pattern_dir), names.__contains__)
 
 
 def kill_processes(compose: Compose, service: str) -> None:

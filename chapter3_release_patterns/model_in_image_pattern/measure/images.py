@@ -14,7 +14,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from tools.measure.docker import docker
+from tools.measure.docker import build_options, docker
+from tools.read.compose import load as load_compose
 
 HERE = Path(__file__).parents[1]
 COPIED = (
@@ -26,7 +27,8 @@ COPIED = (
     "requirements-train.txt",
 )
 # A naive Dockerfile, which copies the model and the code before it installs the packages. It uses
-# the same pip cache mount as ours, so that the layer of packages does not contain a cache.
+# the same indexes as ours, and the same pip cache mount, so that the layer of packages does not
+# contain a cache.
 PLAIN = """
 FROM python:3.11-slim
 WORKDIR /service
@@ -34,7 +36,11 @@ ARG MODEL_VERSION
 COPY models/$MODEL_VERSION models/$MODEL_VERSION
 COPY app app
 COPY requirements.txt .
-RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip \\
+    --mount=type=secret,id=pip_index_url --mount=type=secret,id=pip_extra_index_url \\
+    PIP_INDEX_URL="$(cat /run/secrets/pip_index_url)" \\
+    PIP_EXTRA_INDEX_URL="$(cat /run/secrets/pip_extra_index_url)" \\
+    pip install --require-hashes -r requirements.txt
 """
 # The index of the model's layer: the last in ours, below three others in the naive image.
 MODEL_LAYER, PLAIN_MODEL_LAYER = -1, -4
@@ -79,6 +85,7 @@ def built(
     if not plain:
         arguments |= {"MODEL_SHA256": sha256, "SOURCE_DATE_EPOCH": "0"}
     options = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
+    options += build_options(load_compose(HERE), "api")
     options += [] if cached else ["--no-cache"]
     options += ["--file", "-"] if plain else []
     docker("build", "--quiet", "--tag", tag, *options, str(directory), text=PLAIN)

@@ -81,6 +81,15 @@ def modes_in_images_do_not_depend_on_the_umask(repository: Repository) -> Iterat
 
 
 @rule()
+def chmod_in_images_leaves_directories_open(repository: Repository) -> Iterator[str]:
+    for path in repository.dockerfiles:
+        runs = {rest for stage in stages(path).values() for _, rest in stage.instructions}
+        for found in sorted({each for run in runs for each in re.findall(r"chmod \d+ \S*\*", run)}):
+            reason = "shuts the directories that it matches"
+            yield f"{path}: `{found}` {reason}; write chmod -R a=rX and the directory"
+
+
+@rule()
 def pip_checks_hashes_in_images(repository: Repository) -> Iterator[str]:
     for path in repository.dockerfiles:
         runs = " && ".join(rest for s in stages(path).values() for _, rest in s.instructions)

@@ -9,7 +9,7 @@ from tools.check.repository.readmes import tokens
 from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 
-MAKEFILES = ("Makefile", "pattern.mk", "training.mk")
+MAKEFILES = ("Makefile", "pattern.mk", "training.mk", "jobs.mk")
 
 
 def targets(makefile: Path) -> set[str]:
