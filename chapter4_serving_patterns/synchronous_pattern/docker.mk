@@ -9,6 +9,11 @@ RUN := docker
 # Empty here, and the root of the repository in pattern.mk.
 ROOT :=
 PATTERN := $(lastword $(notdir $(CURDIR)))
+# The services that run on demand.
+JOBS := $(shell awk '/^  [^ ]/ {sub(":", ""); name = $$1} /^    profiles:/ {print name}' docker-compose.yml)
+# Compose lists the containers of jobs only with --all, and does not take them down.
+STOP_RUNS = runs="$$($(COMPOSE) ps --all --quiet $(JOBS))"; [ -z "$$runs" ] || \
+  { docker stop $$runs; docker rm --force $$runs; } >/dev/null 2>&1;
 
 .PHONY: help
 help:
@@ -22,7 +27,7 @@ up: ## Build, start, and wait until every service is ready
 
 .PHONY: down
 down: ## Stop everything; ARGS=--volumes also deletes the data
-	$(COMPOSE) down --remove-orphans $(ARGS)
+	$(if $(JOBS),$(STOP_RUNS) )$(COMPOSE) down --remove-orphans $(ARGS)
 
 .PHONY: build logs ps
 build logs ps: ## Build the images, show the logs, list the services
@@ -31,6 +36,10 @@ build logs ps: ## Build the images, show the logs, list the services
 .PHONY: service
 service:
 	@[ -n "$(SERVICE)" ] || { echo "error: which service? make ps lists them" >&2; exit 2; }
+
+.PHONY: run
+run: service ## Run a job in the foreground, if the pattern has one: make run SERVICE=job
+	$(COMPOSE) run --rm --no-deps --interactive=false $(SERVICE)
 
 .PHONY: stop kill
 stop kill: service ## Stop or kill one service: make kill SERVICE=api
