@@ -1,0 +1,25 @@
+"""Settings; the environment variable of each is its name in upper case."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The defaults run on a laptop."""
+
+    # Pydantic reserves names that begin with "model_" unless told otherwise.
+    model_config = SettingsConfigDict(protected_namespaces=())
+
+    predictor_url: str = "http://127.0.0.1:8501"
+    # How long a caller waits for its prediction, whatever predictor does.
+    deadline_seconds: float = Field(default=0.5, gt=0)
+    # The calls to predictor under way; each may have to wait for all others.
+    max_predictions_at_once: int = Field(default=64, gt=0)
+    # Only metadata.json, for the example in the documentation.
+    model_directory: Path = Path(__file__).parents[1] / "models"
+    max_rows: int = Field(default=32, gt=0)
+    max_requests_at_once: int = Field(default=256, gt=0)
+    max_body_bytes: int = Field(default=65_536, gt=0)
+    client_deadline_seconds: float = Field(default=5.0, gt=0)
