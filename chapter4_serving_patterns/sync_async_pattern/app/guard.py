@@ -128,7 +128,8 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
         if cycle.more_body:
             self.held = app
-            if self.chunk_bytes > MAX_HEAD_BYTES:
+            if self.head_bytes + self.chunk_bytes > MAX_HEAD_BYTES:
+                # They may include other requests, so this counts what belongs to the head.
                 fields = [len(name) + len(value) for name, value in self.headers]
                 self.refuse_large_head(len(self.url) + sum(fields))
         elif len(cycle.body) > settings.max_body_bytes:
