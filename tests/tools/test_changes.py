@@ -131,7 +131,7 @@ def test_a_changed_original_also_affects_the_patterns_of_its_copies(
     changed = found()
     with_copy = {
         path.parents[1].relative_to(clone).as_posix()
-        for path in clone.glob("chapter*/*/app/guard.py")
+        for path in clone.glob("chapter*/*/*/guard.py")
         if path.read_text("utf-8").startswith(f"# Copied from {WEB_SINGLE}/app/guard.py")
     }
     assert len(with_copy) > 1

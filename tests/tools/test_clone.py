@@ -30,7 +30,7 @@ def test_make_check_passes_at_a_path_hard_to_quote(origin: Path) -> None:
     command = ["env", f"MYPY_CACHE_DIR={ROOT}/.mypy_cache", "make", "check"]
     checked = subprocess.run(command, cwd=origin, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert checked.stdout.endswith(" rules: all hold\n")
+    assert " rules: all hold\n" in checked.stdout
     # The files there are what is checked.
     (origin / "tools/run/__main__.py").write_text("import os\n")
     failed = subprocess.run(command, cwd=origin, capture_output=True, text=True, check=False)
