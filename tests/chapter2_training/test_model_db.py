@@ -22,6 +22,7 @@ import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from fastapi import FastAPI, HTTPException, Request
+from psycopg2.extensions import set_wait_callback
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
@@ -49,6 +50,16 @@ from tools.read.compose import load as load_compose
 API = "/v0.1/api"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _waiting() -> Iterator[None]:
+    """Takes back what `connect` sets for the whole process, because other tests share this one.
+
+    psycopg2 refuses COPY while a callback waits for the server.
+    """
+    yield
+    set_wait_callback(None)
 
 
 @pytest.fixture(scope="module")
