@@ -79,7 +79,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(BIN)/python -m tools.check
 
 .PHONY: fix
-fix: environment ## Format, and write all generated files: copies, requirements, Envoy, index, results
+fix: environment ## Format, and write all generated files: copies, requirements, Envoy, alerts, index, results
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet --fix-only
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet
 	@$(BIN)/python -m tools.generate
