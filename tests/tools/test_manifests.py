@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.check.manifests.shape import ISTIO_CRDS
+from tools.check.manifests.shape import ISTIO, PROMETHEUS_OPERATOR
 from tools.check.manifests.subjects import matches, quantity
 from tools.check.repository.tree import Repository
 from tools.check.rules import RULES, all_rules, findings
@@ -81,7 +81,9 @@ def deployment(name: str, pod: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def service(name: str, port: int, target: int | str) -> dict[str, Any]:
     ports = [{"name": "main", "port": port, "targetPort": target}]
-    return thing("v1", "Service", name, spec={"selector": {"app": name}, "ports": ports})
+    found = thing("v1", "Service", name, spec={"selector": {"app": name}, "ports": ports})
+    found["metadata"]["labels"] = {"app": name}
+    return found
 
 
 def budget(name: str) -> dict[str, Any]:
@@ -148,6 +150,17 @@ def mesh() -> dict[str, dict[str, Any]]:
     }
 
 
+def monitoring() -> dict[str, dict[str, Any]]:
+    version, selector = "monitoring.coreos.com/v1", {"matchLabels": {"app": "api"}}
+    scrape = {"selector": selector, "endpoints": [{"port": "main", "interval": "10s"}]}
+    alert = {"alert": "Down", "expr": "up == 0", "for": "1m", "labels": {"severity": "page"}}
+    groups = [{"name": "api", "rules": [alert]}]
+    return {
+        "service_monitor.yml": thing(version, "ServiceMonitor", "api", spec=scrape),
+        "prometheus_rule.yml": thing(version, "PrometheusRule", "api", spec={"groups": groups}),
+    }
+
+
 def policy(name: str, app: str = "", **entries: Any) -> dict[str, Any]:
     """A NetworkPolicy with these entries; without any, it denies all."""
     selector = {"matchLabels": {"app": app}} if app else {}
@@ -202,6 +215,7 @@ def good_manifests() -> dict[str, Any]:
         "report.yml": report(),
         **mesh(),
         "network_policy.yml": policies(),
+        **monitoring(),
     }
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -291,6 +305,10 @@ PLACES = {"JOB_CONTAINER": JOB_CONTAINER, "CONTAINER": CONTAINER, "POD": POD}
 HERE = Path(__file__).parent
 MUTANTS = yaml.safe_load((HERE / "manifest_mutants.yml").read_text("utf-8"))
 VARIANTS = yaml.safe_load((HERE / "manifest_variants.yml").read_text("utf-8"))
+SCHEMAS = {
+    "istio_schema_accepts_the_object": ISTIO,
+    "prometheus_operator_schema_accepts_the_object": PROMETHEUS_OPERATOR,
+}
 ABOUT_MANIFESTS = [rule for rule in all_rules() if rule.subjects]
 
 Changes = dict[str, Any]
@@ -363,8 +381,8 @@ def test_a_good_pattern_has_no_findings(tmp_path: Path, changes: Changes) -> Non
     ids=[f"{rule}: {name}" for rule, mutants in MUTANTS.items() for name in mutants],
 )
 def test_a_rule_rejects_its_mutant(tmp_path: Path, rule: str, changes: Changes) -> None:
-    if rule == "istio_schema_accepts_the_object" and not ISTIO_CRDS.is_file():
-        pytest.skip("Istio's custom resource definitions are not beside this repository")
+    if rule in SCHEMAS and not SCHEMAS[rule].file.is_file():
+        pytest.skip("the custom resource definitions are not beside this repository")
     found = findings(repository(tmp_path, changes), RULES[rule])
     assert found, "the rule accepts the mutant"
     assert all("; " in finding for finding in found), "what to do is missing"
