@@ -134,6 +134,20 @@ def report() -> dict[str, Any]:
     return thing("batch/v1", "CronJob", "report", spec=spec)
 
 
+def sidecar() -> dict[str, Any]:
+    alive = {"exec": {"command": ["test", "-e", "/scratch/alive"]}}
+    return container(
+        "ship",
+        f"{IMAGE}-api:1.2.0",
+        args=["python", "-m", "app.ship"],
+        restartPolicy="Always",
+        startupProbe=alive,
+        readinessProbe=alive,
+        livenessProbe=alive,
+        volumeMounts=[{"name": "tmp", "mountPath": "/scratch"}],
+    )
+
+
 def scaler() -> dict[str, Any]:
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "api"}
     spec = {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 5}
@@ -193,7 +207,14 @@ def good_manifests() -> dict[str, Any]:
         envFrom=[{"configMapRef": {"name": "settings"}}],
         volumeMounts=[{"name": "tmp", "mountPath": "/scratch"}],
     )
-    volumes = [{"name": "tmp", "emptyDir": {}}]
+    # The API takes 30 seconds to stop, and then the sidecar gets SIGTERM.
+    api_pod = template(
+        {"app": "api"},
+        api,
+        volumes=[{"name": "tmp", "emptyDir": {}}],
+        initContainers=[sidecar()],
+        terminationGracePeriodSeconds=45,
+    )
     model = server("model", f"{IMAGE}-model:1.2.0")
     enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = thing("v1", "Namespace", "good")
@@ -201,7 +222,7 @@ def good_manifests() -> dict[str, Any]:
     files = {
         "namespace.yml": namespace,
         "settings.yml": thing("v1", "ConfigMap", "settings", data={"MAX_ROWS": "10"}),
-        "api.yml": deployment("api", template({"app": "api"}, api, volumes=volumes)),
+        "api.yml": deployment("api", api_pod),
         "api_service.yml": service("api", 80, "http"),
         "api_scaler.yml": scaler(),
         "api_budget.yml": budget("api"),
@@ -271,6 +292,15 @@ COMPOSE: dict[str, Any] = {
             "tmpfs": ["/scratch"],
             "mem_limit": "256m",
         },
+        "ship": {
+            "build": ".",
+            "image": f"{IMAGE}-api:1.2.0",
+            "command": ["python", "-m", "app.ship"],
+            "depends_on": ["api"],
+            "tmpfs": ["/scratch"],
+            "mem_limit": "256m",
+            "stop_grace_period": "15s",
+        },
         "model-a": {
             "build": ".",
             "image": f"{IMAGE}-model:1.2.0",
@@ -301,7 +331,13 @@ COMPOSE: dict[str, Any] = {
 POD = "spec.template.spec"
 CONTAINER = f"{POD}.containers.0"
 JOB_CONTAINER = f"spec.jobTemplate.spec.{CONTAINER.removeprefix('spec.')}"
-PLACES = {"JOB_CONTAINER": JOB_CONTAINER, "CONTAINER": CONTAINER, "POD": POD}
+SIDECAR = f"{POD}.initContainers.0"
+PLACES = {
+    "JOB_CONTAINER": JOB_CONTAINER,
+    "CONTAINER": CONTAINER,
+    "SIDECAR": SIDECAR,
+    "POD": POD,
+}
 HERE = Path(__file__).parent
 MUTANTS = yaml.safe_load((HERE / "manifest_mutants.yml").read_text("utf-8"))
 VARIANTS = yaml.safe_load((HERE / "manifest_variants.yml").read_text("utf-8"))
