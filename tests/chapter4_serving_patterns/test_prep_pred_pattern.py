@@ -4,11 +4,12 @@ import base64
 import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -22,8 +23,8 @@ from PIL import Image, ImageOps, features
 from chapter4_serving_patterns.prep_pred_pattern.measure.__main__ import (
     PICTURES,
     QUICK_MUTANTS,
-    write_other_half,
 )
+from chapter4_serving_patterns.prep_pred_pattern.measure.mixed import write_other_half
 from chapter4_serving_patterns.prep_pred_pattern.measure.processes import (
     HERE,
     PACKAGE,
@@ -485,6 +486,23 @@ def test_a_pred_that_hangs_is_a_504(photo: bytes) -> None:
         over.set()
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse what Linux drops")
+def test_a_host_that_is_gone_does_not_use_up_the_deadline() -> None:
+    with socket.socket() as gone, ExitStack() as stack:
+        gone.bind(("127.0.0.1", 0))
+        gone.listen(0)
+        # The queue of connections is full, so the kernel drops all others.
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(gone.getsockname())
+        url = f"http://127.0.0.1:{gone.getsockname()[1]}"
+        with run_prep(url, ready="/health") as prep, calling(prep) as client:
+            refused = client.get("/predict/test")
+            assert refused.json() == {"detail": "pred is out of reach"}
+            assert refused.status_code == 503
 
 
 # --- the measurement ------------------------------------------------------------------------------

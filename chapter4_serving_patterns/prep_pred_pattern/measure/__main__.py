@@ -1,11 +1,9 @@
 """Measures the claim: two services answer as one process would, and never as a mixed pair."""
 
-import hashlib
-import json
-import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,13 +12,13 @@ import numpy as np
 from tools.measure.load import Request
 from tools.measure.results import Results, quick_argument
 from tools.measure.server import Server
-from tools.measure.servers import run_uvicorn
+from tools.measure.servers import UVICORN_OPTIONS, run_uvicorn
 
 from ..train.digits import SEED, load
-from ..train.model import FITTED_PHOTOS, fit_preprocessing
 from ..train.photos import photos_of
 from .baselines import one_process
 from .cost import measure_costs
+from .mixed import write_other_half
 from .mutants import mutants_of
 from .processes import (
     HERE,
@@ -39,7 +37,7 @@ CLAIM = (
     "as a mixed pair; no broken picture is a server error."
 )
 PICTURES, MUTANTS, QUICK_MUTANTS = 540, 3_000, 300
-TOLERANCE, OTHER_LIGHT = 1e-6, 0.4
+TOLERANCE = 1e-6
 # What the other service, or only the training, needs.
 FOREIGN = {"prep.main": "onnxruntime sklearn onnx", "pred.main": "PIL sklearn onnx aiohttp"}
 COUNTED: dict[str, tuple[str, float]] = {
@@ -68,17 +66,6 @@ def count_foreign(module: str, names: str) -> int:
     return int(subprocess.run(run, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def write_other_half(directory: Path, rows: np.ndarray) -> None:
-    """Writes preprocessing that another training has fitted, on photos in less light."""
-    photos = photos_of(rows[:FITTED_PHOTOS], SEED, OTHER_LIGHT)
-    described = json.loads((MODELS / "preprocessing.json").read_bytes())
-    described["tensor"] = asdict(fit_preprocessing(photos))
-    described["model_sha256"] = hashlib.sha256(b"the model of that training").hexdigest()
-    (directory / "preprocessing.json").write_text(json.dumps(described), "utf-8")
-    for name in ("metadata.json", "sample.jpg"):
-        shutil.copy(MODELS / name, directory)
-
-
 def count_500(server: Server, photo: bytes, count: int) -> int:
     """Returns how many of the mutants are answered with a server error, or not at all."""
     requests = [
@@ -90,9 +77,7 @@ def count_500(server: Server, photo: bytes, count: int) -> int:
     return count - answered
 
 
-def count_all(
-    mutants: int,
-) -> tuple[dict[str, int], dict[str, int], dict[str, float], bytes]:
+def count_all(mutants: int) -> tuple[dict[str, int], dict[str, int], dict[str, float], bytes]:
     """Returns all counts, the same without each mechanism, figures and a photo."""
     x_train, _, x_test, y_test = load()
     photos = photos_of(x_test, SEED + 1)
@@ -101,16 +86,22 @@ def count_all(
         other = Path(name)
         write_other_half(other, x_train)
         with (
+            ThreadPoolExecutor() as pool,
             run_prep(pred.url, other, ready="/health") as mixed,
             run_prep(pred.url, other, CHECK_PAIR="false") as unchecked,
-            run_uvicorn(f"{PACKAGE}.measure.baselines:plain", cwd=ROOT) as plain,
+            # Its log would be one traceback after the other.
+            run_uvicorn(
+                f"{PACKAGE}.measure.baselines:plain",
+                cwd=ROOT,
+                options=[*UVICORN_OPTIONS, "--log-level", "critical"],
+            ) as plain,
         ):
-            answers = predict_all(prep, photos)
-            refused, accepted = predict_all(mixed, photos), predict_all(unchecked, photos)
+            each_predicts = partial(predict_all, pictures=photos)
+            answers, refused, accepted = pool.map(each_predicts, (prep, mixed, unchecked))
             counts = {
                 "pictures": len(photos),
                 "pictures_equal": equal(answers, expected),
-                "foreign_modules": sum(count_foreign(*each) for each in FOREIGN.items()),
+                "foreign_modules": sum(pool.map(count_foreign, FOREIGN, FOREIGN.values())),
                 "mixed_answers": answered(refused),
                 "mutants": mutants,
                 "mutants_500": count_500(prep, photos[0], mutants),
@@ -139,12 +130,8 @@ def answered(answers: np.ndarray) -> int:
 
 def main() -> int:
     arguments = quick_argument(__doc__)
-    mutants = QUICK_MUTANTS if arguments.quick else MUTANTS
-    counts, control, figures, photo = count_all(mutants)
-    if arguments.quick:
-        figures = {}
-    else:
-        figures |= measure_costs(photo)
+    counts, control, figures, photo = count_all(QUICK_MUTANTS if arguments.quick else MUTANTS)
+    figures = {} if arguments.quick else figures | measure_costs(photo)
     results = Results(
         pattern=HERE.name,
         claim=CLAIM,

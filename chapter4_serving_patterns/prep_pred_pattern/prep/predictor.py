@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 MAX_RESPONSE_BYTES = 1_000_000
 # Less than the 65 s after which pred closes an idle connection.
 KEEP_ALIVE_SECONDS = 60.0
+# Where a host is gone, a network may leave a connection open until the deadline.
+CONNECT_SECONDS = 2.0
 # The number of bytes of a body that are JSON; the rest are tensors.
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -72,8 +74,8 @@ class Predictor:
             connector=TCPConnector(limit=most_at_once, keepalive_timeout=KEEP_ALIVE_SECONDS),
             cookie_jar=DummyCookieJar(),
             headers={"accept-encoding": "identity"},
-            # There is one deadline for all phases instead.
-            timeout=ClientTimeout(),
+            # There is one deadline for everything, but a host that is gone should not use it up.
+            timeout=ClientTimeout(connect=CONNECT_SECONDS),
             auto_decompress=False,
         )
 
@@ -138,12 +140,13 @@ class Predictor:
         try:
             async with asyncio.timeout(self.deadline_seconds):
                 answer = await self.fetch(path, body, headers)
+        except ClientConnectionError:
+            # Also a timeout, but of the connection.
+            raise PredGoneError("pred is out of reach") from None
         except TimeoutError:
             raise PredLateError(
                 f"no response from pred within {self.deadline_seconds:g} s"
             ) from None
-        except ClientConnectionError:
-            raise PredGoneError("pred is out of reach") from None
         except ClientError:
             raise PredError("pred did not finish its response") from None
         if answer[0] == HTTPStatus.SERVICE_UNAVAILABLE:
