@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Bad(NamedTuple):
@@ -45,6 +45,43 @@ class Rows:
     def body(self, first: str) -> str:
         """A request with one row, given its first value."""
         return f'{{"data": [{self.row(first)}]}}'
+
+    @property
+    def valid(self) -> list[list[float]]:
+        """Different rows, also at the bounds."""
+        outermost = [[bound] * self.width for bound in (self.lowest, self.highest)]
+        usual = [float(self.value)] * self.width
+        return [self.sample, usual, *outermost, self.sample[::-1]][: self.most]
+
+    @property
+    def nulls(self) -> list[Any]:
+        """As many invalid values as are possible."""
+        return [[None] * self.width] * self.most
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        """The type and the shape of one row, as the book describes them."""
+        return "float32", f"(1,{self.width})"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A server's description of valid pictures: a sample in base64, and the most at once."""
+
+    sample: str
+    most: int
+
+    @property
+    def valid(self) -> list[str]:
+        return [self.sample] * min(self.most, 3)
+
+    @property
+    def nulls(self) -> list[Any]:
+        return [None] * self.most
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        return "str", "(1,1)"
 
 
 NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
@@ -170,6 +207,44 @@ def of_rows(rows: Rows) -> dict[str, Bad]:
     }
     for name, (first, reason) in wrong_values(rows).items():
         found[name] = (rows.body(first), reason)
+    return {name: bad(*parts) for name, parts in found.items()}
+
+
+def of_pictures(pictures: Pictures) -> dict[str, Bad]:
+    """Returns bodies that are invalid where `{"data": pictures}` is expected."""
+    picture = json.dumps(pictures.sample)
+    unfinished = json.dumps(pictures.sample[: len(pictures.sample) // 8 * 4])
+    found: dict[str, tuple[str | bytes, str]] = {
+        "a list of pictures": (f"[{picture}]", "an object"),
+        "a misspelt field": (f'{{"dat": [{picture}]}}', "Field required"),
+        "a field in capitals": (f'{{"DATA": [{picture}]}}', "Field required"),
+        "a field too many": (f'{{"data": [{picture}], "model": "x"}}', "Extra inputs"),
+        "data twice": (f'{{"data": [{picture}], "data": []}}', "at least 1 item"),
+        "data is null": ('{"data": null}', "valid array"),
+        "data is a number": ('{"data": 1}', "valid array"),
+        "data is a picture": (f'{{"data": {picture}}}', "valid array"),
+        "data is an object": (f'{{"data": {{"0": {picture}}}}}', "valid array"),
+        "half a character": ('{"data": "\\ud800"}', "Invalid JSON"),
+        "no pictures": ('{"data": []}', "at least 1 item"),
+        "too many": (f'{{"data": [{",".join([picture] * (pictures.most + 1))}]}}', "at most"),
+        "a null picture": ('{"data": [null]}', "valid string"),
+        "a number": ('{"data": [1]}', "valid string"),
+        "true": ('{"data": [true]}', "valid string"),
+        "pixels": ('{"data": [[0, 255]]}', "valid string"),
+        "an object as picture": ('{"data": [{}]}', "valid string"),
+        "an empty text": ('{"data": [""]}', "at least 1 character"),
+        "no base64": ('{"data": ["%%%%"]}', "base64"),
+        "base64 that is cut off": (f'{{"data": [{picture[:-2]}"]}}', "base64"),
+        "base64 with a line break": (f'{{"data": [{picture[:50]}\\n{picture[50:]}]}}', "base64"),
+        "other letters": ('{"data": ["\u00e4\u00e4\u00e4\u00e4"]}', "base64"),
+        "no picture": ('{"data": ["AAAA"]}', "not a picture"),
+        "only padding": ('{"data": ["===="]}', "picture 0"),
+        "half a picture": (f'{{"data": [{unfinished}]}}', "incomplete"),
+        "a second one that is none": (f'{{"data": [{picture}, "AAAA"]}}', "picture 1"),
+        "cut off in a picture": (f'{{"data": [{picture[:50]}', "Invalid JSON"),
+        "a trailing comma": (f'{{"data": [{picture},]}}', "Invalid JSON"),
+        "something after the end": (f'{{"data": [{picture}]}}\x00', "Invalid JSON"),
+    }
     return {name: bad(*parts) for name, parts in found.items()}
 
 
