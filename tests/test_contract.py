@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -35,7 +35,15 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
-from tests.bad_bodies import Rows, at_the_limit, of_any_object, of_rows, unsupported
+from tests.bad_bodies import (
+    Rows,
+    Texts,
+    at_the_limit,
+    of_any_object,
+    of_rows,
+    of_texts,
+    unsupported,
+)
 from tools.check.repository import book
 from tools.check.selection import FULL
 from tools.measure.server import Server, wait_until
@@ -177,12 +185,14 @@ class Subject:
         return self.resolved(content["application/json"]["schema"])
 
     @cached_property
-    def rows(self) -> Rows:
-        """The description of rows in `/metadata` and in the schema of `/predict`."""
+    def entries(self) -> Rows | Texts:
+        """The description of entries in `/metadata` and in the schema of `/predict`."""
         data = self.resolved(self.body_schema("/predict")["properties"]["data"])
         row = self.resolved(data.get("items", {}))
         value = self.resolved(row.get("items", {}))
         sample = self.client.get("/metadata").json()["sample"][0]
+        if row.get("type") == "string":
+            return Texts(sample, data.get("maxItems", 1_000), row.get("pattern"))
         # The default bounds are those of float32, in which models compute.
         highest = 3.4028234663852886e38
         return Rows(
@@ -257,9 +267,9 @@ def described_by_the_book(
     """Returns what `/metadata` has to say under the names of the book."""
     prediction = predicted(subject, "/predict/test", found)
     return {
-        "data_type": "float32",
-        "data_structure": f"(1,{subject.rows.width})",
-        "data_sample": [subject.rows.sample],
+        "data_type": "float32" if isinstance(subject.entries, Rows) else "str",
+        "data_structure": subject.entries.shape,
+        "data_sample": [subject.entries.sample],
         "prediction_type": "float32",
         "prediction_structure": f"(1,{len(names)})",
         "prediction_sample": [pytest.approx(entry, abs=1e-5) for entry in prediction],
@@ -268,10 +278,8 @@ def described_by_the_book(
 
 def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
     """Predictions are in the order of the rows and the same in a batch as alone, even at bounds."""
-    rows = subject.rows
-    sample, usual = rows.sample, [float(rows.value)] * rows.width
-    outermost = [[bound] * rows.width for bound in (rows.lowest, rows.highest)]
-    data = [sample, usual, *outermost, sample[::-1]][: rows.most]
+    sample = subject.entries.sample
+    data = subject.entries.valid[: subject.entries.most]
     together = predicted(subject, "/predict", found, data)
     found.expect(len(together) == len(data), f"{len(data)} rows: {len(together)} entries")
     for row, entry in zip(data, together, strict=False):
@@ -290,7 +298,7 @@ def check_predictions(subject: Subject, names: list[str], found: Findings) -> No
 
 
 def predicted(
-    subject: Subject, path: str, found: Findings, rows: list[list[float]] | None = None
+    subject: Subject, path: str, found: Findings, rows: Sequence[Any] | None = None
 ) -> list[Any]:
     """Requests a prediction and, if it is a job, waits until the job has ended."""
     method = "post" if rows else "get"
@@ -316,7 +324,8 @@ def check_bad_bodies(subject: Subject) -> Findings:
     for path in subject.with_body:
         corpus = of_any_object(bool(subject.body_schema(path).get("required")))
         if path.startswith("/predict"):
-            corpus |= of_rows(subject.rows)
+            entries = subject.entries
+            corpus |= of_rows(entries) if isinstance(entries, Rows) else of_texts(entries)
             assert len(corpus) >= 60
         for name, (body, reason) in corpus.items():
             answer = subject.post(real(path), body)
@@ -325,7 +334,7 @@ def check_bad_bodies(subject: Subject) -> Findings:
             found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{path}, {name}: an echo")
     if subject.predicts:
         # Describing each of thousands of invalid values would stop the event loop for long.
-        nulls = json.dumps({"data": [[None] * subject.rows.width] * subject.rows.most}).encode()
+        nulls = json.dumps({"data": [subject.entries.of_nulls] * subject.entries.most}).encode()
         reasons = subject.post("/predict", nulls).json().get("detail", [])
         found.expect(len(reasons) == 1, f"/predict, only invalid values: {len(reasons)} reasons")
     found.expect(subject.lives(), "it does not live any more")
@@ -337,7 +346,7 @@ def check_unsupported_bodies(subject: Subject) -> Findings:
     found = Findings()
     for path in subject.with_body:
         is_predict = path.startswith("/predict")
-        valid = json.dumps({"data": [subject.rows.sample]} if is_predict else {}).encode()
+        valid = json.dumps({"data": [subject.entries.sample]} if is_predict else {}).encode()
         for name, (body, headers, reason) in unsupported(valid).items():
             answer = subject.post(real(path), body, headers)
             what = f"{path}, {name}: {answer.status_code} {answer.text[:200]}"
@@ -365,15 +374,15 @@ def check_bodies_at_the_limit(subject: Subject) -> Findings:
     limit = limit_of(subject)
     if not limit:
         return Findings(["10 MB are not refused"])
-    rows = subject.rows if subject.predicts else None
-    for name, body in at_the_limit(limit, rows).items():
+    entries = subject.entries if subject.predicts else None
+    for name, body in at_the_limit(limit, entries).items():
         answer = subject.post(subject.bounded, body)
         what = f"{name}, {len(body)} bytes: {answer.status_code} {answer.text[:200]}"
         found.expect(answer.status_code in (413, 422), what)
         found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{name}: an echo")
         found.expect(subject.lives(), f"{name}: it does not live any more")
         # Describing so many would stop the event loop for long.
-        if sum(map(body.count, b"[{:")) > MOST_PARTS + (rows.most if rows else 0):
+        if sum(map(body.count, b"[{:")) > MOST_PARTS + (entries.most if entries else 0):
             found.expect("lists, objects and fields" in answer.text, f"{what}: it was parsed")
     return found
 
@@ -858,7 +867,13 @@ def unfit_checks(subject: Subject) -> list[str]:
         for parameter in operation.get("parameters", [])
     ]
     # Reusing a key for another request gets a 422 even if the request is valid.
-    if "idempotency-key" in parameters:
+    types = {
+        media_type
+        for operation in subject.operations.values()
+        for media_type in operation.get("requestBody", {}).get("content", {})
+    }
+    # Nor does a schema say which bytes are a picture.
+    if "idempotency-key" in parameters or types - {"application/json"}:
         found.append("positive_data_acceptance")
     return found
 
@@ -909,7 +924,7 @@ def check_stop(subject: Subject) -> Findings:
 def something_to_ask(subject: Subject) -> tuple[str, bytes]:
     """Returns a path and a body for it, preferably those of a prediction."""
     if subject.predicts:
-        return "/predict", json.dumps({"data": [subject.rows.sample]}).encode()
+        return "/predict", json.dumps({"data": [subject.entries.sample]}).encode()
     return (subject.bounded, b"{}") if subject.bounded else ("/ready", b"")
 
 
@@ -1115,7 +1130,8 @@ def test_the_server_predicts_the_sample_of_its_directory(
     pattern, _ = request.node.callspec.params["start"]
     if subject.predicts:
         body = (pattern / "sample.json").read_bytes()
-        assert {len(row) for row in json.loads(body)["data"]} == {subject.rows.width}
+        if isinstance(subject.entries, Rows):
+            assert {len(row) for row in json.loads(body)["data"]} == {subject.entries.width}
         answer = subject.post("/predict", body)
         assert answer.status_code in (200, 202), answer.text
 
@@ -1221,8 +1237,10 @@ def test_rows_without_a_finite_answer_are_rejected(
     if not subject.predicts or {202, 502} & subject.declared("/predict", "post"):
         # The server of a queue has no model, nor has one that declares errors of another server.
         return
+    if not isinstance(rows := subject.entries, Rows):
+        # What a model gets for a text is for the pattern to say, and to test.
+        return
     write_model_without_answers(subject.get("/metadata").json(), tmp_path)
-    rows = subject.rows
     with start(MODEL_DIRECTORY=str(tmp_path)) as server, Subject(server) as unanswering:
         for path in ("/predict", "/predict/label"):
             for data, status in (
