@@ -563,6 +563,9 @@ def write_changed(models: Path, content: bytes, **changes: Any) -> None:
     metadata |= {"sha256": hashlib.sha256(content).hexdigest(), **changes}
     (models / "model.onnx").write_bytes(content)
     (models / "metadata.json").write_text(json.dumps(metadata))
+    preprocessing = json.loads((models / "preprocessing.json").read_bytes())
+    preprocessing["model_sha256"] = metadata["sha256"]
+    (models / "preprocessing.json").write_text(json.dumps(preprocessing))
 
 
 def graph(shape: list[int], *nodes: tuple[str, list[str]]) -> bytes:
@@ -599,6 +602,11 @@ def test_a_model_without_a_finite_answer_is_a_refusal(
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda models: (models / "model.onnx").unlink(), "no usable model"),
     "another file": (lambda models: (models / "model.onnx").write_bytes(b"x"), "SHA-256"),
+    "another preprocessing": (
+        lambda models: (models / "preprocessing.json").write_text('{"model_sha256": "0"}'),
+        "trained with another model",
+    ),
+    "no preprocessing": (lambda models: (models / "preprocessing.json").unlink(), "no usable"),
     "not a model": (lambda models: write_changed(models, b"x"), "not a model"),
     "labels": (
         lambda models: write_changed(models, (models / "model.onnx").read_bytes(), labels=["1"]),

@@ -34,13 +34,16 @@ class Model:
         """Loads `model.onnx` and `metadata.json` from the directory, and predicts once.
 
         Raises:
-            ModelError: a file is missing or unreadable, the two do not belong together, or the
-                model does not return finite probabilities for tensors [pictures, 3, side, side].
+            ModelError: a file is missing or unreadable, the model is another than that of the
+                metadata or of `preprocessing.json`, or it does not return finite probabilities for
+                tensors [pictures, 3, side, side].
         """
         try:
             self.metadata: dict[str, Any] = json.loads((directory / "metadata.json").read_bytes())
             content = (directory / self.metadata["file"]).read_bytes()
             digest = self.metadata["sha256"]
+            preprocessing = json.loads((directory / "preprocessing.json").read_bytes())
+            prepared_for = preprocessing["model_sha256"]
             self.labels: list[str] = self.metadata["labels"]
             self._input: str = self.metadata["input"]["name"]
             self._output: str = self.metadata["output"]["name"]
@@ -52,6 +55,7 @@ class Model:
         try:
             found = hashlib.sha256(content).hexdigest()
             require(found == digest, "its SHA-256 does not match metadata.json")
+            require(prepared_for == digest, "preprocessing.json was trained with another model")
             require(are_labels(self.labels), "labels is not a list of different texts")
             self._session = load(content)
             self.check_signature(side)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -92,8 +93,12 @@ def write_model(directory: Path, photos: int) -> Path:
         "input": {"name": "pictures"},
         "output": {"name": "probabilities"},
     }
-    file = json.dumps({"tensor": asdict(preprocessing)}).encode()
-    write(directory, Trained(model, file, metadata, b""), draw_photos(photos))
+    described = {"model_sha256": sha256(model).hexdigest(), "tensor": asdict(preprocessing)}
+    write(
+        directory,
+        Trained(model, json.dumps(described).encode(), metadata, b""),
+        draw_photos(photos),
+    )
     return directory
 
 
