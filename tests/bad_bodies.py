@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Bad(NamedTuple):
@@ -47,37 +47,42 @@ class Rows:
         return f'{{"data": [{self.row(first)}]}}'
 
     @property
-    def shape(self) -> str:
-        """The shape of one row, as `/metadata` gives it."""
-        return f"(1,{self.width})"
-
-    @property
     def valid(self) -> list[list[float]]:
-        """Some valid rows, even at the bounds."""
+        """Different rows, also at the bounds."""
         outermost = [[bound] * self.width for bound in (self.lowest, self.highest)]
-        return [self.sample, [float(self.value)] * self.width, *outermost, self.sample[::-1]]
+        usual = [float(self.value)] * self.width
+        return [self.sample, usual, *outermost, self.sample[::-1]][: self.most]
 
     @property
-    def of_nulls(self) -> list[None]:
-        """A row in which every value is invalid."""
-        return [None] * self.width
+    def nulls(self) -> list[Any]:
+        """As many invalid values as are possible."""
+        return [[None] * self.width] * self.most
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        """The type and the shape of one row, as the book describes them."""
+        return "float32", f"(1,{self.width})"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A server's description of valid texts, such as IDs: a sample, their limit, their pattern."""
+    """A server's description of valid texts, such as IDs: a sample, the limit, the pattern."""
 
     sample: str
     most: int
     pattern: str | None
 
-    shape = "(1,)"
-    of_nulls = None
-
     @property
     def valid(self) -> list[str]:
-        """Valid texts, of which only one is known."""
-        return [self.sample] * 5
+        return [self.sample] * min(self.most, 3)
+
+    @property
+    def nulls(self) -> list[Any]:
+        return [None] * self.most
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        return "str", "(1,1)"
 
 
 NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
@@ -287,21 +292,21 @@ def wrong_values(rows: Rows) -> dict[str, tuple[str, str]]:
     }
 
 
-def at_the_limit(limit_bytes: int, entries: Rows | Texts | None) -> dict[str, bytes]:
+def at_the_limit(limit_bytes: int, rows: Rows | Texts | None) -> dict[str, bytes]:
     """Returns bodies of the maximum size that contain many small errors."""
     found = {
         "unknown fields": filled(limit_bytes, "{", (f'"k{number}":0' for number in count()), "}"),
         "lists in a field": filled(limit_bytes, '{"k":[', iter(lambda: "[[[[0]]]]", ""), "]}"),
         "brackets": b"[" * limit_bytes,
     }
-    if entries:
+    if rows:
         found |= {
             "numbers for entries": filled(limit_bytes, '{"data":[', iter(lambda: "0", ""), "]}"),
             "texts for entries": filled(limit_bytes, '{"data":[', iter(lambda: '""', ""), "]}"),
             "one endless text": b'{"data":["' + b"x" * (limit_bytes - 13) + b'"]}',
         }
-    if isinstance(entries, Rows):
-        wrong_row = json.dumps([""] * entries.width)
+    if isinstance(rows, Rows):
+        wrong_row = json.dumps([""] * rows.width)
         found |= {
             "empty rows": filled(limit_bytes, '{"data":[', iter(lambda: "[]", ""), "]}"),
             "one endless row": filled(limit_bytes, '{"data":[[', iter(lambda: "0", ""), "]]}"),

@@ -185,8 +185,8 @@ class Subject:
         return self.resolved(content["application/json"]["schema"])
 
     @cached_property
-    def entries(self) -> Rows | Texts:
-        """The description of entries in `/metadata` and in the schema of `/predict`."""
+    def rows(self) -> Rows | Texts:
+        """The description of rows in `/metadata` and in the schema of `/predict`."""
         data = self.resolved(self.body_schema("/predict")["properties"]["data"])
         row = self.resolved(data.get("items", {}))
         value = self.resolved(row.get("items", {}))
@@ -266,10 +266,11 @@ def described_by_the_book(
 ) -> dict[str, Any]:
     """Returns what `/metadata` has to say under the names of the book."""
     prediction = predicted(subject, "/predict/test", found)
+    data_type, structure = subject.rows.structure
     return {
-        "data_type": "float32" if isinstance(subject.entries, Rows) else "str",
-        "data_structure": subject.entries.shape,
-        "data_sample": [subject.entries.sample],
+        "data_type": data_type,
+        "data_structure": structure,
+        "data_sample": [subject.rows.sample],
         "prediction_type": "float32",
         "prediction_structure": f"(1,{len(names)})",
         "prediction_sample": [pytest.approx(entry, abs=1e-5) for entry in prediction],
@@ -278,8 +279,7 @@ def described_by_the_book(
 
 def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
     """Predictions are in the order of the rows and the same in a batch as alone, even at bounds."""
-    sample = subject.entries.sample
-    data = subject.entries.valid[: subject.entries.most]
+    sample, data = subject.rows.sample, subject.rows.valid
     together = predicted(subject, "/predict", found, data)
     found.expect(len(together) == len(data), f"{len(data)} rows: {len(together)} entries")
     for row, entry in zip(data, together, strict=False):
@@ -298,7 +298,7 @@ def check_predictions(subject: Subject, names: list[str], found: Findings) -> No
 
 
 def predicted(
-    subject: Subject, path: str, found: Findings, rows: Sequence[Any] | None = None
+    subject: Subject, path: str, found: Findings, rows: Sequence[object] | None = None
 ) -> list[Any]:
     """Requests a prediction and, if it is a job, waits until the job has ended."""
     method = "post" if rows else "get"
@@ -324,8 +324,8 @@ def check_bad_bodies(subject: Subject) -> Findings:
     for path in subject.with_body:
         corpus = of_any_object(bool(subject.body_schema(path).get("required")))
         if path.startswith("/predict"):
-            entries = subject.entries
-            corpus |= of_rows(entries) if isinstance(entries, Rows) else of_texts(entries)
+            rows = subject.rows
+            corpus |= of_rows(rows) if isinstance(rows, Rows) else of_texts(rows)
             assert len(corpus) >= 60
         for name, (body, reason) in corpus.items():
             answer = subject.post(real(path), body)
@@ -334,7 +334,7 @@ def check_bad_bodies(subject: Subject) -> Findings:
             found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{path}, {name}: an echo")
     if subject.predicts:
         # Describing each of thousands of invalid values would stop the event loop for long.
-        nulls = json.dumps({"data": [subject.entries.of_nulls] * subject.entries.most}).encode()
+        nulls = json.dumps({"data": subject.rows.nulls}).encode()
         reasons = subject.post("/predict", nulls).json().get("detail", [])
         found.expect(len(reasons) == 1, f"/predict, only invalid values: {len(reasons)} reasons")
     found.expect(subject.lives(), "it does not live any more")
@@ -346,7 +346,7 @@ def check_unsupported_bodies(subject: Subject) -> Findings:
     found = Findings()
     for path in subject.with_body:
         is_predict = path.startswith("/predict")
-        valid = json.dumps({"data": [subject.entries.sample]} if is_predict else {}).encode()
+        valid = json.dumps({"data": [subject.rows.sample]} if is_predict else {}).encode()
         for name, (body, headers, reason) in unsupported(valid).items():
             answer = subject.post(real(path), body, headers)
             what = f"{path}, {name}: {answer.status_code} {answer.text[:200]}"
@@ -374,15 +374,15 @@ def check_bodies_at_the_limit(subject: Subject) -> Findings:
     limit = limit_of(subject)
     if not limit:
         return Findings(["10 MB are not refused"])
-    entries = subject.entries if subject.predicts else None
-    for name, body in at_the_limit(limit, entries).items():
+    rows = subject.rows if subject.predicts else None
+    for name, body in at_the_limit(limit, rows).items():
         answer = subject.post(subject.bounded, body)
         what = f"{name}, {len(body)} bytes: {answer.status_code} {answer.text[:200]}"
         found.expect(answer.status_code in (413, 422), what)
         found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{name}: an echo")
         found.expect(subject.lives(), f"{name}: it does not live any more")
         # Describing so many would stop the event loop for long.
-        if sum(map(body.count, b"[{:")) > MOST_PARTS + (entries.most if entries else 0):
+        if sum(map(body.count, b"[{:")) > MOST_PARTS + (rows.most if rows else 0):
             found.expect("lists, objects and fields" in answer.text, f"{what}: it was parsed")
     return found
 
@@ -924,7 +924,7 @@ def check_stop(subject: Subject) -> Findings:
 def something_to_ask(subject: Subject) -> tuple[str, bytes]:
     """Returns a path and a body for it, preferably those of a prediction."""
     if subject.predicts:
-        return "/predict", json.dumps({"data": [subject.entries.sample]}).encode()
+        return "/predict", json.dumps({"data": [subject.rows.sample]}).encode()
     return (subject.bounded, b"{}") if subject.bounded else ("/ready", b"")
 
 
@@ -1130,8 +1130,8 @@ def test_the_server_predicts_the_sample_of_its_directory(
     pattern, _ = request.node.callspec.params["start"]
     if subject.predicts:
         body = (pattern / "sample.json").read_bytes()
-        if isinstance(subject.entries, Rows):
-            assert {len(row) for row in json.loads(body)["data"]} == {subject.entries.width}
+        if isinstance(subject.rows, Rows):
+            assert {len(row) for row in json.loads(body)["data"]} == {subject.rows.width}
         answer = subject.post("/predict", body)
         assert answer.status_code in (200, 202), answer.text
 
@@ -1237,7 +1237,7 @@ def test_rows_without_a_finite_answer_are_rejected(
     if not subject.predicts or {202, 502} & subject.declared("/predict", "post"):
         # The server of a queue has no model, nor has one that declares errors of another server.
         return
-    if not isinstance(rows := subject.entries, Rows):
+    if not isinstance(rows := subject.rows, Rows):
         # What a model gets for a text is for the pattern to say, and to test.
         return
     write_model_without_answers(subject.get("/metadata").json(), tmp_path)
@@ -1361,6 +1361,13 @@ def test_a_careless_server_does_not_keep_it(check: Check) -> None:
     ):
         found = "\n".join(check(careless))
     assert [finding for finding in CONTROL[check] if finding not in found] == []
+
+
+def test_a_careless_server_of_ids_does_not_keep_it() -> None:
+    with run_uvicorn("tests.careless:ids", cwd=ROOT) as server, Subject(server) as careless:
+        found = "\n".join(check_bad_bodies(careless))
+    for name in ("no texts", "a misspelt field", "the text '../x'", "the text 'a\\n'"):
+        assert f"/predict, {name}: 200" in found, name
 
 
 def test_every_check_has_a_control() -> None:

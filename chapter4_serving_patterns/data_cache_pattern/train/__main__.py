@@ -37,7 +37,7 @@ def in_names_of_the_book(trained: Trained, photo: bytes) -> dict[str, Any]:
     return {
         "sample": [SAMPLE],
         "data_type": "str",
-        "data_structure": "(1,)",
+        "data_structure": "(1,1)",
         "data_sample": [SAMPLE],
         "prediction_type": "float32",
         "prediction_structure": f"(1,{predicted.shape[1]})",
