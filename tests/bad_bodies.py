@@ -70,7 +70,7 @@ class Texts:
 
     sample: str
     most: int
-    pattern: str | None
+    pattern: str | None = None
 
     @property
     def valid(self) -> list[str]:
@@ -83,6 +83,10 @@ class Texts:
     @property
     def structure(self) -> tuple[str, str]:
         return "str", "(1,1)"
+
+
+class Pictures(Texts):
+    """Texts that are pictures in base64."""
 
 
 NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
@@ -211,6 +215,13 @@ def of_rows(rows: Rows) -> dict[str, Bad]:
     return {name: bad(*parts) for name, parts in found.items()}
 
 
+def of_entries(rows: Rows | Texts) -> dict[str, Bad]:
+    """Returns bodies that are invalid where `{"data": rows}` is expected, whatever a row is."""
+    if isinstance(rows, Rows):
+        return of_rows(rows)
+    return of_pictures(rows) if isinstance(rows, Pictures) else of_texts(rows)
+
+
 def of_texts(texts: Texts) -> dict[str, Bad]:
     """Returns bodies that are invalid where `{"data": texts}` is expected."""
     text = json.dumps(texts.sample)
@@ -244,24 +255,47 @@ def of_texts(texts: Texts) -> dict[str, Bad]:
 
 # None is an ID, and each has a meaning somewhere else.
 OUTSIDE_A_PATTERN = (
-    *(
-        "",
-        " ",
-        ".",
-        "..",
-        "../x",
-        "/etc/passwd",
-        "a/b",
-        "a\\b",
-        "a:b",
-        "a\n",
-        "\0",
-        "a\0b",
-        "é",
-        "٣",
-    ),
-    *("'; DROP TABLE x; --", "%2e%2e", "{a}", "*", "$(id)", "x" * 5_000),
+    *("", " ", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a:b", "a\n", "\0", "a\0b"),
+    *("é", "٣", "'; DROP TABLE x; --", "%2e%2e", "{a}", "*", "$(id)", "x" * 5_000),
 )
+
+
+def of_pictures(pictures: Pictures) -> dict[str, Bad]:
+    """Returns bodies that are invalid where `{"data": pictures}` is expected."""
+    picture = json.dumps(pictures.sample)
+    unfinished = json.dumps(pictures.sample[: len(pictures.sample) // 8 * 4])
+    found: dict[str, tuple[str | bytes, str]] = {
+        "a list of pictures": (f"[{picture}]", "an object"),
+        "a misspelt field": (f'{{"dat": [{picture}]}}', "Field required"),
+        "a field in capitals": (f'{{"DATA": [{picture}]}}', "Field required"),
+        "a field too many": (f'{{"data": [{picture}], "model": "x"}}', "Extra inputs"),
+        "data twice": (f'{{"data": [{picture}], "data": []}}', "at least 1 item"),
+        "data is null": ('{"data": null}', "valid array"),
+        "data is a number": ('{"data": 1}', "valid array"),
+        "data is a picture": (f'{{"data": {picture}}}', "valid array"),
+        "data is an object": (f'{{"data": {{"0": {picture}}}}}', "valid array"),
+        "half a character": ('{"data": "\\ud800"}', "Invalid JSON"),
+        "no pictures": ('{"data": []}', "at least 1 item"),
+        "too many": (f'{{"data": [{",".join([picture] * (pictures.most + 1))}]}}', "at most"),
+        "a null picture": ('{"data": [null]}', "valid string"),
+        "a number": ('{"data": [1]}', "valid string"),
+        "true": ('{"data": [true]}', "valid string"),
+        "pixels": ('{"data": [[0, 255]]}', "valid string"),
+        "an object as picture": ('{"data": [{}]}', "valid string"),
+        "an empty text": ('{"data": [""]}', "at least 1 character"),
+        "no base64": ('{"data": ["%%%%"]}', "base64"),
+        "base64 that is cut off": (f'{{"data": [{picture[:-2]}"]}}', "base64"),
+        "base64 with a line break": (f'{{"data": [{picture[:50]}\\n{picture[50:]}]}}', "base64"),
+        "other letters": ('{"data": ["\u00e4\u00e4\u00e4\u00e4"]}', "base64"),
+        "no picture": ('{"data": ["AAAA"]}', "not a picture"),
+        "only padding": ('{"data": ["===="]}', "picture 0"),
+        "half a picture": (f'{{"data": [{unfinished}]}}', "incomplete"),
+        "a second one that is none": (f'{{"data": [{picture}, "AAAA"]}}', "picture 1"),
+        "cut off in a picture": (f'{{"data": [{picture[:50]}', "Invalid JSON"),
+        "a trailing comma": (f'{{"data": [{picture},]}}', "Invalid JSON"),
+        "something after the end": (f'{{"data": [{picture}]}}\x00', "Invalid JSON"),
+    }
+    return {name: bad(*parts) for name, parts in found.items()}
 
 
 def wrong_values(rows: Rows) -> dict[str, tuple[str, str]]:

@@ -41,9 +41,12 @@ def draw(
     return jpeg.getvalue()
 
 
+def photos_of(rows: np.ndarray, seed: int, light: float = 1.0) -> list[bytes]:
+    random = np.random.default_rng(seed)
+    return [draw(row, random, light=light) for row in rows]
+
+
 def load_photos(light: float = 1.0) -> tuple[list[bytes], np.ndarray, list[bytes], np.ndarray]:
     """Returns the photos and labels for training, then those for testing."""
     x_train, y_train, x_test, y_test = load()
-    random = np.random.default_rng(SEED)
-    photos = [[draw(row, random, light=light) for row in rows] for rows in (x_train, x_test)]
-    return photos[0], y_train, photos[1], y_test
+    return photos_of(x_train, SEED, light), y_train, photos_of(x_test, SEED + 1, light), y_test

@@ -121,7 +121,13 @@ def train(copies: int = COPIES, light: float = 1.0) -> Trained:
         "output": {"name": "probabilities", "shape": [None, len(LABELS)]},
         "labels": LABELS,
         "copies": copies,
+        # The names of the book.
+        "data_type": "str",
+        "data_structure": "(1,1)",
         "pair": hashlib.sha256(file).hexdigest(),
+        "prediction_type": "float32",
+        "prediction_structure": f"(1,{len(LABELS)})",
+        "prediction_sample": predicted[:1].tolist(),
         "metrics": evaluate(predicted, y_test),
         "training_data_sha256": digest(rows, y_train),
     }
