@@ -34,7 +34,7 @@ from chapter4_serving_patterns.data_cache_pattern.app.codec import (
     value_bytes,
 )
 from chapter4_serving_patterns.data_cache_pattern.app.images import tensor_from
-from chapter4_serving_patterns.data_cache_pattern.app.model import Model, ModelError
+from chapter4_serving_patterns.data_cache_pattern.app.model import Model
 from chapter4_serving_patterns.data_cache_pattern.app.pixels import Preprocessing
 from chapter4_serving_patterns.data_cache_pattern.app.seed import prewarm, seed
 from chapter4_serving_patterns.data_cache_pattern.app.settings import Settings
@@ -57,7 +57,7 @@ from chapter4_serving_patterns.data_cache_pattern.measure.processes import (
 )
 from tools.measure.results import Results
 from tools.measure.results import load as load_results
-from tools.measure.server import Server, wait_until
+from tools.measure.server import Server, ServerError, wait_until
 from tools.measure.servers import PostgresServer, Process, RedisServer, run_uvicorn
 from tools.run.processes import family_of, pause_all, unpause_all
 
@@ -311,7 +311,7 @@ def expected(world: World, *ids: str) -> Any:
     file = (world.settings.model_directory / "preprocessing.json").read_bytes()
     preprocessing = Preprocessing(**json.loads(file)["tensor"])
     tensors = np.stack([tensor_from(world.photos[each], preprocessing) for each in ids])
-    return Model(world.settings.model_directory, SIDE).predict(tensors)
+    return Model(world.settings.model_directory).predict(tensors)
 
 
 def test_a_second_request_hits_in_every_replica_and_is_predicted_again(
@@ -563,9 +563,6 @@ def write_changed(models: Path, content: bytes, **changes: Any) -> None:
     metadata |= {"sha256": hashlib.sha256(content).hexdigest(), **changes}
     (models / "model.onnx").write_bytes(content)
     (models / "metadata.json").write_text(json.dumps(metadata))
-    preprocessing = json.loads((models / "preprocessing.json").read_bytes())
-    preprocessing["model_sha256"] = metadata["sha256"]
-    (models / "preprocessing.json").write_text(json.dumps(preprocessing))
 
 
 def graph(shape: list[int], *nodes: tuple[str, list[str]]) -> bytes:
@@ -599,41 +596,21 @@ def test_a_model_without_a_finite_answer_is_a_refusal(
     assert "no finite answer" in answer.json()["detail"]
 
 
-UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda models: (models / "model.onnx").unlink(), "no usable model"),
-    "another file": (lambda models: (models / "model.onnx").write_bytes(b"x"), "SHA-256"),
-    "another preprocessing": (
-        lambda models: (models / "preprocessing.json").write_text('{"model_sha256": "0"}'),
-        "trained with another model",
-    ),
-    "no preprocessing": (lambda models: (models / "preprocessing.json").unlink(), "no usable"),
-    "not a model": (lambda models: write_changed(models, b"x"), "not a model"),
-    "labels": (
-        lambda models: write_changed(models, (models / "model.onnx").read_bytes(), labels=["1"]),
-        "of a float32 for each label",
-    ),
-    "rows": (lambda models: write_changed(models, graph([64], *FIRST_TEN)), "its only input"),
-    "smaller": (
-        lambda models: write_changed(models, graph([3, 32, 32], *FIRST_TEN)),
-        "its only input",
-    ),
-    "infinity": (
-        lambda models: write_changed(
-            models,
-            graph([3, SIDE, SIDE], *FIRST_TEN, ("Log", ["2"])),
-            output={"name": "3"},
-        ),
-        "not finite",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_what_is_not_the_model_of_the_metadata_is_not_served(models: Path, name: str) -> None:
-    change, reason = UNUSABLE[name]
-    change(models)
-    with pytest.raises(ModelError, match=reason):
-        Model(models, SIDE)
+@pytest.mark.parametrize("name", ["short_side", "side"])
+def test_a_model_with_the_preprocessing_of_another_is_not_served(
+    world: World, models: Path, name: str
+) -> None:
+    file = models / "preprocessing.json"
+    described = json.loads(file.read_bytes())
+    described["tensor"][name] -= 1
+    file.write_text(json.dumps(described))
+    app = f"{PACKAGE}.app.main:app"
+    env = variables_of(world.settings) | {"MODEL_DIRECTORY": str(models)}
+    with (
+        pytest.raises(ServerError, match="is of another model"),
+        run_uvicorn(app, cwd=ROOT, env=env),
+    ):
+        pass
 
 
 # --- the measurement ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Data that was fetched and prepared before is not fetched and prepared again."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from .codec import decode
 from .docs import add_docs
 from .guard import count_refusal
 from .images import PictureError
-from .model import Model, NoAnswerError
+from .model import Model, ModelError, NoAnswerError
 from .pictures import Pictures
 from .route import JsonRoute, refuse_invalid
 from .schema import (
@@ -52,8 +53,14 @@ STORED: dict[int | str, dict[str, Any]] = {
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Loads the model before the port opens; Redis and PostgreSQL may be down."""
     async with Pictures.opened(settings) as pictures:
-        app.state.pictures = pictures
-        app.state.model = Model(settings.model_directory, pictures.preprocessing.side)
+        model = Model(settings.model_directory)
+        side = pictures.preprocessing.side
+        if (model.pair, model.shape) != (pictures.pair, [3, side, side]):
+            raise ModelError(
+                f"preprocessing.json in {settings.model_directory} is of another model"
+            )
+        app.state.model, app.state.pictures = model, pictures
+        app.state.metadata = json.loads((settings.model_directory / "metadata.json").read_bytes())
         yield
 
 
@@ -211,7 +218,8 @@ async def ready(request: Request) -> dict[str, str]:
 @app.get("/metadata", tags=["model"], responses=UNAVAILABLE)
 async def metadata(request: Request) -> dict[str, Any]:
     """Describes the model: version, origin, input, output and metrics."""
-    return model_of(request).metadata
+    found: dict[str, Any] = request.app.state.metadata
+    return found
 
 
 @app.get("/label", tags=["model"], responses=UNAVAILABLE)

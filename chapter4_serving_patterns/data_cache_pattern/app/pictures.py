@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import Self
 
 from .cache import Cache, Found
@@ -22,6 +23,8 @@ class Pictures:
         self.freshness = settings.freshness
         file = (settings.model_directory / "preprocessing.json").read_bytes()
         self.preprocessing = Preprocessing(**json.loads(file)["tensor"])
+        # The model that was trained with this preprocessing names it so.
+        self.pair = sha256(file).hexdigest()
         self.digest = digest_of(self.preprocessing)
         self.store = Store(settings)
         self.cache = Cache(

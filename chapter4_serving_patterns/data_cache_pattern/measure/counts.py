@@ -44,7 +44,7 @@ class Expected(NamedTuple):
     @classmethod
     def of(cls, both: Bench) -> "Expected":
         pictures = Pictures(both.settings)
-        model = Model(both.models, pictures.preprocessing.side)
+        model = Model(both.models)
         images = [*both.photos.values()]
         values = [pictures.prepare("", image) for image in images]
         tensors = decode(values, pictures.preprocessing.side)

@@ -31,7 +31,7 @@ from ..train import heavy
 from ..train.__main__ import draw_photos, write
 from ..train.digits import LABELS, draw_warps
 from ..train.digits import load as load_digits
-from ..train.model import UNFITTED, Trained, export
+from ..train.model import SHAPE, UNFITTED, Trained, export
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
@@ -88,17 +88,17 @@ def write_model(directory: Path, photos: int) -> Path:
     classifier = heavy.fit(x_train[:ROWS], y_train[:ROWS])
     model = export(heavy.export(classifier, draw_warps(1)))
     preprocessing = replace(UNFITTED, mean=[0.6] * 3, deviation=[0.15] * 3)
+    described = {"model_sha256": sha256(model).hexdigest(), "tensor": asdict(preprocessing)}
+    file = json.dumps(described).encode()
     metadata = {
+        "name": "digits",
+        "version": "1",
+        "pair": sha256(file).hexdigest(),
         "labels": LABELS,
-        "input": {"name": "pictures"},
+        "input": {"name": "pictures", "shape": [None, *SHAPE]},
         "output": {"name": "probabilities"},
     }
-    described = {"model_sha256": sha256(model).hexdigest(), "tensor": asdict(preprocessing)}
-    write(
-        directory,
-        Trained(model, json.dumps(described).encode(), metadata, b""),
-        draw_photos(photos),
-    )
+    write(directory, Trained(model, file, metadata, b""), draw_photos(photos))
     return directory
 
 
