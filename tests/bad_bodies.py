@@ -1,7 +1,7 @@
 """The corpus of request bodies that every server must reject.
 
-The bodies fit rows of any width: the server's own description of a row defines what is valid. Each
-body comes with part of the reason that the error must give.
+The bodies fit rows of any width, or texts such as IDs: the server's own description of an entry
+defines what is valid. Each body comes with part of the reason that the error must give.
 """
 
 import gzip
@@ -65,11 +65,12 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A server's description of valid pictures: a sample in base64, and the most at once."""
+class Texts:
+    """A server's description of valid texts, such as IDs: a sample, the limit, the pattern."""
 
     sample: str
     most: int
+    pattern: str | None = None
 
     @property
     def valid(self) -> list[str]:
@@ -82,6 +83,10 @@ class Pictures:
     @property
     def structure(self) -> tuple[str, str]:
         return "str", "(1,1)"
+
+
+class Pictures(Texts):
+    """Texts that are pictures in base64."""
 
 
 NOT_JSON: Mapping[str, tuple[str | bytes, str]] = {
@@ -210,6 +215,51 @@ def of_rows(rows: Rows) -> dict[str, Bad]:
     return {name: bad(*parts) for name, parts in found.items()}
 
 
+def of_entries(rows: Rows | Texts) -> dict[str, Bad]:
+    """Returns bodies that are invalid where `{"data": rows}` is expected, whatever a row is."""
+    if isinstance(rows, Rows):
+        return of_rows(rows)
+    return of_pictures(rows) if isinstance(rows, Pictures) else of_texts(rows)
+
+
+def of_texts(texts: Texts) -> dict[str, Bad]:
+    """Returns bodies that are invalid where `{"data": texts}` is expected."""
+    text = json.dumps(texts.sample)
+    found: dict[str, tuple[str | bytes, str]] = {
+        "a list of texts": (f"[{text}]", "an object"),
+        "a misspelt field": (f'{{"dat": [{text}]}}', "Field required"),
+        "a field in capitals": (f'{{"DATA": [{text}]}}', "Field required"),
+        "a field too many": (f'{{"data": [{text}], "model": "x"}}', "Extra inputs"),
+        "data twice": (f'{{"data": [{text}], "data": []}}', "at least 1 item"),
+        "no texts": ('{"data": []}', "at least 1 item"),
+        "too many texts": (f'{{"data": [{",".join([text] * (texts.most + 1))}]}}', "at most"),
+        "data is no text": (b'{"data": "\xff"}', "Invalid JSON"),
+        "half a character": ('{"data": ["\\ud800"]}', "Invalid JSON"),
+        "cut off in a text": ('{"data": ["', "Invalid JSON"),
+        "a trailing comma": (f'{{"data": [{text},]}}', "Invalid JSON"),
+        "something after the end": (f'{{"data": [{text}]}}\x00', "Invalid JSON"),
+    }
+    for value in ("null", "true", "1", text, '{"0": "x"}'):
+        found[f"data is {value[:20]}"] = (f'{{"data": {value}}}', "valid array")
+    for value in ("null", "true", "false", "0", "1.5", "[]", f"[{text}]", "{}"):
+        found[f"the text {value[:20]}"] = (f'{{"data": [{value}]}}', "valid string")
+        found[f"the second text {value[:20]}"] = (f'{{"data": [{text}, {value}]}}', "valid string")
+    for value in ("NaN", "Infinity", "-Infinity"):
+        found[f"the text {value}"] = (f'{{"data": [{value}]}}', "valid string")
+    if texts.pattern:
+        for value in OUTSIDE_A_PATTERN:
+            body = json.dumps({"data": [texts.sample, value]})
+            found[f"the text {value[:20]!r}"] = (body, "should match pattern")
+    return {name: bad(*parts) for name, parts in found.items()}
+
+
+# None is an ID, and each has a meaning somewhere else.
+OUTSIDE_A_PATTERN = (
+    *("", " ", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a:b", "a\n", "\0", "a\0b"),
+    *("é", "٣", "'; DROP TABLE x; --", "%2e%2e", "{a}", "*", "$(id)", "x" * 5_000),
+)
+
+
 def of_pictures(pictures: Pictures) -> dict[str, Bad]:
     """Returns bodies that are invalid where `{"data": pictures}` is expected."""
     picture = json.dumps(pictures.sample)
@@ -276,7 +326,7 @@ def wrong_values(rows: Rows) -> dict[str, tuple[str, str]]:
     }
 
 
-def at_the_limit(limit_bytes: int, rows: Rows | None) -> dict[str, bytes]:
+def at_the_limit(limit_bytes: int, rows: Rows | Texts | None) -> dict[str, bytes]:
     """Returns bodies of the maximum size that contain many small errors."""
     found = {
         "unknown fields": filled(limit_bytes, "{", (f'"k{number}":0' for number in count()), "}"),
@@ -284,10 +334,15 @@ def at_the_limit(limit_bytes: int, rows: Rows | None) -> dict[str, bytes]:
         "brackets": b"[" * limit_bytes,
     }
     if rows:
+        found |= {
+            "numbers for entries": filled(limit_bytes, '{"data":[', iter(lambda: "0", ""), "]}"),
+            "texts for entries": filled(limit_bytes, '{"data":[', iter(lambda: '""', ""), "]}"),
+            "one endless text": b'{"data":["' + b"x" * (limit_bytes - 13) + b'"]}',
+        }
+    if isinstance(rows, Rows):
         wrong_row = json.dumps([""] * rows.width)
         found |= {
             "empty rows": filled(limit_bytes, '{"data":[', iter(lambda: "[]", ""), "]}"),
-            "numbers for rows": filled(limit_bytes, '{"data":[', iter(lambda: "0", ""), "]}"),
             "one endless row": filled(limit_bytes, '{"data":[[', iter(lambda: "0", ""), "]]}"),
             "rows of texts": filled(limit_bytes, '{"data":[', iter(lambda: wrong_row, ""), "]}"),
         }

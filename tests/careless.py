@@ -9,13 +9,13 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
@@ -110,3 +110,28 @@ async def ready() -> dict[str, str]:
 async def anything(path: str) -> dict[str, str]:
     """Answers any path with 200."""
     return {"status": path}
+
+
+class IdsRequest(BaseModel):
+    """Declares what an ID looks like, but does not check it."""
+
+    data: list[Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[0-9]{4}$"})]] = []
+
+
+ids = FastAPI()
+
+
+@ids.post("/predict")
+async def predict_ids(request: IdsRequest) -> Prediction:
+    return Prediction(prediction=[[1.0]] * len(request.data))
+
+
+@ids.get("/metadata")
+async def metadata_of_ids() -> dict[str, Any]:
+    return {"sample": ["0000"]}
+
+
+@ids.get("/ready")
+@ids.get("/health")
+async def ids_are_ready() -> dict[str, str]:
+    return {"status": "ready"}

@@ -38,10 +38,10 @@ import pytest
 from tests.bad_bodies import (
     Pictures,
     Rows,
+    Texts,
     at_the_limit,
     of_any_object,
-    of_pictures,
-    of_rows,
+    of_entries,
     unsupported,
 )
 from tools.check.repository import book
@@ -199,7 +199,7 @@ class Subject:
         return self.resolved(content["application/json"]["schema"])
 
     @cached_property
-    def rows(self) -> Rows | Pictures:
+    def rows(self) -> Rows | Texts:
         """The description of rows in `/metadata` and in the schema of `/predict`."""
         data = self.resolved(self.body_schema("/predict")["properties"]["data"])
         row = self.resolved(data.get("items", {}))
@@ -207,6 +207,8 @@ class Subject:
             return Pictures(self.client.get("/metadata").json()["sample"][0], data["maxItems"])
         value = self.resolved(row.get("items", {}))
         sample = self.client.get("/metadata").json()["sample"][0]
+        if row.get("type") == "string":
+            return Texts(sample, data.get("maxItems", 1_000), row.get("pattern"))
         # The default bounds are those of float32, in which models compute.
         highest = 3.4028234663852886e38
         return Rows(
@@ -338,8 +340,7 @@ def check_bad_bodies(subject: Subject) -> Findings:
     for path in subject.with_body:
         corpus = of_any_object(bool(subject.body_schema(path).get("required")))
         if path.startswith("/predict"):
-            rows = subject.rows
-            corpus |= of_rows(rows) if isinstance(rows, Rows) else of_pictures(rows)
+            corpus |= of_entries(subject.rows)
             assert len(corpus) >= 55
         for name, (body, reason) in corpus.items():
             answer = subject.post(real(path), body)
@@ -392,7 +393,7 @@ def check_bodies_at_the_limit(subject: Subject) -> Findings:
     if not limit:
         return Findings(["10 MB are not refused"])
     rows = subject.rows if subject.predicts else None
-    for name, body in at_the_limit(limit, rows if isinstance(rows, Rows) else None).items():
+    for name, body in at_the_limit(limit, rows).items():
         answer = subject.post(subject.bounded, body)
         what = f"{name}, {len(body)} bytes: {answer.status_code} {answer.text[:200]}"
         is_refused = answer.status_code in (413, *(subject.served - {200, 202}))
@@ -881,7 +882,8 @@ def unfit_checks(subject: Subject) -> list[str]:
     # FastAPI's own response to OPTIONS lists only the methods of the path's first route.
     found = ["unsupported_method"]
     # A schema describes JSON, but not which bytes are a picture or a tensor.
-    if any(subject.media_types(path) - {"application/json"} for path in subject.with_body):
+    bodies = [operation.get("requestBody", {}) for operation in subject.operations.values()]
+    if any(set(body.get("content", {})) - {"application/json"} for body in bodies):
         found.append("positive_data_acceptance")
     parameters = [
         parameter["name"]
@@ -1254,9 +1256,10 @@ def test_rows_without_a_finite_answer_are_rejected(
     if not subject.predicts or {202, 502} & subject.declared("/predict", "post"):
         # The server of a queue has no model, nor has one that declares errors of another server.
         return
+    if not isinstance(rows := subject.rows, Rows):
+        # What a model gets for a text is for the pattern to say, and to test.
+        return
     write_model_without_answers(subject.get("/metadata").json(), tmp_path)
-    rows = subject.rows
-    assert isinstance(rows, Rows)
     with start(MODEL_DIRECTORY=str(tmp_path)) as server, Subject(server) as unanswering:
         for path in ("/predict", "/predict/label"):
             for data, status in (
@@ -1377,6 +1380,13 @@ def test_a_careless_server_does_not_keep_it(check: Check) -> None:
     ):
         found = "\n".join(check(careless))
     assert [finding for finding in CONTROL[check] if finding not in found] == []
+
+
+def test_a_careless_server_of_ids_does_not_keep_it() -> None:
+    with run_uvicorn("tests.careless:ids", cwd=ROOT) as server, Subject(server) as careless:
+        found = "\n".join(check_bad_bodies(careless))
+    for name in ("no texts", "a misspelt field", "the text '../x'", "the text 'a\\n'"):
+        assert f"/predict, {name}: 200" in found, name
 
 
 def test_every_check_has_a_control() -> None:

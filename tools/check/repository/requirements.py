@@ -19,6 +19,8 @@ USED_BY_ANOTHER = {
     # On Python before 3.11.3.
     "async-timeout": "redis",
     "httptools": "uvicorn",
+    # Its dialect is in the URL of a database.
+    "psycopg2-binary": "sqlalchemy",
     # Pinned to a release that is compatible with the rest of the environment.
     "python-dateutil": "matplotlib",
     "uvloop": "uvicorn",
