@@ -1076,7 +1076,8 @@ def start(request: pytest.FixtureRequest, copies: Callable[[Path], Compose]) -> 
     """Runs the dependencies of a server and returns a function that starts it."""
     pattern, service = request.param
     compose = copies(pattern)
-    with run_around(compose, service):
+    # Only the limits of the server under test are to be reached.
+    with run_around(compose, service, MAX_REQUESTS_AT_ONCE="256"):
         yield partial(run_service, compose, service, **patient_settings(compose, service))
 
 

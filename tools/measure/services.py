@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -74,8 +74,11 @@ def run_service(compose: Compose, name: str, **environment: str) -> Iterator[Ser
 
 
 @contextmanager
-def run_around(compose: Compose, name: str) -> Iterator[None]:
-    """Runs the dependencies of a service and the pattern's workers."""
+def run_around(compose: Compose, name: str, **environment: str) -> Iterator[None]:
+    """Runs the dependencies of a service and the pattern's workers.
+
+    Servers among them get settings in addition to those of the file.
+    """
     workers = {
         service.name
         for service in compose.services.values()
@@ -86,7 +89,7 @@ def run_around(compose: Compose, name: str) -> Iterator[None]:
     with ExitStack() as stack:
         for service in compose.services.values():
             if service.name in needed:
-                start(compose, service, stack)
+                start(compose, service, stack, environment)
         yield
 
 
@@ -99,8 +102,10 @@ def dependencies_of(compose: Compose, names: set[str]) -> set[str]:
     return found
 
 
-def start(compose: Compose, service: Service, stack: ExitStack) -> None:
-    """Starts a service, which the stack stops."""
+def start(
+    compose: Compose, service: Service, stack: ExitStack, of_servers: Mapping[str, str]
+) -> None:
+    """Starts a service, which the stack stops, with more settings if it is a server."""
     image = service.image or ""
     if service.build:
         launch = stack.enter_context(launched(compose, service.name))
@@ -113,7 +118,7 @@ def start(compose: Compose, service: Service, stack: ExitStack) -> None:
             serve(
                 launch.command,
                 cwd=launch.directory,
-                env=launch.environment,
+                env={**launch.environment, **of_servers},
                 ready_url=f"http://127.0.0.1:{port}/ready",
                 port=port,
             )
