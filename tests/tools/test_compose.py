@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -640,10 +641,30 @@ def test_a_mounted_configuration_folder_is_rejected(tmp_path: Path) -> None:
     assert command.main(["up", str(write(tmp_path, {"services": services}))]) == 1
 
 
-def test_each_known_server_is_found_or_reported_with_how_to_install_it() -> None:
-    for image, program in (("redis:8", "redis-server"), ("postgres:17", "postgres")):
+def test_each_known_server_is_found() -> None:
+    servers = {"redis:8": "redis-server", "postgres:17": "postgres"}
+    for image, program in (servers | {"prom/prometheus:v2.53.3": "prometheus"}).items():
         assert find(image).name == program
-    try:
-        assert find("prom/prometheus:v3").name == "prometheus"
-    except MissingServerError as error:
-        assert "apt install prometheus" in str(error)
+
+
+def test_an_unpacked_server_is_found_last_and_only_with_its_companions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    image, unpacked = "prom/prometheus:v2.53.3", tmp_path / "debian/prometheus/usr/bin"
+    unpacked.mkdir(parents=True)
+    (unpacked / "prometheus").touch(0o755)
+    missing = (
+        "prometheus is not installed: run `apt install prometheus` or `brew install prometheus`"
+    )
+    with pytest.raises(MissingServerError, match=f"^{missing}$"):
+        find(image)
+    (tmp_path / "apt-get").touch(0o755)
+    with pytest.raises(MissingServerError, match=f"^{missing} or `make servers`$"):
+        find(image)
+    (unpacked / "promtool").touch(0o755)
+    assert find(image) == unpacked / "prometheus"
+    for name in ("prometheus", "promtool"):
+        (tmp_path / name).touch(0o755)
+    assert find(image) == tmp_path / "prometheus"

@@ -18,7 +18,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from tools.generate import requirements
+from tools.generate import environment, requirements
 from tools.measure.server import wait_until
 from tools.read.images import IMAGES
 from tools.read.patterns import ROOT
@@ -36,6 +36,9 @@ class Repository:
         self.command = ["make", "-C", str(root), "environment"]
         self.wheels = directory / "wheels"
         self.wheels.mkdir()
+        # A machine that has the servers that are no wheels, so that make unpacks none unasked.
+        self.servers = directory / "servers"
+        touch_servers(self.servers)
         for makefile in (ROOT / "Makefile", *ROOT.glob("*.mk")):
             shutil.copy(makefile, root)
         shutil.copytree(ROOT / "tools", root / "tools")
@@ -76,7 +79,8 @@ class Repository:
 
     def variables(self, **more: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
-        return inherited | {"PYTHON": sys.executable} | more
+        told = inherited | {"PYTHON": sys.executable} | more
+        return told | {"PATH": f"{told['PATH']}{os.pathsep}{self.servers}"}
 
     def only_packages_here(self, **more: str) -> dict[str, str]:
         """Variables with which pip installs, from the packages here."""
@@ -125,6 +129,67 @@ class Repository:
 
     def markers(self) -> set[str]:
         return {path.name for path in (self.root / ".venv").glob("*.installed")}
+
+
+def touch_servers(folder: Path) -> None:
+    folder.mkdir()
+    for image in IMAGES.values():
+        for name in (image.program, *image.companions) if image.unpacked else ():
+            (folder / name).touch(0o755)
+
+
+class Distribution:
+    """A repository of apt on this disk with one package, and what makes the real apt-get use it."""
+
+    def __init__(self, directory: Path, *programs: str) -> None:
+        self.directory = directory
+        self.lists = directory / "lists"
+        (self.lists / "partial").mkdir(parents=True)
+        (directory / "packages").mkdir()
+        sources = directory / "sources.list"
+        sources.write_text(f"deb [trusted=yes] file:{directory}/packages ./\n")
+        self.config = directory / "apt.conf"
+        self.config.write_text(
+            f'Dir::Etc::sourcelist "{sources}";\nDir::Etc::sourceparts "{os.devnull}";\n'
+            f'Dir::State::lists "{self.lists}";\nAPT::Sandbox::User "root";\n'
+        )
+        self.release("1.0", *programs)
+
+    def release(self, version: str, *programs: str) -> None:
+        """Replaces the package prometheus with another version."""
+        packages, tree = self.directory / "packages", self.directory / f"tree-{version}"
+        for old in packages.glob("*.deb"):
+            old.unlink()
+        (tree / "DEBIAN").mkdir(parents=True)
+        (tree / "usr/bin").mkdir(parents=True)
+        about = f"Package: prometheus\nVersion: {version}\nArchitecture: all\n"
+        about += "Maintainer: Ada <ada@example.org>\nDescription: an example\n"
+        (tree / "DEBIAN/control").write_text(about)
+        for name in programs:
+            (tree / "usr/bin" / name).write_text(f"#!/bin/sh\necho {name} {version}\n")
+            (tree / "usr/bin" / name).chmod(0o755)
+        package = packages / f"prometheus_{version}_all.deb"
+        built = ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(package)]
+        subprocess.run(built, check=True, capture_output=True)
+        digest = hashlib.sha256(package.read_bytes()).hexdigest()
+        about += f"Filename: ./{package.name}\nSize: {package.stat().st_size}\nSHA256: {digest}\n"
+        (packages / "Packages").write_text(about)
+
+    def update(self) -> None:
+        """Downloads the lists of the machine."""
+        update = ["apt-get", "-qq", "update"]
+        subprocess.run(update, env=os.environ | self.variables, check=True)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"APT_CONFIG": str(self.config)}
+
+
+@pytest.fixture
+def distribution(tmp_path: Path) -> Distribution:
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        pytest.skip("apt-get is not on this machine")
+    return Distribution(tmp_path / "distribution", "prometheus", "promtool")
 
 
 @pytest.fixture
@@ -232,15 +297,99 @@ def test_a_server_without_a_wheel_can_come_from_elsewhere(repository: Repository
     assert "postgres" not in failed.stderr
 
 
-def test_make_servers_installs_every_server_that_is_a_wheel() -> None:
-    command = ["make", "-n", "servers"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found = re.search(r'environment CATEGORIES="packages (.*)"', printed)
-    assert found
-    named = found[1].split()
-    assert set(named) == {image.wheel.category for image in IMAGES.values() if image.wheel}
+def test_make_servers_installs_every_server(
+    repository: Repository, distribution: Distribution
+) -> None:
+    wheels = {image.wheel.category for image in IMAGES.values() if image.wheel}
+    lock = json.loads((repository.root / "Pipfile.lock").read_text())
+    lock |= {"default": {}} | dict.fromkeys(wheels, lock["demo"])
+    (repository.root / "Pipfile.lock").write_text(json.dumps(lock))
+    repository.command[-1] = "servers"
+    installed = repository.with_pip(**distribution.variables)
+    assert installed.returncode == 0, installed.stderr
+    assert repository.markers() == {f"{name}.installed" for name in {"packages", *wheels}}
+    assert (repository.root / ".venv/debian/prometheus/usr/bin/prometheus").exists()
+
+
+def test_the_locked_server_of_redis_brings_what_its_client_needs() -> None:
     lock = json.loads((ROOT / "Pipfile.lock").read_text())
     assert "async-timeout" in requirements.packages_of(lock, ["redis-server"])
+
+
+@pytest.mark.parametrize("lists", ["missing", "current", "old"])
+def test_a_server_that_is_no_wheel_is_unpacked_once(
+    repository: Repository, distribution: Distribution, lists: str
+) -> None:
+    if lists != "missing":
+        distribution.update()
+    version = "1.0"
+    if lists == "old":
+        version = "2.0"
+        distribution.release(version, "prometheus", "promtool")
+    told = distribution.variables
+    first = repository.with_pip("CATEGORIES=prometheus-server", **told)
+    assert first.returncode == 0, first.stderr
+    assert "Unpacking prometheus from a package of this distribution\n" in first.stdout
+    environment = repository.root / ".venv"
+    program = environment / "debian/prometheus/usr/bin/prometheus"
+    assert subprocess.check_output([program], text=True) == f"prometheus {version}\n"
+    assert list((environment / "debian").iterdir()) == [environment / "debian/prometheus"]
+    assert not list(environment.glob("tmp*"))
+    again = repository.with_pip("CATEGORIES=prometheus-server", **told)
+    assert (again.returncode, again.stdout.count("Unpacking")) == (0, 0)
+    # What was only unpacked in part is unpacked again.
+    program.unlink()
+    assert repository.with_pip("CATEGORIES=prometheus-server", **told).returncode == 0
+    assert program.exists()
+
+
+def test_a_server_that_cannot_be_unpacked_is_an_error_for_what_needs_it(
+    repository: Repository, distribution: Distribution, tmp_path: Path
+) -> None:
+    distribution.release("2.0", "prometheus")
+    told = distribution.variables
+    failed = repository.with_pip("CATEGORIES=prometheus-server", **told)
+    assert failed.returncode == 2
+    assert (
+        "error: prometheus could not be unpacked: it is not in prometheus_2.0_all.deb with promtool"
+        "; run `apt install prometheus` or `brew install prometheus`, or use Docker\n"
+    ) in failed.stderr
+    (distribution.directory / "packages/Packages").write_text("")
+    missing = repository.with_pip("CATEGORIES=prometheus-server", **told)
+    problem = "prometheus could not be unpacked: apt-get: E: Unable to locate package prometheus; "
+    assert (missing.returncode, f"error: {problem}" in missing.stderr) == (2, True)
+    assert not (repository.root / ".venv/debian").exists()
+    # All categories are installed for everything else, too.
+    path = without_servers(tmp_path / "programs")
+    shutil.rmtree(repository.servers)
+    others = repository.with_pip(PATH=str(path), **told)
+    assert (others.returncode, f"note: {problem}" in others.stderr) == (0, True)
+    assert repository.runs("demo")
+
+
+def without_servers(folder: Path) -> Path:
+    """Returns a folder with every program on PATH except the servers that make unpacks."""
+    servers = {image.program for image in IMAGES.values() if image.unpacked}
+    folder.mkdir()
+    for each in os.environ["PATH"].split(os.pathsep):
+        for program in Path(each).iterdir() if Path(each).is_dir() else ():
+            if program.name not in servers and not (folder / program.name).is_symlink():
+                (folder / program.name).symlink_to(program)
+    return folder
+
+
+def test_only_servers_that_the_machine_lacks_are_unpacked_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.servers_of(set()) == []
+    (tmp_path / "apt-get").touch(0o755)
+    lacking = [image.program for image in environment.servers_of(set())]
+    assert lacking == [image.program for image in IMAGES.values() if image.unpacked]
+    touch_servers(tmp_path / "servers")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{tmp_path / 'servers'}")
+    assert environment.servers_of(set()) == []
+    assert len(environment.servers_of({"prometheus-server", "serving"})) == 1
 
 
 def test_an_unknown_category_is_named(repository: Repository) -> None:

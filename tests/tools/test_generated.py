@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tools.generate import files, index, new, readme, requirements
+from tools.generate import alerts, files, index, new, readme, requirements
 from tools.mesh import istio
 from tools.read.patterns import ROOT, patterns
 
@@ -127,6 +127,28 @@ def test_an_error_in_manifests_names_the_pattern(root: Path) -> None:
     # A supported value reaches Envoy's configuration.
     rule.write_text(right.replace("consecutive5xxErrors: 5", "consecutive5xxErrors: 6"))
     assert drifting(root) == {f"{mesh}/envoy.yaml"}
+
+
+def test_the_rules_of_prometheus_follow_from_the_manifest(root: Path) -> None:
+    assert not (root / ORIGINAL / "rules.yml").exists()
+    manifest = root / ORIGINAL / "manifests/prometheus_rule.yml"
+    shutil.copy(Path(__file__).with_name("prometheus_rule.yml"), manifest)
+    rules = f"{ORIGINAL}/rules.yml"
+    assert drifting(root) == {rules}
+    files.write(root)
+    assert drifting(root) == set()
+    (root / rules).write_text((root / rules).read_text().replace("0.05", "0.5"))
+    assert drifting(root) == {rules}
+    written = (root / rules).read_bytes()
+    manifest.write_text(manifest.read_text().replace("severity: page", "severty: page"))
+    for options in ([], ["--check"]):
+        refused = run(root, *options)
+        expected = f"error: {ORIGINAL}/manifests/prometheus_rule.yml: "
+        expected += "spec.groups[0].rules[0].labels.severity is missing\n"
+        assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", expected)
+    assert (root / rules).read_bytes() == written
+    with pytest.raises(alerts.AlertError):
+        files.write(root)
 
 
 def test_a_readme_without_a_results_block_is_an_error(root: Path) -> None:

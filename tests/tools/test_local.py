@@ -1356,11 +1356,14 @@ def test_concurrent_commands_are_rejected(pattern: Path) -> None:
     assert (result.returncode, "another command" in result.stderr) == (1, True)
 
 
-def test_a_missing_server_is_reported_with_its_package(pattern: Path) -> None:
-    write(pattern, {"prometheus": {"image": "prom/prometheus:v3.7.0"}})
+def test_a_missing_server_is_reported_with_its_package(
+    pattern: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(pattern, {"prometheus": {"image": "prom/prometheus:v2.53.3"}})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     result = run_local("up", pattern)
-    if result.returncode == 0:
-        pytest.skip("Prometheus is installed on this machine")
+    assert result.returncode == 1
     assert "prometheus is not installed: run `apt install prometheus`" in result.stderr
 
 
@@ -1568,6 +1571,52 @@ def envoy_config(port: int, admin: int, api: int) -> dict[str, Any]:
             "clusters": [cluster],
         },
     }
+
+
+@pytest.mark.parametrize("data", [[], ["metrics:/prometheus"], ["./data:/prometheus"]], ids=str)
+def test_prometheus_starts_again_with_its_data_and_rewritten_addresses(
+    pattern: Path, data: list[str]
+) -> None:
+    port, api = free_port(), free_port()
+    rules = [{"alert": "ApiDown", "expr": f'up{{instance="api:{api}"}} == 0'}]
+    files: dict[str, Any] = {
+        "prometheus.yml": {
+            "rule_files": ["/etc/prometheus/rules.yml"],
+            "scrape_configs": [
+                {"job_name": "api", "static_configs": [{"targets": [f"api:{api}"]}]}
+            ],
+        },
+        "rules.yml": {"groups": [{"name": "api", "rules": rules}]},
+    }
+    for name, content in files.items():
+        (pattern / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    address = f"http://127.0.0.1:{port}"
+    service = {
+        "image": "prom/prometheus:v2.53.3",
+        "command": [
+            "--config.file=/etc/prometheus/prometheus.yml",
+            "--storage.tsdb.path=/prometheus",
+            f"--web.listen-address=0.0.0.0:{port}",
+        ],
+        "ports": [f"127.0.0.1:{port}:{port}"],
+        "volumes": [*(f"./{name}:/etc/prometheus/{name}:ro" for name in files), *data],
+        "healthcheck": {"test": ["CMD", "promtool", "query", "instant", address, "vector(1)"]},
+    }
+
+    def asked(path: str) -> Any:
+        return httpx.get(f"{address}/api/v1/{path}").json()["data"]
+
+    for level in ("1", "2"):
+        services = {"api": server(api, environment={"LEVEL": level}), "prometheus": service}
+        up(pattern, services, volumes={"metrics": None})
+        assert f"- 127.0.0.1:{api}\n" in asked("status/config")["yaml"]
+        (rule,) = asked("rules")["groups"][0]["rules"]
+        assert (rule["name"], rule["query"]) == (
+            "ApiDown",
+            f'up{{instance="127.0.0.1:{api}"}} == 0',
+        )
+    for verb in ("stop", "start", "restart"):
+        assert run_local(verb, pattern, "prometheus").returncode == 0
 
 
 def test_only_the_owner_can_read_files_with_passwords(pattern: Path) -> None:

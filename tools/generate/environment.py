@@ -1,6 +1,7 @@
 """Installs categories of the lock: `python -m tools.generate.environment serving redis`.
 
 Without arguments it installs all categories; with `--create` it creates the environment instead.
+A server that is no Python package counts as a category, too: see `unpack`.
 It runs before anything is installed, so it imports only the standard library.
 
 It uses `uv`, which is several times faster than pip. But `uv` ignores pip's settings, so if there
@@ -28,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.generate.requirements import RequirementsError, packages_of, render
-from tools.read.images import IMAGES
+from tools.generate.unpack import UnpackError, unpack
+from tools.read.images import IMAGES, Image, on_this_machine
 from tools.read.patterns import ROOT
 
 Lock = dict[str, Any]
@@ -146,6 +148,14 @@ def install_packages(install_with: list[str], packages: dict[str, Any]) -> None:
                 run([*install_with, *options, "--requirement", requirements.name])
 
 
+def servers_of(named: Collection[str]) -> list[Image]:
+    """Returns the servers that are no Python packages: those named, or all that are lacking."""
+    found = [image for image in IMAGES.values() if image.unpacked and image.category]
+    if named:
+        return [image for image in found if image.category in named]
+    return [image for image in found if not on_this_machine(image)]
+
+
 def other_ways(categories: Collection[str]) -> Iterator[str]:
     """Yields where else the servers of these categories can come from."""
     for image in IMAGES.values():
@@ -213,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("categories", nargs="*", metavar="CATEGORY", help="default: all")
     parser.add_argument("--create", action="store_true", help="create the environment and end")
+    parser.add_argument("--servers", action="store_true", help="install every server, too")
     arguments = parser.parse_args()
     if arguments.create:
         create(ROOT / ".venv")
@@ -221,19 +232,30 @@ def main() -> None:
     if sys.prefix == sys.base_prefix:
         sys.exit("error: this Python is not in an environment: run `make environment`")
     lock: Lock = json.loads((ROOT / "Pipfile.lock").read_text())
-    categories = sorted(set(arguments.categories)) or categories_of(lock)
+    named = set(arguments.categories)
+    if arguments.servers:
+        named |= {image.category for image in IMAGES.values() if image.category}
+    servers = servers_of(named)
+    of_lock = named - {image.category for image in servers}
+    names: list[str] = []
     try:
         with only_one(environment):
-            markers = missing(environment, lock, categories)
-            if not markers:
-                return
-            names = [marker.stem for marker in markers]
-            print("Installing from the lock:", *names, flush=True)
-            install(environment, lock, names)
-            for marker, digest in markers.items():
-                marker.write_text(digest)
+            markers = missing(environment, lock, sorted(of_lock) if named else categories_of(lock))
+            if markers:
+                names = [marker.stem for marker in markers]
+                print("Installing from the lock:", *names, flush=True)
+                install(environment, lock, names)
+                for marker, digest in markers.items():
+                    marker.write_text(digest)
+            for image in servers:
+                unpack(environment, image)
     except RequirementsError as error:
         sys.exit(f"error: {error}")
+    except UnpackError as error:
+        if named:
+            sys.exit(f"error: {error}")
+        # Few patterns need these servers, and each of them says so.
+        print(f"note: {error}", file=sys.stderr)
     except InstallError:
         print(
             "error: some packages could not be installed, see above: check the connection and the "

@@ -1,14 +1,14 @@
 """Writes or compares every generated file.
 
-These are marked copies, requirements, Envoy configurations, plots, the index, the results in
-READMEs, RESULTS.md and CHOOSING.md.
+These are marked copies, requirements, configurations of Envoy and Prometheus, plots, the index, the
+results in READMEs, RESULTS.md and CHOOSING.md.
 """
 
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.generate import choosing, collected, copies, index, readme, requirements
+from tools.generate import alerts, choosing, collected, copies, index, readme, requirements
 from tools.measure import plot, results
 from tools.mesh import istio
 from tools.mesh import translate as mesh
@@ -16,6 +16,7 @@ from tools.read.compose import ComposeError
 from tools.read.patterns import patterns
 
 ERRORS = (
+    alerts.AlertError,
     ComposeError,
     copies.MarkError,
     istio.MeshError,
@@ -38,6 +39,8 @@ def generated(root: Path) -> Iterator[tuple[Path, bytes]]:
                 yield pattern / "envoy.yaml", mesh.translate(pattern).encode()
         except istio.MeshError as error:
             raise istio.MeshError(f"{pattern.relative_to(root)}: {error}") from None
+        if (rules := alerts.rules(pattern)) is not None:
+            yield pattern / "rules.yml", rules.encode()
         if drawn := plot.plot_of(pattern):
             yield pattern / results.PLOT_FILE, drawn
     for path, text in index.indexed(root).items():

@@ -1,7 +1,7 @@
 """Prints the make variables of a pattern for `pattern.mk`: `python -m tools.read DIRECTORY`.
 
-The output is one assignment a line: `CATEGORIES+=redis` for each lock category that the pattern
-needs without Docker, `SERVICES+=api` for each Compose service, `JOBS+=job` for each of them that
+The output is one assignment a line: `CATEGORIES+=redis` for each category that the pattern needs
+without Docker, `SERVICES+=api` for each Compose service, `JOBS+=job` for each of them that
 runs on demand, `TRAINS:=train` if one of the services trains, and `MOUNTED+=envoy.yaml` for each
 file that a service mounts.
 
@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from tools.read.images import IMAGES, Image, folders_of_the_machine, has_server, repository
+from tools.read.images import IMAGES, on_this_machine, repository
 
 EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
 # The packages of the root toolchain.
@@ -69,20 +69,13 @@ def exported(pattern: Path) -> list[str]:
     return [category for mark in marks if mark for category in mark[1].split()]
 
 
-def on_this_machine(known: Image) -> bool:
-    """Tells whether the server of an image is installed, with its companions."""
-    return any(has_server(folder, known) for folder in folders_of_the_machine(known))
-
-
 def assignments(pattern: Path) -> list[str]:
     """Returns the assignments for make."""
     text = (pattern / "docker-compose.yml").read_text("utf-8")
     found = services(text)
     known = [IMAGES[name] for name in map(repository, IMAGE.findall(text)) if name in IMAGES]
     # The servers of images that patterns do not build, such as Redis.
-    servers = [
-        image.wheel.category for image in known if image.wheel and not on_this_machine(image)
-    ]
+    servers = [image.category for image in known if image.category and not on_this_machine(image)]
     categories = [TOOLCHAIN, *exported(pattern), *servers]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),

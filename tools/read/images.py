@@ -24,6 +24,20 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Unpacked:
+    """A package of apt whose server runs wherever it is unpacked, for machines that have none."""
+
+    # What make calls it beside the categories of the Pipfile; its name ends in "-server".
+    category: str
+    package: str
+    folder: str
+
+    def root(self, environment: Path) -> Path:
+        """Returns where make unpacks the package, which may not have happened yet."""
+        return environment / "debian" / self.package
+
+
+@dataclass(frozen=True)
 class Image:
     """A server that patterns use from an image and that may be installed on the machine."""
 
@@ -33,6 +47,7 @@ class Image:
     brew_package: str
     apt_package: str | None = None
     wheel: Wheel | None = None
+    unpacked: Unpacked | None = None
     # A glob for folders off PATH where a distribution installs the program, one per version.
     distribution_folders: str | None = None
     # Programs that must be in the same folder.
@@ -45,6 +60,13 @@ class Image:
     data_folder: str | None = None
     # Whether mounted YAML files contain addresses of services.
     configured_by_files: bool = False
+
+    @property
+    def category(self) -> str | None:
+        """What make can install if this machine lacks the server."""
+        if self.unpacked:
+            return self.unpacked.category if shutil.which("apt-get") else None
+        return self.wheel.category if self.wheel else None
 
     def system_commands(self) -> list[str]:
         """Returns the commands that install the server from the machine's own packages."""
@@ -97,6 +119,7 @@ IMAGES: Mapping[str, Image] = {
     ),
     "prom/prometheus": Image(
         program="prometheus",
+        companions=("promtool",),
         command=(
             "prometheus",
             "--config.file=/etc/prometheus/prometheus.yml",
@@ -108,6 +131,8 @@ IMAGES: Mapping[str, Image] = {
         configured_by_files=True,
         apt_package="prometheus",
         brew_package="prometheus",
+        # It needs only the C library. It looks for its pages in /usr/share, so it shows none.
+        unpacked=Unpacked("prometheus-server", "prometheus", "usr/bin"),
     ),
 }
 
@@ -137,6 +162,11 @@ def folders_of_the_machine(known: Image) -> Iterator[Path]:
     if known.distribution_folders:
         folders = Path("/").glob(known.distribution_folders.removeprefix("/"))
         yield from sorted(folders, key=version_of, reverse=True)
+
+
+def on_this_machine(known: Image) -> bool:
+    """Tells whether the server of an image is installed, with its companions."""
+    return any(has_server(folder, known) for folder in folders_of_the_machine(known))
 
 
 def version_of(folder: Path) -> tuple[int, ...]:

@@ -1,6 +1,10 @@
-"""Finds the server program of an image: on PATH, in a distribution's folder, or in a wheel."""
+"""Finds the server program of an image.
+
+It may be on PATH, in a distribution's folder, in a wheel, or unpacked in the environment.
+"""
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +25,7 @@ def find(image: str) -> Path:
 
 
 def how_to_install(known: Image) -> str:
-    ways = [*known.system_commands(), *(["`make servers`"] if known.wheel else [])]
+    ways = [*known.system_commands(), *(["`make servers`"] if known.category else [])]
     return f"run {' or '.join(ways)}"
 
 
@@ -32,3 +36,5 @@ def candidate_folders(known: Image) -> Iterator[Path]:
         spec = importlib.util.find_spec(known.wheel.module)
         if spec and spec.origin:
             yield Path(spec.origin).parent / known.wheel.folder
+    if known.unpacked:
+        yield known.unpacked.root(Path(sys.prefix)) / known.unpacked.folder

@@ -332,16 +332,25 @@ def write_configs(
     compose: Compose, service: Service, paths: dict[str, Path], ports: Mapping[int, int]
 ) -> None:
     """Writes rewritten copies of mounted YAML files under `.local` and points `paths` to them."""
-    folder = state_dir(compose.pattern_dir) / "config" / service.name
+    known, sources = image_of(service), {}
     for target in [mount.target for mount in service.mounts if not mount.named]:
         source = paths[target]
-        if source.is_dir() and image_of(service).configured_by_files:
+        # The first `up` creates the folder of the data.
+        if known.data_folder and PurePosixPath(known.data_folder).is_relative_to(target):
+            continue
+        if source.is_dir() and known.configured_by_files:
             raise ComposeError(
                 f'{FILE_NAME}: service "{service.name}": volumes: mount the files of {source.name} '
                 "one by one: without Docker the addresses in them are rewritten"
             )
-        if source.suffix not in CONFIG_SUFFIXES:
-            continue
+        if source.suffix in CONFIG_SUFFIXES:
+            sources[target] = source
+    folder = state_dir(compose.pattern_dir) / "config" / service.name
+    # One of these files may name another, whose copy it then has to name.
+    paths.update({target: folder / source.name for target, source in sources.items()})
+    names = tuple(compose.services)
+    rewrite = rewriter(names, paths, ports)
+    for target, source in sources.items():
         try:
             documents = documents_of(source.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -349,11 +358,8 @@ def write_configs(
         except yaml.YAMLError as error:
             problem = " ".join(str(error).split())
             raise ComposeError(f"{source} is not valid YAML: {problem}") from None
-        names = tuple(compose.services)
-        rewrite = rewriter(names, paths, ports)
         documents = [rewritten_config(item, names, rewrite, ports) for item in documents]
         folder.mkdir(parents=True, exist_ok=True)
-        paths[target] = folder / source.name
         paths[target].write_text(
             yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )

@@ -123,6 +123,8 @@ def servers_of(pair: Pair) -> Iterator[tuple[Container, Body]]:
             dependency = pair.service.depends_on.get(server.name)
             # A service that must have completed no longer listens.
             listens = dependency and dependency.condition != "service_completed_successfully"
+            # No policy applies within a pod.
+            listens = listens and server.container.pod is not pair.container.pod
             named = re.findall(rf"(?<![\w.-]){re.escape(server.name)}:(\d+)", settings)
             if server.name != pair.name and (listens or named):
                 ports = container.body.get("ports") or []

@@ -1,12 +1,15 @@
 """Rules about probes, rollouts and stopping, so that every accepted request gets a response."""
 
+import math
 from collections.abc import Iterator
 
 from tools.check.manifests.subjects import (
     PROBES,
     Container,
+    Pair,
     Pod,
     mapping,
+    pairs,
     pods,
     serving_containers,
     started_containers,
@@ -62,10 +65,34 @@ def rolling_update_keeps_every_replica(pod: Pod) -> Iterator[str]:
 @rule(serving_containers)
 def grace_period_covers_the_stop(container: Container) -> Iterator[str]:
     grace = container.pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
-    shutdown = container.graceful_shutdown_seconds or 0
-    needed = container.sleep_seconds + shutdown + STOP_MARGIN_SECONDS
+    needed = seconds_until_exit(container)
     if grace < needed:
-        yield f"it is killed {grace} s after SIGTERM; set terminationGracePeriodSeconds: {needed}"
+        last = " and is the last to stop" if container.is_sidecar else ""
+        yield (
+            f"it is killed {grace} s after the pod began to stop{last}; "
+            f"set terminationGracePeriodSeconds: {needed}"
+        )
+
+
+def seconds_until_exit(container: Container) -> int:
+    """Returns how long after the pod began to stop a container may exit."""
+    # All containers sleep at the same time.
+    waits = [container.sleep_seconds, *map(seconds_until_exit, container.stops_after)]
+    shutdown = (container.graceful_shutdown_seconds or 0) + STOP_MARGIN_SECONDS
+    # Compose kills it after this time.
+    allowed = [pair.service.stop_grace_seconds for pair in container.pairs]
+    return math.ceil(max(waits) + max([shutdown, *allowed]))
+
+
+@rule(pairs)
+def init_container_ends_unless_it_is_a_sidecar(pair: Pair) -> Iterator[str]:
+    container, compose = pair.container, pair.container.pod.pattern.compose
+    if container.role == "initContainers":
+        ends = pair.name in compose.one_shots() or bool(pair.service.profiles)
+        if not (ends or container.is_sidecar):
+            yield "the others wait for it to end, but it runs on; set restartPolicy: Always"
+        if ends and container.is_sidecar:
+            yield "it ends, and is started again and again; remove its restartPolicy"
 
 
 @rule(serving_containers)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jsonschema
 import kubernetes_validate
@@ -27,13 +27,28 @@ from tools.check.manifests.subjects import (
 from tools.check.rules import rule
 from tools.read.patterns import ROOT
 
-ISTIO_CRDS = ROOT.parent / "shared/schemas/istio-crds.yaml"
-ISTIO_GROUPS = {
-    "extensions.istio.io",
-    "networking.istio.io",
-    "security.istio.io",
-    "telemetry.istio.io",
-}
+SCHEMAS = ROOT.parent / "shared/schemas"
+
+
+class CustomResources(NamedTuple):
+    """Kinds that Kubernetes does not have itself, and the file with their definitions."""
+
+    owner: str
+    file: Path
+    groups: tuple[str, ...]
+
+
+ISTIO = CustomResources(
+    "Istio",
+    SCHEMAS / "istio-crds.yaml",
+    ("extensions.istio.io", "networking.istio.io", "security.istio.io", "telemetry.istio.io"),
+)
+PROMETHEUS_OPERATOR = CustomResources(
+    "the Prometheus operator",
+    SCHEMAS / "prometheus-operator-crds.yaml",
+    ("monitoring.coreos.com",),
+)
+CUSTOM_RESOURCES = (ISTIO, PROMETHEUS_OPERATOR)
 KUBERNETES_VERSION = "1.34"
 # Kinds that Kubernetes or Istio also serve in an older version, so their schemas accept it.
 CURRENT_VERSIONS = {
@@ -79,7 +94,8 @@ def every_object_has_a_version_a_kind_and_a_name(found: Object) -> Iterator[str]
 
 @rule(objects, is_of_shape=True)
 def kubernetes_schema_accepts_the_object(found: Object) -> Iterator[str]:
-    if found.is_named and found.group not in ISTIO_GROUPS:
+    is_custom = any(found.group in each.groups for each in CUSTOM_RESOURCES)
+    if found.is_named and not is_custom:
         error = kubernetes_error(json.dumps(found.body, default=str))
         if error:
             yield f"{error}; see the API reference of Kubernetes {KUBERNETES_VERSION}"
@@ -98,19 +114,29 @@ def kubernetes_error(body: str) -> str:
 
 @rule(objects, is_of_shape=True)
 def istio_schema_accepts_the_object(found: Object) -> Iterator[str]:
-    if found.group in ISTIO_GROUPS and ISTIO_CRDS.is_file():
-        schema = istio_schemas().get((found.version, found.kind))
+    yield from custom_resource_errors(found, ISTIO)
+
+
+@rule(objects, is_of_shape=True)
+def prometheus_operator_schema_accepts_the_object(found: Object) -> Iterator[str]:
+    yield from custom_resource_errors(found, PROMETHEUS_OPERATOR)
+
+
+def custom_resource_errors(found: Object, known: CustomResources) -> Iterator[str]:
+    if found.group in known.groups and known.file.is_file():
+        reference = f"see the API reference of {known.owner}"
+        schema = custom_resource_schemas(known.file).get((found.version, found.kind))
         if schema is None:
-            yield f"there is no {found.kind} in {found.version}; see Istio's reference"
+            yield f"there is no {found.kind} in {found.version}; {reference}"
             return
         for error in jsonschema.Draft202012Validator(schema).iter_errors(found.body):
-            yield f"{error.json_path}: {error.message}; see Istio's reference"
+            yield f"{error.json_path}: {error.message}; {reference}"
 
 
 @cache
-def istio_schemas() -> dict[tuple[str, str], Body]:
+def custom_resource_schemas(file: Path) -> dict[tuple[str, str], Body]:
     schemas = {}
-    for crd in yaml.load_all(ISTIO_CRDS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
+    for crd in yaml.load_all(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
         group, kind = crd["spec"]["group"], crd["spec"]["names"]["kind"]
         for version in crd["spec"]["versions"]:
             schema = closed(version["schema"]["openAPIV3Schema"])

@@ -218,8 +218,8 @@ class Pod:
 
     @property
     def running(self) -> list["Container"]:
-        """The containers that run as long as the pod."""
-        return [container for container in self.containers if container.role == "containers"]
+        """The containers that run as long as the pod, native sidecars last."""
+        return [each for each in self.containers if each.role == "containers" or each.is_sidecar]
 
     @property
     def services(self) -> list[Object]:
@@ -270,6 +270,21 @@ class Container:
         return self.image.startswith(OUR_IMAGES)
 
     @property
+    def is_sidecar(self) -> bool:
+        """Whether it is a native sidecar, which starts before the others and stops after them."""
+        return self.role == "initContainers" and self.body.get("restartPolicy") == "Always"
+
+    @property
+    def stops_after(self) -> list["Container"]:
+        """The containers that must have exited before this one gets SIGTERM."""
+        running = self.pod.running
+        if not self.is_sidecar:
+            return []
+        # Sidecars stop in the reverse order of their start.
+        later = running[running.index(self) + 1 :]
+        return [each for each in running if not each.is_sidecar] + later
+
+    @property
     def security(self) -> Body:
         return mapping(self.body.get("securityContext"))
 
@@ -313,6 +328,8 @@ class Container:
     @property
     def graceful_shutdown_seconds(self) -> int | None:
         """uvicorn's limit, from an option of the command or a variable of image or service."""
+        if "uvicorn" not in self.command:
+            return None
         values = [option(self.command, "--timeout-graceful-shutdown")]
         for pair in self.pairs:
             build = pair.service.build
