@@ -37,6 +37,11 @@ def is_sampled(record_id: str, share: float) -> bool:
     return share >= 1 or crc32(record_id.encode()) < share * 2**32
 
 
+def version_of(metadata: dict[str, Any]) -> str:
+    """Names a model in records: another file is another model, whatever its version says."""
+    return f"{metadata['version']}-{metadata['sha256'][:12]}"
+
+
 def line_of(kind: str, record_id: str | None, **fields: Any) -> bytes:
     return to_json({"kind": kind, "id": record_id, "at": datetime.now(UTC), **fields}) + b"\n"
 

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 from .docs import add_docs
 from .guard import count_refusal
-from .log import Log, is_sampled
+from .log import Log, is_sampled, version_of
 from .model import Model, NoAnswerError
 from .outlier import OutlierModel
 from .refusals import LoggedProtocol, LogRefusals
@@ -58,6 +58,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     }
     log = Log(settings.log_directory, settings.log_segment_bytes, settings.log_max_bytes)
     app.state.model, app.state.outlier, app.state.log = model, outlier, log
+    app.state.version = version_of(model.metadata)
     LoggedProtocol.log = log
     yield
     log.close()
@@ -125,8 +126,7 @@ def predict_and_log(request: Request, rows: list[list[float]], **marks: bool) ->
         **marks,
         share=share,
         ms=round((perf_counter() - scope["began"]) * 1000, 3),
-        version=model.metadata["version"],
-        sha256=model.metadata["sha256"],
+        model=request.app.state.version,
         data=rows,
         **predicted._asdict(),
     )

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from .database import connect, within
 from .docs import add_docs
 from .guard import count_refusal
-from .log import ID
+from .log import ID, version_of
 from .model import Model
 from .route import JsonRoute, refuse_invalid
 from .schema import FEATURES, UNAVAILABLE, UNKNOWN, Refusal
@@ -199,7 +199,7 @@ def replay(request: Request, job_id: str) -> Replay:
     logged = [row.body for row in found(job_id) if row.kind == "prediction"]
     if not logged:
         raise HTTPException(404, "there is no prediction with this ID")
-    if logged[0]["sha256"] != model.metadata["sha256"]:
+    if logged[0]["model"] != version_of(model.metadata):
         raise HTTPException(409, "another model has made this prediction")
     prediction = model.predict(logged[0]["data"]).tolist()
     return Replay(job_id=job_id, prediction=prediction, equal=prediction == logged[0]["prediction"])
