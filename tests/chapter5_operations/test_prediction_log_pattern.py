@@ -1,5 +1,6 @@
 """prediction_log_pattern: real servers, shippers and PostgreSQL, killed, suspended and full."""
 
+import asyncio
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ import jsonschema
 import psutil
 import pytest
 
+from chapter5_operations.prediction_log_pattern.app import main
 from chapter5_operations.prediction_log_pattern.app import ship as shipping
 from chapter5_operations.prediction_log_pattern.app.log import (
     Log,
@@ -31,6 +33,7 @@ from chapter5_operations.prediction_log_pattern.app.log import (
     line_of,
     version_of,
 )
+from chapter5_operations.prediction_log_pattern.app.refusals import LoggedProtocol
 from chapter5_operations.prediction_log_pattern.app.tables import keep_days, partition_of
 from chapter5_operations.prediction_log_pattern.measure.counts import QUICK, claim_holds
 from chapter5_operations.prediction_log_pattern.measure.processes import (
@@ -286,6 +289,34 @@ def test_each_refusal_has_a_record_with_its_reason_and_without_its_body(
     assert record.pop("at")
     expected = {"kind": "refusal", "id": answer.headers["x-job-id"], "status": status}
     assert record == expected | {"reason": reason}
+
+
+def test_an_unexpected_error_has_an_id_and_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path, 10**6, 10**7)
+    monkeypatch.setattr(LoggedProtocol, "log", log, raising=False)
+    # Without a model, the handler fails.
+    transport = httpx.ASGITransport(main.app, raise_app_exceptions=False)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            return await client.post("/predict", content=BODY)
+
+    answer = asyncio.run(ask())
+    log.close()
+    (record,) = lines_in(tmp_path)
+    assert answer.status_code == record["status"] == 500
+    assert answer.headers["x-job-id"] == record["id"]
+    assert record["reason"] == "Internal Server Error"
+
+
+def test_a_closed_log_writes_nowhere(tmp_path: Path) -> None:
+    log = Log(tmp_path, 10**6, 10**7)
+    log.append("event", ID, event_id="1", event="label", value="setosa")
+    log.close()
+    assert not log.append("event", ID)
+    assert len(lines_in(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

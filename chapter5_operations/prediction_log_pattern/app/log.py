@@ -93,9 +93,10 @@ class Log:
         written = 0
         with suppress(OSError):
             written = os.write(self.file, line)
-        if written < len(line):
+        if 0 < written < len(line):
             # The disk is full. Part of a line would spoil the next one.
             os.ftruncate(self.file, self.size)
+        if written < len(line):
             return False
         self.size += written
         self.left -= written
@@ -134,6 +135,8 @@ class Log:
         if self.dropped:
             self.write(self.line_of_dropped())
         os.close(self.file)
+        # Another file may get the number.
+        self.file = -1
 
 
 def bytes_in(directory: Path) -> int:
