@@ -357,6 +357,7 @@ def test_a_server_that_cannot_be_unpacked_is_an_error_for_what_needs_it(
     (distribution.directory / "packages/Packages").write_text("")
     missing = repository.with_pip("CATEGORIES=prometheus-server", **told)
     problem = "prometheus could not be unpacked: apt-get: E: Unable to locate package prometheus; "
+    problem += "with new lists: apt-get: E: Unable to locate package prometheus; run `apt install "
     assert (missing.returncode, f"error: {problem}" in missing.stderr) == (2, True)
     assert not (repository.root / ".venv/debian").exists()
     # All categories are installed for everything else, too.

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tools.read.images import Image, has_server
 
-# Otherwise root's apt-get downloads as another user, who may not write into the environment.
-APT = ("apt-get", "-qq", "-o", "APT::Sandbox::User=root")
+# Otherwise root's apt-get downloads as another user, who may not write into the environment, and
+# takes a quarter of a minute to find out that there is no network.
+APT = ("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=1")
 
 
 class UnpackError(Exception):
@@ -46,12 +47,16 @@ def download(package: str, folder: Path) -> Path:
     """Downloads a package, with lists of its own if those of the machine are missing or old."""
     try:
         run([*APT, "download", package], folder)
-    except UnpackError:
+    except UnpackError as first:
         lists = folder / "lists"
         (lists / "partial").mkdir(parents=True)
         with_own = [*APT, "-o", f"Dir::State::lists={lists}"]
-        run([*with_own, "update"], folder)
-        run([*with_own, "download", package], folder)
+        try:
+            run([*with_own, "update"], folder)
+            run([*with_own, "download", package], folder)
+        except UnpackError as second:
+            # The update is no error for apt-get if it reaches nothing, so the first says more.
+            raise UnpackError(f"{first}; with new lists: {second}") from None
     (found,) = folder.glob("*.deb")
     return found
 
