@@ -1101,9 +1101,10 @@ def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
 def test_the_endpoints_named_beside_those_of_the_book_exist(
     subject: Subject, request: pytest.FixtureRequest
 ) -> None:
-    pattern, _ = request.node.callspec.params["start"]
+    pattern, service = request.node.callspec.params["start"]
+    (port,) = load(pattern).services[service].ports
     # A file server has no document.
-    named = book.endpoints(pattern / "BOOK.md") if subject.document else set()
+    named = book.endpoints(pattern / "BOOK.md", port) if subject.document else set()
     if subject.predicts:
         named |= book.endpoints(ROOT / "COMING_FROM_THE_BOOK.md")
     assert named <= set(subject.operations)
