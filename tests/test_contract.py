@@ -1135,10 +1135,10 @@ def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
 def test_the_endpoints_named_beside_those_of_the_book_exist(
     subject: Subject, request: pytest.FixtureRequest
 ) -> None:
-    pattern, _ = request.node.callspec.params["start"]
-    # A file server has no document, and where several programs serve, the book has one of them.
-    is_meant = subject.predicts or len([each for each, _ in servers() if each == pattern]) == 1
-    named = book.endpoints(pattern / "BOOK.md") if subject.document and is_meant else set()
+    pattern, service = request.node.callspec.params["start"]
+    (port,) = load(pattern).services[service].ports
+    # A file server has no document.
+    named = book.endpoints(pattern / "BOOK.md", port) if subject.document else set()
     if subject.predicts:
         named |= book.endpoints(ROOT / "COMING_FROM_THE_BOOK.md")
     assert named <= set(subject.operations)

@@ -38,10 +38,16 @@ def spans(cell: Token) -> list[Token]:
     return [child for child in cell.children or [] if child.type == "code_inline"]
 
 
-def endpoints(path: Path) -> set[tuple[str, str]]:
-    """Returns the path and the lower-case method of every endpoint that a document says is here."""
-    found = (re.match(r"(GET|POST) (/\S*)$", code) for row in rows(path) for code in row.here)
-    return {(match[2], match[1].lower()) for match in found if match}
+def endpoints(path: Path, port: int = 8000) -> set[tuple[str, str]]:
+    """Returns the path and the lower-case method of every endpoint that a document says is here.
+
+    Those of a server on another port than 8000 are written as in `GET :8001/log`.
+    """
+    codes = (
+        re.match(r"(GET|POST) (:\d+)?(/\S*)$", code) for row in rows(path) for code in row.here
+    )
+    found = (match.groups(":8000") for match in codes if match)
+    return {(path, method.lower()) for method, of_port, path in found if of_port == f":{port}"}
 
 
 @rule()
