@@ -32,6 +32,18 @@ def no_secret_is_generated_from_literals(kustomization: Object) -> Iterator[str]
             yield f"{generator['name']} holds literals; use an env file that is not committed"
 
 
+@rule(kustomizations)
+def files_of_generated_secrets_are_ignored(kustomization: Object) -> Iterator[str]:
+    # Git would also take the file of a directory that was copied out.
+    gitignore = kustomization.pattern.directory / ".gitignore"
+    ignored = gitignore.read_text(encoding="utf-8").splitlines() if gitignore.is_file() else []
+    for generator in kustomization.body.get("secretGenerator") or []:
+        for name in [*(generator.get("envs") or []), *(generator.get("files") or [])]:
+            path = f"manifests/{name.rpartition('=')[2]}"
+            if path not in ignored:
+                yield f"{path} may be committed; add it to the pattern's .gitignore"
+
+
 @rule(of_kind("ConfigMap"))
 def no_secret_is_in_a_config_map(config_map: Object) -> Iterator[str]:
     for name, value in mapping(config_map.body.get("data")).items():
