@@ -197,5 +197,13 @@ async def label(request: Request) -> dict[int, str]:
     return dict(enumerate(half_of(request).labels))
 
 
+def openapi() -> dict[str, Any]:
+    """Adds the schema of a body that FastAPI does not parse, because it may be a picture."""
+    document = FastAPI.openapi(app)
+    document["components"]["schemas"]["PredictRequest"] = PredictRequest.model_json_schema()
+    return document
+
+
+app.openapi = openapi  # type: ignore[method-assign]
 # Routes are tried in order, and FastAPI puts those of the documentation first.
 app.router.routes.sort(key=lambda route: not isinstance(route, APIRoute))

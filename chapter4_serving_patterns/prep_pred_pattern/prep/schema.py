@@ -71,5 +71,5 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 def bodies_of_pictures() -> dict[str, Any]:
     """Describes the bodies of a prediction for the OpenAPI document."""
     content: dict[str, Any] = {media_type: {"schema": {}} for media_type in PICTURE_TYPES}
-    content |= {"application/json": {"schema": PredictRequest.model_json_schema()}}
+    content["application/json"] = {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
     return {"requestBody": {"required": True, "content": content}}

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from tools.measure.plot import bars, canvas, legend
+from tools.measure.plot import bars, canvas
 from tools.measure.results import Results
 
 OURS = "a line in a file (this pattern)"
@@ -24,4 +24,4 @@ def draw(results: Results) -> Figure | None:
         x="time added to a prediction (µs)",
     )
     bars(axes, {way: max(figures[name], 0) for way, name in WAYS.items()}, [OURS])
-    return legend(figure)
+    return figure
