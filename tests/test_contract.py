@@ -1343,7 +1343,8 @@ CONTROL: dict[Check, list[str]] = {
         *("/predict, true: 200", "/predict, NaN: 5"),
         "/predict, only invalid values: 4000 reasons",
     ],
-    check_unsupported_bodies: ["/predict, UTF-16: 200", "/predict, the coding gzip: 4"],
+    # After a 500 the connection closes, which the next request, that of gzip, may run into.
+    check_unsupported_bodies: ["/predict, UTF-16: 200", "/predict, the coding GZIP: 4"],
     check_bodies_at_the_limit: ["10 MB are not refused"],
     check_large_body: ["100 MB, Transfer-Encoding: chunked: 422"],
     check_large_head: ["a header without an end: 0"],

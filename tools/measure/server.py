@@ -199,7 +199,7 @@ def tail(log: Path) -> str:
     return "\n".join(f"  | {line}" for line in lines) or "  | (no output)"
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float = 120) -> None:
     """Polls a condition until it is true; raises a TimeoutError at the deadline."""
     deadline = time.monotonic() + deadline_seconds
     while not condition():
