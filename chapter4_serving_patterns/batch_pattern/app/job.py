@@ -17,11 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import Connection, exc, func, select
 
 from . import chunks
+from .deadline import within
 from .model import Model, ModelError
 from .rows import read, write
 from .schema import FEATURES
 from .settings import Settings
-from .tables import connect, within
+from .tables import connect
 
 log = logging.getLogger("job")
 

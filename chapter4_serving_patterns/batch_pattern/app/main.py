@@ -18,12 +18,13 @@ from sqlalchemy import ColumnElement, Connection, insert, select, true
 from sqlalchemy.exc import DBAPIError
 
 from . import chunks
+from .deadline import within
 from .docs import add_docs
 from .guard import log_refusals, refusals
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, PredictRequest, Refusal
 from .settings import Settings
-from .tables import connect, items, predictions, unpredicted, within
+from .tables import connect, items, predictions, unpredicted
 
 settings = Settings()
 engine = connect(settings)

@@ -1,11 +1,6 @@
 """Defines the tables, and connects to PostgreSQL."""
 
 import math
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Timer
 
 from sqlalchemy import (
     ARRAY,
@@ -15,7 +10,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ColumnElement,
-    Connection,
     DateTime,
     Engine,
     ForeignKey,
@@ -130,20 +124,3 @@ def connect(settings: Settings) -> Engine:
     # The shortest that libpq takes is 2 s.
     timeout = max(2, math.ceil(settings.database_deadline_seconds))
     return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": timeout})
-
-
-@contextmanager
-def within(seconds: float, connection: Connection) -> Iterator[None]:
-    """Cuts the connection when the time is over, because psycopg2 waits for ever.
-
-    Its own way to wait with a deadline excludes COPY.
-    """
-    descriptor = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
-        timer = Timer(seconds, copy.shutdown, [socket.SHUT_RDWR])
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()

@@ -2,12 +2,8 @@
 
 import asyncio
 import math
-import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Timer
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +12,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
     Engine,
     Executable,
     LargeBinary,
@@ -35,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
+from .deadline import within
 from .schema import PICTURE_ID
 from .settings import Settings
 
@@ -159,17 +155,3 @@ class Store:
         # Threads that wait for PostgreSQL end at their deadline.
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.engine.dispose()
-
-
-@contextmanager
-def within(seconds: float, connection: Connection) -> Iterator[None]:
-    """Cuts the connection when the time is over, because psycopg2 waits for ever."""
-    descriptor = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
-        timer = Timer(seconds, copy.shutdown, [socket.SHUT_RDWR])
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()

@@ -1,13 +1,8 @@
-"""Connects to PostgreSQL, with a deadline for every statement and every wait."""
+"""Connects to PostgreSQL, with a deadline for every statement."""
 
 import math
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Timer
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url
+from sqlalchemy import Engine, NullPool, create_engine, make_url
 
 from .settings import Settings
 
@@ -24,20 +19,3 @@ def connect(settings: Settings) -> Engine:
         "options": f"-c statement_timeout={math.ceil(seconds * 1000)}",
     }
     return create_engine(url, poolclass=NullPool, connect_args=bounds)
-
-
-@contextmanager
-def within(seconds: float, connection: Connection) -> Iterator[None]:
-    """Cuts the connection when the time is over, because psycopg2 waits for ever.
-
-    PostgreSQL cannot keep the deadline itself while it is suspended.
-    """
-    descriptor = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
-        timer = Timer(seconds, copy.shutdown, [socket.SHUT_RDWR])
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()

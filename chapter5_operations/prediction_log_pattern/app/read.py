@@ -15,7 +15,8 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator
 from sqlalchemy import Connection, distinct, exists, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
-from .database import connect, within
+from .database import connect
+from .deadline import within
 from .docs import add_docs
 from .guard import count_refusal
 from .log import ID, version_of

@@ -17,7 +17,8 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from sqlalchemy import Connection, exc, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from .database import connect, within
+from .database import connect
+from .deadline import within
 from .log import ID, bytes_in
 from .settings import Settings
 from .tables import keep_days, shipped, today
