@@ -371,7 +371,7 @@ def repository(root: Path, changes: Changes) -> Repository:
         (directory / name).mkdir(parents=True)
     (directory / "app/settings.py").write_text(SETTINGS, encoding="utf-8")
     (directory / "Makefile").touch()
-    in_directory = {"docker-compose.yml", "Dockerfile"}
+    in_directory = {"docker-compose.yml", "Dockerfile", ".gitignore"}
     for file, content in files.items():
         if content is not None and file != "page":
             folder = directory if file in in_directory else directory / "manifests"
