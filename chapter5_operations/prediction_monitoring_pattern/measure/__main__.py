@@ -19,6 +19,7 @@ from .rates import (
     CHECKS,
     World,
     count_false_alarms,
+    half_differ,
     mean_is_off,
     notice,
     psi_is_high,
@@ -101,7 +102,12 @@ def main() -> int:
                 live, alone, times = count_live(database, models, Path(name))
             counts, control = counts | live, control | alone
             figures = times | measure_cpu(Path(name), env)
-            alarm_names = {"z_test_share": z_is_high, "psi_share": psi_is_high}
+            alarm_names = {
+                "z_test_share": z_is_high,
+                "psi_share": psi_is_high,
+                "half_of_features_share": half_differ,
+                "mean_5_percent_share": mean_is_off,
+            }
             figures |= {
                 each: share_of_alarms(world, alarm, 500, ROWS[0])
                 for each, alarm in alarm_names.items()
@@ -110,7 +116,6 @@ def main() -> int:
                 "scale_found_within_3": noticed["scale"].share,
                 "median_windows_to_alert": median(each.median_windows for each in noticed.values()),
                 "judge_ms": judge_ms(world),
-                "mean_5_percent_share": share_of_alarms(world, mean_is_off, 500, ROWS[0]),
             }
     results = Results(
         pattern=HERE.name,

@@ -9,6 +9,7 @@ OURS = "two windows in a row, p < 0.001 (this pattern)"
 RULES = {
     "a population stability index above 0.2": "psi_share",
     "a mean that is 5 % away": "mean_5_percent_share",
+    "half of the features at 0.05": "half_of_features_share",
     "a z-test at 0.001": "z_test_share",
 }
 

@@ -6,6 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import ks_2samp
 
 from ..app.callers import FAULTS, draw, load
 from ..app.judge import Check, Sample, judge, speaking
@@ -126,6 +127,13 @@ def psi_is_high(window: Sample, baseline: Sample) -> bool:
         if ((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum() > 0.2:
             return True
     return False
+
+
+def half_differ(window: Sample, baseline: Sample) -> bool:
+    """Half of the features differ at 0.05 by Kolmogorov-Smirnov, which is Evidently's default."""
+    pairs = zip(window.rows.T, baseline.rows.T, strict=True)
+    differ = [ks_2samp(*pair, method="asymp").pvalue < 0.05 for pair in pairs]
+    return bool(2 * sum(differ) >= len(differ))
 
 
 def share_of_alarms(world: World, alarm: Alarm, windows: int, rows: int) -> float:
