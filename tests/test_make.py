@@ -416,7 +416,9 @@ def test_a_client_calls_the_port_that_up_publishes(client: Path) -> None:
             server.settimeout(30)
             connection, _ = server.accept()
             with connection:
-                assert f"\r\nhost: localhost:{port}\r\n" in connection.recv(1000).decode().lower()
+                # A photo may follow the head in the same packet.
+                head = connection.recv(1000).decode("latin-1").lower()
+                assert f"\r\nhost: localhost:{port}\r\n" in head
         finally:
             calling.kill()
             calling.wait()
