@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ from chapter5_operations.prediction_monitoring_pattern.measure.live import (
 )
 from chapter5_operations.prediction_monitoring_pattern.measure.processes import (
     HERE,
+    PACKAGE,
+    ROOT,
     Database,
     Monitor,
     Server,
@@ -48,6 +51,7 @@ from chapter5_operations.prediction_monitoring_pattern.measure.rates import (
     notice,
 )
 from chapter5_operations.prediction_monitoring_pattern.train.__main__ import write
+from tools.measure.results import load as load_results
 from tools.measure.server import wait_until
 from tools.run.binaries import find
 from tools.run.processes import family_of, pause_all, unpause_all
@@ -496,6 +500,17 @@ def test_metrics_count_predictions_of_callers_and_every_refusal(
     rows = [float(line.split()[1]) for line in found if line.startswith("predictions_total{")]
     assert sum(rows) == 2
     assert any(line.startswith("model_info{") and line.endswith("1.0") for line in found)
+
+
+@pytest.mark.budget("measure --quick")
+def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"{PACKAGE}.measure", "--quick"]
+    command += ["--output", str(tmp_path / "measure")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = load_results(tmp_path)
+    assert results.holds
+    assert results.counts["false_alarms"] == results.counts["alerts_without_playbook"] == 0
+    assert results.control["false_alarms"] > 0
 
 
 # --- all of it ------------------------------------------------------------------------------------
