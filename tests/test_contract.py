@@ -223,6 +223,16 @@ class Subject:
             data.get("maxItems", 1_000),
         )
 
+    @cached_property
+    def beside_rows(self) -> dict[str, Any]:
+        """What a prediction requires besides its rows, with the values of the example."""
+        schema = self.body_schema("/predict")
+        required = set(schema.get("required", [])) - {"data"}
+        return {name: schema["example"][name] for name in sorted(required)}
+
+    def body(self, rows: Sequence[object]) -> dict[str, Any]:
+        return {"data": rows, **self.beside_rows}
+
     def __enter__(self) -> Self:
         return self
 
@@ -323,7 +333,7 @@ def predicted(
 ) -> list[Any]:
     """Requests a prediction and, if it is a job, waits until the job has ended."""
     method = "post" if rows else "get"
-    answer = subject.client.request(method, path, json={"data": rows} if rows else None)
+    answer = subject.client.request(method, path, json=subject.body(rows) if rows else None)
     if not {answer.status_code} & subject.declared(path, method) & {200, 202}:
         found.append(f"{method} {path}: {answer.status_code} {answer.text[:200]}")
         return []
@@ -356,7 +366,7 @@ def check_bad_bodies(subject: Subject) -> Findings:
             found.expect(len(answer.content) < LONGEST_ANSWER_BYTES, f"{path}, {name}: an echo")
     if subject.predicts:
         # Describing each of thousands of invalid values would stop the event loop for long.
-        nulls = json.dumps({"data": subject.rows.nulls}).encode()
+        nulls = json.dumps(subject.body(subject.rows.nulls)).encode()
         reasons = subject.post("/predict", nulls).json().get("detail", [])
         found.expect(len(reasons) == 1, f"/predict, only invalid values: {len(reasons)} reasons")
     found.expect(subject.lives(), "it does not live any more")
@@ -368,7 +378,7 @@ def check_unsupported_bodies(subject: Subject) -> Findings:
     found = Findings()
     for path in subject.with_body:
         is_predict = path.startswith("/predict")
-        valid = json.dumps({"data": [subject.rows.sample]} if is_predict else {}).encode()
+        valid = json.dumps(subject.body([subject.rows.sample]) if is_predict else {}).encode()
         for name, (body, headers, reason) in unsupported(valid).items():
             if headers["content-type"] in subject.media_types(path) - {"application/json"}:
                 continue
@@ -895,6 +905,11 @@ def unfit_checks(subject: Subject) -> list[str]:
     bodies = [operation.get("requestBody", {}) for operation in subject.operations.values()]
     if any(set(body.get("content", {})) - {"application/json"} for body in bodies):
         found.append("positive_data_acceptance")
+    # Nor does it say which times are in the past.
+    schemas = map(subject.resolved, subject.definitions.values())
+    fields = [field for schema in schemas for field in schema.get("properties", {}).values()]
+    if any(field.get("format") == "date-time" for field in fields):
+        found.append("positive_data_acceptance")
     parameters = [
         parameter["name"]
         for operation in subject.operations.values()
@@ -952,7 +967,7 @@ def check_stop(subject: Subject) -> Findings:
 def something_to_ask(subject: Subject) -> tuple[str, bytes]:
     """Returns a path and a body for it, preferably those of a prediction."""
     if subject.predicts:
-        return "/predict", json.dumps({"data": [subject.rows.sample]}).encode()
+        return "/predict", json.dumps(subject.body([subject.rows.sample])).encode()
     return (subject.bounded, b"{}") if subject.bounded else ("/ready", b"")
 
 

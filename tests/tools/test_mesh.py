@@ -242,6 +242,64 @@ spec:
             stat_prefix: rate
 """  # noqa: E501
 
+STICKY = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  name: sticky
+spec:
+  configPatches:
+    - applyTo: HTTP_ROUTE
+      match:
+        context: SIDECAR_OUTBOUND
+        routeConfiguration:
+          vhost:
+            route:
+              name: users
+      patch:
+        operation: MERGE
+        value:
+          route:
+            hash_policy:
+              - header:
+                  header_name: x-user-id
+                  regex_rewrite:
+                    pattern:
+                      regex: ^(.*)$
+                    substitution: first:\\1
+            weighted_clusters:
+              use_hash_policy: true
+"""
+
+SPLIT = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: predictor
+spec:
+  hosts:
+    - predictor
+  http:
+    - name: users
+      match:
+        - headers:
+            x-user-id: {}
+      route:
+        - destination:
+            host: predictor
+            subset: v1
+          weight: 90
+        - destination:
+            host: predictor
+            subset: v2
+          weight: 10
+    - name: rest
+      route:
+        - destination:
+            host: predictor
+            subset: v1
+"""
+
 PLAIN_RULE = """
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -358,7 +416,7 @@ def test_the_text_is_marked_as_generated_and_reproducible(pattern: Pattern) -> N
         "# Generated from manifests/ by make fix: change those, not this."
     )
     assert text == mesh.translate(pattern_dir)
-    assert "&" not in text
+    assert "&id" not in text
 
 
 def test_each_match_becomes_a_route_with_all_its_conditions(pattern: Pattern) -> None:
@@ -558,6 +616,56 @@ def test_two_envoy_filters_are_merged_field_by_field_and_lists_are_joined(
         for mapper in manager["local_reply_config"]["mappers"]
     ]
     assert flags == [["UO"], ["UT"]]
+
+
+WITHOUT_HASH = f"{PLAIN_RULE}  subsets:{DESTINATION_RULE.partition('  subsets:')[2]}"
+STICKY_FILES = {VS: SPLIT, DR: WITHOUT_HASH, EF: STICKY}
+
+
+def test_an_envoy_filter_makes_the_weights_of_a_route_sticky(pattern: Pattern) -> None:
+    users, rest = routes_of(translated(pattern(STICKY_FILES)))
+    salted = {"pattern": {"regex": "^(.*)$"}, "substitution": "first:\\1"}
+    by_user = {"header": {"header_name": "x-user-id", "regex_rewrite": salted}}
+    assert users["route"]["hash_policy"] == [by_user]
+    assert users["route"]["weighted_clusters"]["use_hash_policy"] is True
+    weights = [one["weight"] for one in users["route"]["weighted_clusters"]["clusters"]]
+    assert weights == [90, 10]
+    assert not {"hash_policy", "weighted_clusters"} & set(rest["route"])
+    validate(pattern(STICKY_FILES))
+
+
+def test_the_hash_policy_of_a_patch_is_added_to_that_of_the_rule(pattern: Pattern) -> None:
+    by_cookie = rule("{loadBalancer: {consistentHash: {httpCookie: {name: user}}}}")
+    subsets = f"  subsets:{DESTINATION_RULE.partition('  subsets:')[2]}".partition("      traffic")[
+        0
+    ]
+    files = STICKY_FILES | {DR: by_cookie + subsets}
+    users, _ = routes_of(translated(pattern(files)))
+    assert [*map(list, users["route"]["hash_policy"])] == [["cookie"], ["header"]]
+    only_weights = (
+        STICKY[: STICKY.index("            hash_policy:")]
+        + STICKY[STICKY.index("            weighted_clusters:") :]
+    )
+    users, _ = routes_of(translated(pattern(files | {EF: only_weights})))
+    assert [*map(list, users["route"]["hash_policy"])] == [["cookie"]]
+
+
+def test_weights_of_a_named_route_can_be_changed_while_envoy_runs(pattern: Pattern) -> None:
+    config = translated(pattern(STICKY_FILES))
+    users, _ = routes_of(config)
+    assert users["route"]["weighted_clusters"]["runtime_key_prefix"] == "weights.users"
+    assert config["layered_runtime"] == {"layers": [{"name": "admin", "admin_layer": {}}]}
+    paths = [path["safe_regex"]["regex"] for path in config["admin"]["allow_paths"]]
+    assert len(paths) == 2
+    unnamed = SPLIT.replace("- name: users\n      match", "- match")
+    first, _ = routes_of(translated(pattern(STICKY_FILES | {VS: unnamed, EF: None})))
+    assert "runtime_key_prefix" not in first["route"]["weighted_clusters"]
+
+
+def test_without_weights_nothing_can_be_changed_while_envoy_runs(pattern: Pattern) -> None:
+    config = translated(pattern({VS: None}))
+    assert "layered_runtime" not in config
+    assert len(config["admin"]["allow_paths"]) == 1
 
 
 def test_a_file_may_contain_several_documents_and_unrelated_objects(
@@ -772,7 +880,7 @@ MUTANTS = [
      f"{IN_VS} spec is a second VirtualService of predictor, after {IN_VS}"),
     (EF, "applyTo: HTTP_FILTER", "applyTo: CLUSTER",
      f"{IN_EF} spec.configPatches[1].applyTo "
-     "should be NETWORK_FILTER or HTTP_FILTER, not 'CLUSTER'"),
+     "should be NETWORK_FILTER or HTTP_FILTER or HTTP_ROUTE, not 'CLUSTER'"),
     (EF, "operation: MERGE", "operation: REPLACE",
      f"{IN_EF} spec.configPatches[0].patch.operation should be MERGE, not 'REPLACE'"),
     (EF, "operation: INSERT_BEFORE", "operation: INSERT_AFTER",
@@ -819,6 +927,69 @@ def test_unsupported_input_is_rejected_with_file_and_field(
         mesh.translate(pattern({name: FILES[name].replace(old, new)}))
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
+
+
+IN_STICKY = "manifests/envoy_filter.yml: EnvoyFilter sticky: spec.configPatches[0]"
+IN_ROUTE = f"{IN_STICKY}.patch.value.route"
+HEADER = f"{IN_ROUTE}.hash_policy[0].header"
+# The file, the text to replace, its replacement, and the beginning of the message.
+STICKY_MUTANTS = {
+    "an unknown route": (EF, "name: users", "name: user",
+     f"{IN_STICKY}.match.routeConfiguration.vhost.route.name 'user' "
+     "is no route of a VirtualService; did you mean users?"),
+    "a route without weights": (EF, "name: users", "name: rest",
+     f"{IN_ROUTE}.weighted_clusters has no effect: rest has no weights"),
+    "a route that answers itself": (VS, SPLIT[SPLIT.index("      route:\n") :],
+     "      directResponse: {status: 422}\n",
+     f"{IN_ROUTE}.weighted_clusters has no effect: users has no weights"),
+    "a match with its own name": (VS, "- headers:", "- name: known\n          headers:",
+     f"{IN_ROUTE} has no effect on users.known: a match with a name has its own"),
+    "no hash policy": (EF, STICKY[STICKY.index("            hash_pol") : STICKY.index(
+        "            weighted")], "",
+     f"{IN_ROUTE}.hash_policy is missing, and no consistentHash is in its place"),
+    "no hash for the weights": (EF, STICKY[STICKY.index("            weighted") :], "",
+     f"{IN_ROUTE}.weighted_clusters is missing"),
+    "a hash for nothing": (EF, "use_hash_policy: true", "use_hash_policy: false",
+     f"{IN_ROUTE}.weighted_clusters.use_hash_policy should be True, not False"),
+    "a misspelt field": (EF, "use_hash_policy", "use_hash_polcy",
+     f"{IN_ROUTE}.weighted_clusters.use_hash_polcy {UNKNOWN}; did you mean use_hash_policy?"),
+    "other weights": (EF, "use_hash_policy: true", "use_hash_policy: true\n"
+     "              total_weight: 100", f"{IN_ROUTE}.weighted_clusters.total_weight {UNKNOWN}"),
+    "another field of the route": (EF, "            hash_policy:",
+     "            timeout: 1s\n            hash_policy:", f"{IN_ROUTE}.timeout {UNKNOWN}"),
+    "a hash of a cookie": (EF, "- header:", "- cookie:",
+     f"{IN_ROUTE}.hash_policy[0].cookie {UNKNOWN}"),
+    "two headers": (EF, "              - header:",
+     "              - header: {header_name: x-other}\n              - header:",
+     f"{IN_ROUTE}.hash_policy should be one header"),
+    "no header": (EF, "                  header_name: x-user-id\n", "",
+     f"{HEADER}.header_name is missing"),
+    "a header in capitals": (EF, "header_name: x-user-id", "header_name: X-User-Id",
+     f"{HEADER}.header_name is not a header name in lower case, as Istio requires"),
+    "an invalid regex": (EF, "regex: ^(.*)$", "regex: ^(.*$",
+     f"{HEADER}.regex_rewrite.pattern.regex is not a regular expression: "),
+    "a group that is not there": (EF, "first:\\1", "first:\\2",
+     f"{HEADER}.regex_rewrite.substitution has \\2, and the regex 1 groups"),
+    "another operation": (EF, "operation: MERGE", "operation: REPLACE",
+     f"{IN_STICKY}.patch.operation should be MERGE, not 'REPLACE'"),
+    "a route of callers": (EF, "context: SIDECAR_OUTBOUND", "context: SIDECAR_INBOUND",
+     f"{IN_STICKY}.match.context should be SIDECAR_OUTBOUND, not 'SIDECAR_INBOUND'"),
+    "every route": (EF, "            route:\n              name: users\n", "            {}\n",
+     f"{IN_STICKY}.match.routeConfiguration.vhost.route is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"), STICKY_MUTANTS.values(), ids=STICKY_MUTANTS
+)
+def test_a_patch_of_a_route_without_its_effect_is_rejected(
+    pattern: Pattern, name: str, old: str, new: str, message: str
+) -> None:
+    assert old in STICKY_FILES[name]
+    files = STICKY_FILES | {name: STICKY_FILES[name].replace(old, new, 1)}
+    with pytest.raises(istio.MeshError) as refused:
+        mesh.translate(pattern(files))
+    assert str(refused.value).startswith(message)
 
 
 @pytest.mark.parametrize("kind", ["Gateway", "ServiceEntry", "Sidecar"])

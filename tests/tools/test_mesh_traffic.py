@@ -225,6 +225,8 @@ spec:
   configPatches: [PATCH]
 """
 
+# What Envoy itself adds to a request that it mirrors.
+NAMED_BY_ENVOY = {"x-envoy-internal", "x-forwarded-for"}
 TO_BOTH = "route: [{destination: {host: predictor}}]"
 TO_V1 = "route: [{destination: {host: predictor, subset: v1}}]"
 TO_V2 = "route: [{destination: {host: predictor, subset: v2}}]"
@@ -557,6 +559,116 @@ def test_hashing_a_cookie_sets_the_cookie(bench: Bench) -> None:
         first = proxy.get()
         assert "user" in first.cookies
         assert {proxy.get().text for _ in range(10)} == {first.text}
+
+
+def to_both(first: int, second: int) -> str:
+    to = "{{destination: {{host: predictor, subset: {}}}, weight: {}}}"
+    return f"route: [{to.format('v1', first)}, {to.format('v2', second)}]"
+
+
+def sticky_patch(route: str, experiment: str) -> str:
+    """The hash of a user's ID chooses the version; the name of the experiment salts it."""
+    rewrite = {"pattern": {"regex": "^(.*)$"}, "substitution": rf"{experiment}:\1"}
+    by_user = {"header": {"header_name": "x-user-id", "regex_rewrite": rewrite}}
+    value = {"hash_policy": [by_user], "weighted_clusters": {"use_hash_policy": True}}
+    match = {
+        "context": "SIDECAR_OUTBOUND",
+        "routeConfiguration": {"vhost": {"route": {"name": route}}},
+    }
+    patch = {"operation": "MERGE", "value": {"route": value}}
+    return json.dumps({"applyTo": "HTTP_ROUTE", "match": match, "patch": patch})
+
+
+USERS = [f"user-{number}" for number in range(400)]
+
+
+def users_of_v2(proxy: Proxy, path: str = "/") -> set[str]:
+    return {user for user in USERS if proxy.get(path, x_user_id=user).text == "v2"}
+
+
+def weigh(proxy: Proxy, **weights: int | str) -> int:
+    """Changes weights of the route `split` while Envoy runs."""
+    keys = {f"weights.split.outbound|8000|{name}|predictor": to for name, to in weights.items()}
+    return proxy.admin.post("/runtime_modify", params=keys).status_code
+
+
+def test_weights_and_a_consistent_hash_alone_are_not_sticky(bench: Bench) -> None:
+    by_header = "{loadBalancer: {consistentHash: {httpHeaderName: x-user-id}}}"
+    with bench.proxy(f"name: split, {to_both(90, 10)}", policy=by_header) as proxy:
+        changed = users_of_v2(proxy) ^ users_of_v2(proxy)
+    # 2 * 0.9 * 0.1 of the users.
+    low, high = binomial_bounds(len(USERS), 0.18, tail=1e-9)
+    assert 0 < low <= len(changed) <= high
+
+
+def test_sticky_weights_keep_each_user_and_a_raise_moves_users_only_to_the_new_version(
+    bench: Bench,
+) -> None:
+    route, patch = f"name: split, {to_both(90, 10)}", sticky_patch("split", "first")
+    with bench.proxy(route, patch=patch) as proxy:
+        at_10 = users_of_v2(proxy)
+        assert users_of_v2(proxy) == at_10
+        assert weigh(proxy, v1=80, v2=20) == 200
+        at_20 = users_of_v2(proxy)
+        assert weigh(proxy, v1=50, v2=50) == 200
+        at_50 = users_of_v2(proxy)
+    assert at_10 < at_20 < at_50
+    for users, chance in ((at_10, 0.1), (at_20, 0.2), (at_50, 0.5)):
+        low, high = binomial_bounds(len(USERS), chance, tail=1e-7)
+        assert low <= len(users) <= high
+
+
+def test_the_name_of_an_experiment_salts_the_hash(bench: Bench) -> None:
+    first = f"name: first, match: [{{uri: {{prefix: /first}}}}], {to_both(50, 50)}"
+    patches = f"{sticky_patch('first', 'first')}, {sticky_patch('rest', 'second')}"
+    with bench.proxy(first, f"name: rest, {to_both(50, 50)}", patch=patches) as proxy:
+        both = users_of_v2(proxy, "/first") & users_of_v2(proxy)
+    # With the same salt they would be the same half, not a quarter.
+    low, high = binomial_bounds(len(USERS), 0.25, tail=1e-7)
+    assert low <= len(both) <= high < len(USERS) * 0.4
+
+
+def test_weights_can_be_changed_while_envoy_runs_and_nothing_else(bench: Bench) -> None:
+    with bench.proxy(f"name: split, {to_both(50, 50)}") as proxy:
+        assert {proxy.get().text for _ in range(60)} == {"v1", "v2"}
+        # Weights need not sum to 100.
+        assert weigh(proxy, v2=0) == 200
+        assert {proxy.get().text for _ in range(60)} == {"v1"}
+        assert weigh(proxy, v1=0, v2=7) == 200
+        assert {proxy.get().text for _ in range(60)} == {"v2"}
+        # Without a number, the weights are those of the manifest again.
+        assert weigh(proxy, v1="", v2="") == 200
+        assert {proxy.get().text for _ in range(60)} == {"v1", "v2"}
+        for path in (
+            "/runtime_modify",
+            "/runtime_modify?overload.global_downstream_max_connections=1",
+            "/runtime_modify?weights.split.a=1&envoy.reloadable_features.x=false",
+            "/runtime_modify?weights.split.a=1#&b=2",
+            "/runtime_modify?weights.split.a=true",
+        ):
+            assert proxy.admin.post(path).status_code == 403 or "#" in path, path
+    with bench.proxy(f"name: split, {TO_V1}") as proxy:
+        assert weigh(proxy, v1=0) == 403
+
+
+def test_a_mirrored_request_has_the_id_and_the_headers_of_its_original(bench: Bench) -> None:
+    """So a shadow cannot tell from a header of the route that it is one."""
+    mirror = "mirror: {host: predictor, subset: v2}"
+    headers = "headers: {request: {set: {x-set: by-the-route}}}"
+    with bench.proxy(f"{TO_V1}, {mirror}, {headers}") as proxy, ThreadPoolExecutor(4) as pool:
+        paths = [f"/predict?{number}" for number in range(1_000)]
+        assert {answer.text for answer in pool.map(proxy.get, paths)} == {"v1"}
+        wait_until(lambda: len(bench.v2.requests) == 1_000, "the shadow to see every request")
+    original, mirrored = (
+        {request["path"]: request["headers"] for request in upstream.requests}
+        for upstream in (bench.v1, bench.v2)
+    )
+    assert len(original) == len(mirrored) == 1_000
+    assert len({headers["x-request-id"] for headers in original.values()}) == 1_000
+    for path, headers_of_original in original.items():
+        differing = headers_of_original.items() ^ mirrored[path].items()
+        assert {name for name, _ in differing} <= NAMED_BY_ENVOY, path
+        assert mirrored[path]["x-set"] == "by-the-route"
 
 
 def test_a_fault_is_injected_before_the_servers(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tools.mesh.proxy import moved, proxy, shipped, without
+from tools.mesh.proxy import moved, proxy, shipped, translated, without
 from tools.read.patterns import ROOT
 
 PATTERN = ROOT / "chapter6_operation_management/circuit_breaker_pattern"
@@ -30,6 +30,20 @@ def test_a_removed_part_is_not_translated(part: str, field: str) -> None:
     assert field in before
     assert after != before
     assert (field in after) == (part == "retries")
+
+
+def test_manifests_are_changed_or_left_out_before_the_translation() -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        if manifest.get("kind") == "VirtualService":
+            manifest["spec"]["http"][0]["timeout"] = "9s"
+        if manifest.get("kind") == "EnvoyFilter":
+            manifest.clear()
+
+    before, after = str(shipped(PATTERN)), str(translated(PATTERN, change))
+    assert "'timeout': '1s'" in before
+    assert "'timeout': '9s'" in after
+    assert "local_reply_config" in before
+    assert "local_reply_config" not in after
 
 
 def test_only_addresses_are_moved() -> None:

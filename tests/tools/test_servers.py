@@ -236,6 +236,59 @@ def test_a_service_runs_with_only_its_dependencies_and_the_workers(
     assert not (pattern / ".local").exists()
 
 
+# A proxy that calls the API, which calls it in turn and therefore cannot depend on it.
+PROXY = """
+  proxy:
+    image: envoyproxy/envoy:v1.40.0
+    command: ["-c", /etc/envoy/envoy.yaml, -l, warn]
+    ports: ["127.0.0.1:8004:8004", "127.0.0.1:9901:9901"]
+    volumes: ["./envoy.yaml:/etc/envoy/envoy.yaml:ro"]
+    depends_on:
+      api: {condition: service_started}
+    healthcheck:
+      test: [CMD, bash, -c, "exec 3<>/dev/tcp/127.0.0.1/9901; printf 'GET /ready HTTP/1.1\\\\r\\\\nHost: a\\\\r\\\\nConnection: close\\\\r\\\\n\\\\r\\\\n' >&3; grep -q LIVE <&3"]
+"""  # noqa: E501
+ENVOY = """
+admin: {address: {socket_address: {address: 0.0.0.0, port_value: 9901}}}
+static_resources:
+  listeners:
+    - address: {socket_address: {address: 0.0.0.0, port_value: 8004}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.tcp_proxy
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+                stat_prefix: tcp
+                cluster: other
+  clusters:
+    - name: other
+      type: STRICT_DNS
+      load_assignment:
+        cluster_name: other
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {address: {socket_address: {address: other, port_value: 8001}}}
+"""
+
+
+def test_a_proxy_that_only_a_url_names_is_started_on_free_ports(
+    pattern: Path, tmp_path: Path
+) -> None:
+    text = COMPOSE.replace("FOLDER: /data}\n    ports", "PROXY: http://proxy:8004}\n    ports")
+    (pattern / "docker-compose.yml").write_text(
+        text.replace("volumes:\n  folder:", f"{PROXY.strip(chr(10))}\nvolumes:\n  folder:")
+    )
+    (pattern / "envoy.yaml").write_text(ENVOY)
+    compose = copy_of(pattern, tmp_path / "copy")
+    assert dependencies_of(compose, {"api"}) == {"queue", "other", "fill", "proxy", "api"}
+    with run_around(compose, "api"), run_service(compose, "api") as api:
+        proxy = httpx.URL(httpx.get(f"{api.url}/proxy").text)
+        assert (proxy.host, proxy.port) != ("127.0.0.1", 8004)
+        # It leads to another server on a free port.
+        assert httpx.get(f"{proxy}/ready").status_code == 200
+    assert (pattern / "envoy.yaml").read_text() == ENVOY
+
+
 def test_the_error_of_a_failed_one_shot_has_its_output(pattern: Path, tmp_path: Path) -> None:
     text = COMPOSE.replace("import sys; open", "raise SystemExit('no data'); open")
     (pattern / "docker-compose.yml").write_text(text)

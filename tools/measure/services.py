@@ -9,14 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from tools.measure.server import Server, serve
+from tools.measure.server import Server, serve, wait_until
 from tools.measure.servers import PostgresServer, Process, RedisServer
 from tools.read.compose import FILE_NAME, Compose, Service, load
 from tools.run.plan import make_folders
 from tools.run.ports import free_port
-from tools.run.rewrite import Launch, launch_of, state_dir, tmpfs_dir
+from tools.run.rewrite import CONFIG_SUFFIXES, Launch, launch_of, state_dir, tmpfs_dir
 
 NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__")
 
@@ -30,8 +31,12 @@ def copy_of(pattern: Path, directory: Path) -> Compose:
     shutil.copytree(pattern, directory, ignore=NOT_COPIED, dirs_exist_ok=True)
     used = {port for service in load(pattern).services.values() for port in service.ports}
     ports = {str(port): str(free_port()) for port in used}
-    # The Dockerfile may set the port too.
-    for path in (directory / FILE_NAME, directory / "Dockerfile"):
+    mounts = {
+        mount.source for service in load(pattern).services.values() for mount in service.mounts
+    }
+    # The Dockerfile may set the port too, and a mounted file may name it.
+    mounted = [name for name in sorted(mounts) if name.endswith(CONFIG_SUFFIXES)]
+    for path in (directory / name for name in (FILE_NAME, "Dockerfile", *mounted)):
         if path.exists():
             text = path.read_text("utf-8")
             path.write_text(re.sub(r"\b\d+\b", lambda m: ports.get(m[0], m[0]), text), "utf-8")
@@ -97,9 +102,21 @@ def dependencies_of(compose: Compose, names: set[str]) -> set[str]:
     """Returns the names of all direct and indirect dependencies."""
     found: set[str] = set()
     while names:
-        names = {other for name in names for other in compose.services[name].depends_on} - found
+        names = {other for name in names for other in needed_by(compose, name)} - found
         found |= names
     return found
+
+
+def needed_by(compose: Compose, name: str) -> set[str]:
+    """Returns what a service depends on and, if two call each other, what only a URL names."""
+    service = compose.services[name]
+    settings = " ".join(service.environment.values())
+    named = {
+        other
+        for other in compose.services
+        if re.search(rf"(?<![\w.-]){re.escape(other)}:\d", settings)
+    }
+    return named | set(service.depends_on)
 
 
 def start(
@@ -143,8 +160,20 @@ def start(
                 database=service.environment.get("POSTGRES_DB", user),
             )
         )
+    elif image.startswith("envoyproxy/envoy:"):
+        launch = stack.enter_context(launched(compose, service.name))
+        log = state_dir(compose.pattern_dir) / f"{service.name}.log"
+        stack.enter_context(
+            Process(launch.command, cwd=launch.directory, log=log, env=launch.environment)
+        )
+        wait_until(partial(is_healthy, launch), f"{service.name} to be ready ({log})")
     else:
         raise ServiceError(f"{service.name}: tools/measure/servers.py cannot run {image}")
+
+
+def is_healthy(launch: Launch) -> bool:
+    command = subprocess.run(launch.health_command, env=launch.environment, check=False)
+    return command.returncode == 0
 
 
 @contextmanager

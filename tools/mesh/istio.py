@@ -263,30 +263,76 @@ SUBSET = fields({"name!": text, "labels!": named(text, text), "trafficPolicy": T
 DESTINATION_RULE = fields({"host!": text, "trafficPolicy": TRAFFIC_POLICY, "subsets": each(SUBSET)})
 
 
-def patch_fields(apply_to: str, operation: str, filter_check: Check) -> Check:
-    """Checks one form of EnvoyFilter patch, but not the Envoy configuration inside it."""
-    listener = fields({"filterChain!": fields({"filter!": filter_check})})
-    value = fields({"name!": text, "typed_config!": mapping})
+def header_hash(value: Any, at: str) -> list[Json]:
+    """Checks the hash policy of a route: one header, or what is made of it."""
+    if isinstance(value, list) and len(value) > 1:
+        raise MeshError(f"{at} should be one header")
+    return list(each(fields({"header!": HASHED_HEADER}))(value, at))
+
+
+def regex_rewrite(value: Any, at: str) -> Json:
+    rewrite: Json = REWRITE(value, at)
+    groups = re.compile(rewrite["pattern"]["regex"]).groups
+    known = {"\\", *"0123456789"[: groups + 1]}
+    for character in re.findall(r"\\(.?)", rewrite["substitution"]):
+        if character not in known:
+            raise MeshError(f"{at}.substitution has \\{character}, and the regex {groups} groups")
+    return rewrite
+
+
+REWRITE = fields({"pattern!": fields({"regex!": regex}), "substitution!": text})
+HASHED_HEADER = fields({"header_name!": matched_header, "regex_rewrite": regex_rewrite})
+# Istio's API cannot say that the hash chooses among the weights, only among the endpoints.
+STICKY_ROUTE = fields(
+    {
+        "hash_policy": header_hash,
+        "weighted_clusters!": fields({"use_hash_policy!": choice(True)}),
+    }
+)
+
+
+def patch_fields(apply_to: str, operation: str, match: dict[str, Check], value: Check) -> Check:
+    """Checks one form of EnvoyFilter patch."""
     return fields(
         {
             "applyTo!": choice(apply_to),
-            "match!": fields({"context!": choice("SIDECAR_OUTBOUND"), "listener!": listener}),
+            "match!": fields({"context!": choice("SIDECAR_OUTBOUND"), **match}),
             "patch!": fields({"operation!": choice(operation), "value!": value}),
         }
     )
 
 
+def in_listener(filter_check: Check) -> dict[str, Check]:
+    return {"listener!": fields({"filterChain!": fields({"filter!": filter_check})})}
+
+
 MANAGER_NAME = choice(MANAGER)
 ROUTER_FILTER = fields({"name!": MANAGER_NAME, "subFilter!": fields({"name!": choice(ROUTER)})})
+# The Envoy configuration inside a filter is not checked.
+FILTER = fields({"name!": text, "typed_config!": mapping})
+NAMED_ROUTE = fields({"vhost!": fields({"route!": fields({"name!": text})})})
 PATCHES = {
-    "NETWORK_FILTER": patch_fields("NETWORK_FILTER", "MERGE", fields({"name!": MANAGER_NAME})),
-    "HTTP_FILTER": patch_fields("HTTP_FILTER", "INSERT_BEFORE", ROUTER_FILTER),
+    "NETWORK_FILTER": patch_fields(
+        "NETWORK_FILTER", "MERGE", in_listener(fields({"name!": MANAGER_NAME})), FILTER
+    ),
+    "HTTP_FILTER": patch_fields("HTTP_FILTER", "INSERT_BEFORE", in_listener(ROUTER_FILTER), FILTER),
+    "HTTP_ROUTE": patch_fields(
+        "HTTP_ROUTE",
+        "MERGE",
+        {"routeConfiguration!": NAMED_ROUTE},
+        fields({"route!": STICKY_ROUTE}),
+    ),
 }
 
 
 def config_patch(value: Any, at: str) -> Any:
+    """Returns what a patch applies to, and its value; for a route with its name and place."""
     apply_to = choice(*PATCHES)(mapping(value, at).get("applyTo"), f"{at}.applyTo")
-    patch = PATCHES[apply_to](value, at)["patch"]["value"]
+    checked = PATCHES[apply_to](value, at)
+    patch = checked["patch"]["value"]
+    if apply_to == "HTTP_ROUTE":
+        name = checked["match"]["routeConfiguration"]["vhost"]["route"]["name"]
+        return apply_to, {"name": name, "at": at, "value": patch}
     if apply_to == "NETWORK_FILTER":
         at = f"{at}.patch.value"
         MANAGER_NAME(patch["name"], f"{at}.name")

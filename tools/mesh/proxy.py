@@ -1,9 +1,9 @@
-"""Runs Envoy for a pattern, with the shipped configuration or with parts removed."""
+"""Runs Envoy for a pattern, with the shipped configuration or with changed manifests."""
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 
 from tools.measure.server import Server, serve
 from tools.mesh import translate as mesh
+from tools.mesh.istio import Json
 from tools.read.compose import Service, load
 from tools.read.images import repository
 from tools.run.binaries import find
@@ -50,10 +51,10 @@ def shipped(pattern: Path) -> Any:
     return yaml.safe_load((pattern / "envoy.yaml").read_text("utf-8"))
 
 
-def without(pattern: Path, *parts: str) -> Any:
-    """Returns the configuration translated from the manifests without these parts.
+def translated(pattern: Path, change: Callable[[Json], object]) -> Any:
+    """Returns the configuration translated from the manifests, each changed before.
 
-    A part is a field of a DestinationRule's `trafficPolicy` or of a VirtualService's `http`.
+    A manifest that is emptied is left out.
     """
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
@@ -62,12 +63,24 @@ def without(pattern: Path, *parts: str) -> Any:
         for path in (copy / "manifests").glob("*.yml"):
             manifests = list(yaml.safe_load_all(path.read_text("utf-8")))
             for manifest in manifests:
-                spec = manifest.get("spec", {})
-                for holder in (spec.get("trafficPolicy", {}), *spec.get("http", [])):
-                    for part in parts:
-                        holder.pop(part, None)
+                change(manifest)
             path.write_text(yaml.safe_dump_all(manifests), "utf-8")
         return yaml.safe_load(mesh.translate(copy))
+
+
+def without(pattern: Path, *parts: str) -> Any:
+    """Returns the configuration translated from the manifests without these parts.
+
+    A part is a field of a DestinationRule's `trafficPolicy` or of a VirtualService's `http`.
+    """
+
+    def remove(manifest: Json) -> None:
+        spec = manifest.get("spec", {})
+        for holder in (spec.get("trafficPolicy", {}), *spec.get("http", [])):
+            for part in parts:
+                holder.pop(part, None)
+
+    return translated(pattern, remove)
 
 
 def moved(config: Any, ports: Mapping[tuple[str, int], int]) -> Any:

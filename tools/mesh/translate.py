@@ -35,6 +35,10 @@ FIRST_LINE = "# Generated from manifests/ by make fix: change those, not this.\n
 ADMIN_PORT = 9901
 # Any web page could POST /quitquitquit. Envoy compares the path together with its query.
 ADMIN_PATHS = r"/(clusters|listeners|ready|server_info|stats)(\?.*)?"
+# Changes weights and nothing else. Without a number, the weight of the manifest holds again.
+NEW_WEIGHT = r"weights\.[^&=]+=[0-9]*"
+NEW_WEIGHTS = rf"/runtime_modify\?{NEW_WEIGHT}(&{NEW_WEIGHT})*"
+ADMIN_LAYER = {"layers": [{"name": "admin", "admin_layer": {}}]}
 FAULT = "envoy.filters.http.fault"
 
 
@@ -122,7 +126,21 @@ def read(pattern_dir: Path) -> Mesh:
             mesh.places[kind, host] = at
     for host, rule in mesh.rules.items():
         check_rule(mesh, host, rule, mesh.places["DestinationRule", host])
+    names = [http["name"] for http in every_http_route(mesh) if "name" in http]
+    for patch in route_patches(mesh):
+        if patch["name"] not in names:
+            at = f"{patch['at']}.match.routeConfiguration.vhost.route.name {patch['name']!r}"
+            raise MeshError(f"{at} is no route of a VirtualService{suggest(patch['name'], names)}")
     return mesh
+
+
+def every_http_route(mesh: Mesh) -> Iterator[Json]:
+    for spec in mesh.virtual_services.values():
+        yield from spec["http"]
+
+
+def route_patches(mesh: Mesh) -> list[Json]:
+    return [patch for apply_to, patch in mesh.patches if apply_to == "HTTP_ROUTE"]
 
 
 def check_rule(mesh: Mesh, host: str, rule: Json, at: str) -> None:
@@ -389,6 +407,8 @@ def route_action(mesh: Mesh, http: Json, at: str) -> Json:
             for name, target in zip(names, targets, strict=True)
         ]
         config = {"weighted_clusters": {"clusters": clusters}}
+        if "name" in http:
+            config["weighted_clusters"]["runtime_key_prefix"] = f"weights.{http['name']}"
     sticky = bool(hashes) and len(targets) == 1
     all_of_them = {"numerator": 100, "denominator": "HUNDRED"}
     retries = retry_policy(http.get("retries", {"attempts": 2}), sticky, f"{at}.retries")
@@ -408,6 +428,25 @@ def route_action(mesh: Mesh, http: Json, at: str) -> Json:
             ],
         }
     )
+
+
+def patched(mesh: Mesh, http: Json, action: Json) -> Json:
+    """Merges what EnvoyFilters say about this route; each field must have an effect."""
+    for patch in route_patches(mesh):
+        if patch["name"] != http.get("name"):
+            continue
+        at = f"{patch['at']}.patch.value.route"
+        if "weighted_clusters" not in action.get("route", {}):
+            where = f"{at}.weighted_clusters"
+            raise MeshError(f"{where} has no effect: {patch['name']} has no weights")
+        for condition in http.get("match", []):
+            if "name" in condition:
+                name = f"{patch['name']}.{condition['name']}"
+                raise MeshError(f"{at} has no effect on {name}: a match with a name has its own")
+        action = merge(action, patch["value"])
+        if "hash_policy" not in action["route"]:
+            raise MeshError(f"{at}.hash_policy is missing, and no consistentHash is in its place")
+    return action
 
 
 def hash_policy(consistent_hash: Json) -> Json:
@@ -435,6 +474,7 @@ def routes(mesh: Mesh, http: Json, at: str) -> Iterator[Json]:
         action["route"] = route_action(mesh, http, at)
         if len(http["route"]) == 1:
             levels.append(http["route"][0].get("headers", {}))
+    action = patched(mesh, http, action)
     if "fault" in http:
         action["typed_per_filter_config"] = {FAULT: fault(http["fault"])}
     for condition in http.get("match", [{}]):
@@ -578,11 +618,14 @@ def translate(pattern_dir: Path) -> str:
         "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
         max_active_downstream_connections=50_000,
     )
+    has_weights = any(len(http.get("route", [])) > 1 for http in every_http_route(mesh))
+    allowed = [ADMIN_PATHS, *[NEW_WEIGHTS] * has_weights]
     config = {
         "admin": {
             "address": address("0.0.0.0", ADMIN_PORT),  # noqa: S104
-            "allow_paths": [{"safe_regex": {"regex": ADMIN_PATHS}}],
+            "allow_paths": [{"safe_regex": {"regex": regex}} for regex in allowed],
         },
+        **({"layered_runtime": ADMIN_LAYER} if has_weights else {}),
         "static_resources": {"listeners": listeners, "clusters": list(mesh.clusters.values())},
         "overload_manager": {"resource_monitors": [connection_limit]},
     }

@@ -1,0 +1,24 @@
+"""Settings; the environment variable of each is its name in upper case."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The defaults run on a laptop."""
+
+    # Pydantic reserves names that begin with "model_" unless told otherwise.
+    model_config = SettingsConfigDict(protected_namespaces=())
+
+    model_directory: Path = Path(__file__).parents[1] / "models"
+    # Only router reads these: where it sends requests, how long it waits, and when the camera hangs
+    # which way.
+    mesh_url: str = "http://127.0.0.1:8000"
+    deadline_seconds: float = Field(default=10.0, gt=0)
+    bands_file: Path = Path(__file__).with_name("bands.toml")
+    max_rows: int = Field(default=32, gt=0)
+    max_requests_at_once: int = Field(default=256, gt=0)
+    max_body_bytes: int = Field(default=65_536, gt=0)
+    client_deadline_seconds: float = Field(default=5.0, gt=0)
