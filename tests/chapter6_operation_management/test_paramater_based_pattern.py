@@ -5,15 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 import yaml
 from sklearn.datasets import load_iris
@@ -94,7 +96,12 @@ class Proxy:
 def proxy_of(urls: dict[str, str], file: Path) -> Iterator[Proxy]:
     with (
         run_proxy(urls, file, LOOK_SECONDS=LOOK_SECONDS) as server,
-        httpx.Client(base_url=server.url, timeout=PATIENCE_SECONDS, trust_env=False) as client,
+        httpx.Client(
+            base_url=server.url,
+            timeout=PATIENCE_SECONDS,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None),
+        ) as client,
     ):
         yield Proxy(server, file, client)
 
@@ -115,8 +122,26 @@ def proxy(shared_proxy: Proxy) -> Proxy:
     return shared_proxy
 
 
+@contextmanager
+def suspended(model: Server) -> Iterator[None]:
+    """Suspends a model, which still accepts connections and never responds."""
+    os.kill(model.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(model.pid, signal.SIGCONT)
+
+
 def calls_of(models: dict[str, Server]) -> dict[str, int]:
     return {name: fetch(f"{server.url}/calls") for name, server in models.items()}
+
+
+def is_new(error: Callable[[], str | None], known: Container[str | None]) -> bool:
+    return error() not in known
+
+
+def is_called(model: Server, times: int) -> bool:
+    return bool(fetch(f"{model.url}/calls") == times)
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -205,17 +230,36 @@ def test_a_model_that_is_killed_costs_its_own_decision_only(
 def test_a_model_that_hangs_takes_no_connection_from_the_others(
     proxy: Proxy, models: dict[str, Server]
 ) -> None:
-    """More requests wait for it than a pool of aiohttp has connections by default."""
-    proxy.change(versicolor={"timeout_seconds": 5})
-    os.kill(models["versicolor"].pid, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(120) as pool:
-            found = list(pool.map(lambda _: proxy.decide(), range(120)))
-    finally:
-        os.kill(models["versicolor"].pid, signal.SIGCONT)
-    for each in found:
-        assert [row["setosa"] for row in each["prediction"]] == [1, 0]
-        assert each["fallback"] == ["versicolor", "virginica"]
+    """More requests wait for it than a pool of aiohttp has connections by default, which is 100."""
+    count, before = 120, calls_of(models)["setosa"]
+    asked = {name: models[name] for name in ("setosa", "versicolor")}
+
+    def are_waiting() -> bool:
+        ports = {int(server.url.rpartition(":")[2]) for server in asked.values()}
+        open_ones = psutil.Process(proxy.server.pid).net_connections()
+        return sum(bool(each.raddr) and each.raddr.port in ports for each in open_ones) >= 100
+
+    with ThreadPoolExecutor(count) as pool, suspended(asked["versicolor"]):
+        with suspended(asked["setosa"]):
+            answers = [pool.submit(proxy.decide) for _ in range(count)]
+            wait_until(are_waiting, "the requests to wait for the models")
+        wait_until(partial(is_called, asked["setosa"], before + count), "all calls of setosa", 30)
+    for answer in answers:
+        assert answer.result()["prediction"] == [SETOSA_ALONE, NOTHING]
+        assert answer.result()["fallback"] == ["virginica"]
+
+
+def test_a_model_that_hangs_is_its_fallback_at_its_deadline(
+    proxy: Proxy, models: dict[str, Server]
+) -> None:
+    proxy.change(versicolor={"timeout_seconds": 0.2, "fallback": 1})
+    with suspended(models["versicolor"]):
+        found = proxy.decide()
+    assert [row["versicolor"] for row in found["prediction"]] == [1, 1]
+    assert [row["setosa"] for row in found["prediction"]] == [1, 0]
+    assert found["fallback"] == ["versicolor", "virginica"]
+    reason = "503 versicolor is late, so its fallback"
+    wait_until(lambda: reason in proxy.server.log.read_text("utf-8"), "the log to say so")
 
 
 HTML = b"<html>502 Bad Gateway</html>"
@@ -372,9 +416,9 @@ def test_later_the_last_right_version_stays_in_force(proxy: Proxy) -> None:
 
     wrong = (b"", b"{{{", WRONG["a threshold above 1"][0], TEXT.encode()[:300])
     for number, content in enumerate(wrong, 1):
-        old = error()
+        known = (error(), None)
         proxy.file.write_bytes(content)
-        wait_until(lambda old=old: error() not in (old, None), "the error")  # type: ignore[misc]
+        wait_until(partial(is_new, error, known), "the error")
         assert proxy.decide() == before
         assert log.read_text("utf-8").count("stays in force") == lines + number
     proxy.file.unlink()
