@@ -135,3 +135,29 @@ async def metadata_of_ids() -> dict[str, Any]:
 @ids.get("/health")
 async def ids_are_ready() -> dict[str, str]:
     return {"status": "ready"}
+
+
+class Decisions(BaseModel):
+    """What each of several models decides for a row."""
+
+    prediction: list[dict[str, int]]
+
+
+decisions = FastAPI()
+
+
+@decisions.post("/predict")
+async def decide(request: PredictRequest) -> Decisions:
+    """Decides for the first row only."""
+    return Decisions(prediction=[{"model": 1} for _ in request.data[:1]])
+
+
+@decisions.get("/metadata")
+async def metadata_of_decisions() -> dict[str, Any]:
+    return {"sample": SAMPLE}
+
+
+@decisions.get("/ready")
+@decisions.get("/health")
+async def decisions_are_ready() -> dict[str, str]:
+    return {"status": "ready"}

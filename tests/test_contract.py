@@ -92,6 +92,8 @@ DESCRIBED = {
     *("name", "version", "sha256", "input", "output", "labels", "metrics", "sample"),
     "training_data_sha256",
 }
+# Of these, what a server has that decides instead of returning probabilities.
+OF_DECISIONS = ("/predict", "/health", "/ready", "/metadata")
 BOOK = (
     *("data_type", "data_structure", "data_sample"),
     *("prediction_type", "prediction_structure", "prediction_sample"),
@@ -139,6 +141,15 @@ class Subject:
     @property
     def predicts(self) -> bool:
         return ("/predict", "post") in self.operations
+
+    @property
+    def decides(self) -> bool:
+        """Whether a row gets an object, such as one decision a model, instead of probabilities."""
+        answers = self.operations.get(("/predict", "post"), {}).get("responses", {})
+        content = answers.get("200", {}).get("content", {})
+        schema = self.resolved(content.get("application/json", {}).get("schema", {}))
+        entries = schema.get("properties", {}).get("prediction", {}).get("items", {})
+        return self.resolved(entries).get("type") == "object"
 
     def declared(self, path: str, method: str) -> set[int]:
         operation = self.operations.get((path, method), {"responses": {}})
@@ -277,10 +288,15 @@ def check_endpoints(subject: Subject) -> Findings:
     if not subject.predicts:
         return found
     for (path, method), refusals in PREDICTS.items():
+        if subject.decides and path not in OF_DECISIONS:
+            continue
         if (path, method) not in subject.operations:
             found.append(f"{method} {path} is not declared")
         elif missing := refusals - subject.declared(path, method):
             found.append(f"{method} {path} does not declare {missing}")
+    if subject.decides:
+        check_order_of_rows(subject, found)
+        return found
     metadata = subject.get("/metadata").json()
     found.expect(not DESCRIBED - set(metadata), f"/metadata has no {DESCRIBED - set(metadata)}")
     labels = subject.get("/label").json()
@@ -308,17 +324,26 @@ def described_by_the_book(
     }
 
 
-def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
-    """Predictions are in the order of the rows and the same in a batch as alone, even at bounds."""
-    sample, data = subject.rows.sample, subject.rows.valid
+def check_order_of_rows(subject: Subject, found: Findings) -> list[Any]:
+    """Entries are in the order of the rows and the same in a batch as alone, even at bounds."""
+    data = subject.rows.valid
     together = predicted(subject, "/predict", found, data)
     found.expect(len(together) == len(data), f"{len(data)} rows: {len(together)} entries")
     for row, entry in zip(data, together, strict=False):
-        what = f"{str(row)[:50]}: {entry}"
         alone = predicted(subject, "/predict", found, [row])
-        found.expect([entry] == [pytest.approx(one, abs=1e-5) for one in alone], f"{what}, {alone}")
+        is_equal = [entry] == [pytest.approx(one, abs=1e-5) for one in alone]
+        found.expect(is_equal, f"{str(row)[:50]}: {entry}, {alone}")
+    return together
+
+
+def check_predictions(subject: Subject, names: list[str], found: Findings) -> None:
+    """The probabilities of a row add up to 1, and its label is the most probable."""
+    sample, data = subject.rows.sample, subject.rows.valid
+    together = check_order_of_rows(subject, found)
+    for row, entry in zip(data, together, strict=False):
         is_whole = len(entry) == len(names) and None not in entry
-        found.expect(is_whole and sum(entry) == pytest.approx(1, abs=1e-3), what)
+        is_one = is_whole and sum(entry) == pytest.approx(1, abs=1e-3)
+        found.expect(is_one, f"{str(row)[:50]}: {entry}")
     labels = predicted(subject, "/predict/label", found, data)
     expected = [names[row.index(max(row))] for row in together if len(row) == len(names)]
     found.expect(labels == expected, f"/predict/label: {labels}, not {expected}")
@@ -1164,7 +1189,7 @@ def test_the_endpoints_named_beside_those_of_the_book_exist(
     (port,) = load(pattern).services[service].ports
     # A file server has no document.
     named = book.endpoints(pattern / "BOOK.md", port) if subject.document else set()
-    if subject.predicts:
+    if subject.predicts and not subject.decides:
         named |= book.endpoints(ROOT / "COMING_FROM_THE_BOOK.md")
     assert named <= set(subject.operations)
 
@@ -1279,8 +1304,9 @@ def is_above(counter: Counter[str], bound: int) -> bool:
 def test_rows_without_a_finite_answer_are_rejected(
     start: Start, subject: Subject, tmp_path: Path
 ) -> None:
-    if not subject.predicts or {202, 502} & subject.declared("/predict", "post"):
-        # The server of a queue has no model, nor has one that declares errors of another server.
+    asks_others = subject.decides or {202, 502} & subject.declared("/predict", "post")
+    if not subject.predicts or asks_others:
+        # The server of a queue has no model, nor has one that decides by the answers of others.
         return
     if not isinstance(rows := subject.rows, Rows):
         # What a model gets for a text is for the pattern to say, and to test.
@@ -1414,6 +1440,15 @@ def test_a_careless_server_of_ids_does_not_keep_it() -> None:
         found = "\n".join(check_bad_bodies(careless))
     for name in ("no texts", "a misspelt field", "the text '../x'", "the text 'a\\n'"):
         assert f"/predict, {name}: 200" in found, name
+
+
+def test_a_careless_server_of_decisions_does_not_keep_it() -> None:
+    with run_uvicorn("tests.careless:decisions", cwd=ROOT) as server, Subject(server) as careless:
+        found = "\n".join(check_endpoints(careless))
+    assert "5 rows: 1 entries" in found
+    assert "post /predict does not declare {" in found
+    # It has decisions and not labels.
+    assert "/label" not in found
 
 
 def test_every_check_has_a_control() -> None:
