@@ -1,0 +1,50 @@
+"""Measures what load generators cost, and how much they can send."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from tools.measure.load import Run, closed_loop, open_loop
+from tools.measure.server import Server
+
+from .arms import requests
+from .locusts import Locust, ended
+
+# The rates that each can send, and what it has to send to outweigh its start.
+RATE, SECONDS = 600, 20
+STEPS, HIGHEST_RATE = 8, 1_600
+
+
+def generator(server: Server) -> dict[str, float]:
+    """Raises the rate at a server that does nothing until Locust itself is late."""
+    run = ended(server.url, rate=HIGHEST_RATE, steps=STEPS, step_seconds=6)
+    best = run.held[-1]
+    return {"generator_per_second": best.rate, "generator_lag_p99_ms": best.lag_p99_ms}
+
+
+def cpu_us_per_request(server: Server) -> dict[str, float]:
+    """Returns the CPU time of a request, with that of the start for Locust."""
+    shipped = ended(server.url, rate=RATE, steps=1, step_seconds=SECONDS)
+    options = ("--users", "10", "--spawn-rate", "10", "--run-time", f"{SECONDS}s")
+    usual = ended(server.url, "-f", "measure/http_user.py", *options)
+    open_load = open_loop(
+        requests(server), rate_per_second=RATE, seconds=5, deadline_seconds=5, poisson_seed=0
+    )
+    closed_load = closed_loop(requests(server), connections=10, count=5 * RATE, deadline_seconds=5)
+    return {
+        "locust_cpu_us_per_request": of_locust(shipped, "as a caller sees it"),
+        "http_user_cpu_us_per_request": of_locust(usual, "/predict"),
+        "reference_open_cpu_us_per_request": of_this(open_load),
+        "reference_closed_cpu_us_per_request": of_this(closed_load),
+    }
+
+
+def of_locust(run: Locust, name: str) -> float:
+    return 1e6 * run.cpu_seconds / run.requests[name]
+
+
+def of_this(load: Coroutine[Any, Any, Run]) -> float:
+    began = time.process_time()
+    sent = asyncio.run(load).sent
+    return 1e6 * (time.process_time() - began) / sent
