@@ -4,7 +4,9 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,35 @@ def test_load_goes_to_no_other_host(host: str) -> None:
     run = ended(host, **PATIENT)
     assert f"refused to send load to {host}: LOAD_HOSTS is api,127.0.0.1,localhost" in run.output
     assert (run.exit_code, names_of(run)) == (1, {})
+
+
+class Redirecting(BaseHTTPRequestHandler):
+    """Redirects every request to `localhost`, and counts those that come there."""
+
+    protocol_version = "HTTP/1.1"
+    followed = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        type(self).followed += self.path != "/predict"
+        self.send_response(307)
+        self.send_header("location", f"http://localhost:{self.server.server_address[1]}/other")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_load_follows_no_redirect() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        run = ended(url, rate=50, steps=1, step_seconds=1, **PATIENT)
+        server.shutdown()
+    assert Redirecting.followed == 0
+    assert run.exit_code == 1
+    assert [step.errors_percent for step in run.steps] == [100]
 
 
 def test_the_defaults_of_compose_are_those_of_the_settings() -> None:

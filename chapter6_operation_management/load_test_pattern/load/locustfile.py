@@ -24,6 +24,7 @@ else:
 Ramp = ramp.Ramp
 DEADLINE_SECONDS = 5.0
 RATE_PER_USER = settings.rate / settings.steps / ramp.USERS_PER_STEP
+HEADERS = {"content-type": "application/json"}
 BODIES = [body.decode() for body in bodies()]
 connections = BoundedSemaphore(settings.connections)
 numbers = count()
@@ -33,13 +34,13 @@ class Caller(FastHttpUser):
     """Posts rows, which differ between users but not between runs."""
 
     abstract = True
-    default_headers = {"content-type": "application/json"}  # noqa: RUF012
     network_timeout = connection_timeout = DEADLINE_SECONDS
     concurrency = settings.connections
-    # A redirect may lead to another host.
+    # A redirect may lead to another host, and is no prediction.
     max_redirects = 0
 
     def on_start(self) -> None:
+        self.client.client.valid_response_codes = frozenset({200})
         worker = self.environment.runner.worker_index
         self.random = Random(f"{SEED} {worker} {next(numbers)}")  # noqa: S311
 
@@ -48,9 +49,10 @@ class Caller(FastHttpUser):
         late_ms = (perf_counter() - due) * 1000
         self.environment.stats.get(*ramp.SENT_LATE).log(round(late_ms), 0)
         body, context = self.random.choice(BODIES), {"due": due}
+        name = "as a caller sees it"
         try:
             with connections:
-                self.client.post("/predict", body, name="as a caller sees it", context=context)
+                self.client.post("/predict", body, name=name, headers=HEADERS, context=context)
         except gevent.GreenletExit:
             count_from_the_schedule(context, TimeoutError("unfinished at the end"))
             raise
