@@ -21,6 +21,7 @@ from chapter6_operation_management.load_test_pattern.load.objective import (
     percentile,
 )
 from chapter6_operation_management.load_test_pattern.load.settings import Settings, read
+from chapter6_operation_management.load_test_pattern.measure.__main__ import results_of
 from chapter6_operation_management.load_test_pattern.measure.arms import HERE, ROOT, null
 from chapter6_operation_management.load_test_pattern.measure.locusts import Locust, ended
 from tools.measure.results import load as load_results
@@ -163,7 +164,7 @@ def test_load_goes_to_no_other_host(host: str) -> None:
 
 
 class Redirecting(BaseHTTPRequestHandler):
-    """Redirects every request to `localhost`, and counts those that come there."""
+    """Redirects every request to another path, and counts those that come there."""
 
     protocol_version = "HTTP/1.1"
     followed = 0
@@ -172,7 +173,7 @@ class Redirecting(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["content-length"]))
         type(self).followed += self.path != "/predict"
         self.send_response(307)
-        self.send_header("location", f"http://localhost:{self.server.server_address[1]}/other")
+        self.send_header("location", f"http://{self.headers['host']}/other")
         self.send_header("content-length", "0")
         self.end_headers()
 
@@ -241,6 +242,18 @@ def test_two_processes_share_the_rate(server: Server) -> None:
 
 
 # The measurement -------------------------------------------------------------------------------
+
+
+def test_the_claim_holds_only_with_the_mechanisms_and_not_without() -> None:
+    seen, unseen = ({"due": 300.0, "seen": number} for number in (290.0, 10.0))
+    assert results_of([seen, unseen], (0, 0), (1, 10)).holds
+    assert not results_of([unseen, unseen], (0, 0), (1, 10)).holds
+    assert not results_of([seen, unseen], (1, 0), (1, 10)).holds
+    assert not results_of([seen, unseen], (0, 1), (1, 10)).holds
+    # A control that does not fail shows nothing.
+    assert not results_of([seen, seen], (0, 0), (1, 10)).holds
+    assert not results_of([seen, unseen], (0, 0), (0, 10)).holds
+    assert not results_of([seen, unseen], (0, 0), (1, 0)).holds
 
 
 @pytest.mark.budget("measure --quick")

@@ -10,6 +10,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 from locust import FastHttpUser, constant_throughput, events, task
+from locust.contrib.fasthttp import LocustUserAgent
 
 if TYPE_CHECKING:
     from . import ramp
@@ -28,6 +29,8 @@ HEADERS = {"content-type": "application/json"}
 BODIES = [body.decode() for body in bodies()]
 connections = BoundedSemaphore(settings.connections)
 numbers = count()
+# Nothing else is a prediction.
+LocustUserAgent.valid_response_codes = frozenset({200})
 
 
 class Caller(FastHttpUser):
@@ -36,11 +39,10 @@ class Caller(FastHttpUser):
     abstract = True
     network_timeout = connection_timeout = DEADLINE_SECONDS
     concurrency = settings.connections
-    # A redirect may lead to another host, and is no prediction.
+    # A redirect may lead to another host.
     max_redirects = 0
 
     def on_start(self) -> None:
-        self.client.client.valid_response_codes = frozenset({200})
         worker = self.environment.runner.worker_index
         self.random = Random(f"{SEED} {worker} {next(numbers)}")  # noqa: S311
 

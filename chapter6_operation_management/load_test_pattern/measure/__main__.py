@@ -1,15 +1,12 @@
 """Measures the claim: an open loop sees what a closed loop leaves out."""
 
-import asyncio
 import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-from tools.measure.load import Run, closed_loop
 from tools.measure.results import Results, quick_argument
-from tools.measure.server import Server, interleave, median_and_spread
+from tools.measure.server import median_and_spread
 
 from .arms import (
     CLOSED,
@@ -21,17 +18,15 @@ from .arms import (
     api,
     null,
     overload,
-    requests,
     stall,
 )
-from .cost import cpu_us_per_request, generator
-from .locusts import Locust, ended
+from .cost import capacity, cpu_us_per_request, generator, two_processes_ratio
+from .locusts import ended
 
 CLAIM = (
     "The schedule sees the requests that were due while a server stalls, and a rate above the "
     "capacity never passes."
 )
-CALLERS = 10
 # Multiples of the capacity.
 RAMP, STEPS = 1.2, 12
 OVERLOADS = (1.25, 1.5, 2.0)
@@ -98,36 +93,19 @@ TARGETS: dict[str, tuple[str, float]] = {
 }
 
 
-def capacity(*servers: Server) -> float:
-    """Returns the throughput with as many callers for each server as Locust has connections."""
-    callers = CALLERS * len(servers)
-    load = closed_loop(
-        requests(*servers), connections=callers, count=300 * len(servers), deadline_seconds=30
-    )
-    run: Run = asyncio.run(load)
-    return run.statuses[200] / run.seconds
-
-
-def two_processes_ratio() -> float:
-    """Returns the throughput of two processes, relative to one, on all cores."""
-    cores = set(CORES)
-    with api(cores) as one, api(cores) as other:
-        arms = {"one": partial(capacity, one), "two": partial(capacity, one, other)}
-        measured = interleave(arms, 3)
-    return median_and_spread(measured["two"]).median / median_and_spread(measured["one"]).median
-
-
 def measure() -> Results:
     with api() as server:
         closed = median_and_spread([capacity(server) for _ in range(3)]).median
-        ramp: Locust = ended(server.url, rate=RAMP * closed, steps=STEPS, step_seconds=10)
+        ramp = ended(server.url, rate=RAMP * closed, steps=STEPS, step_seconds=10)
+    if not ramp.held or ramp.steps[-1].verdict.startswith("discarded"):
+        sys.exit(f"error: measure on a quiet machine, {ramp.steps[-1]}")
     rates = [each * closed for each in OVERLOADS]
     stalls = [stall(loop, 10) for loop in (OPEN, CLOSED)]
     ours = overload(OPEN, rates, {"step_seconds": 10})
     without = unlimited(rates, {"step_seconds": 10})
     with null() as server:
         sent, cost = generator(server), cpu_us_per_request(server)
-    highest = ramp.held[-1].rate if ramp.held else 0.0
+    highest = ramp.held[-1].rate
     figures = {
         "highest_rate_per_second": highest,
         "closed_loop_capacity_per_second": closed,
