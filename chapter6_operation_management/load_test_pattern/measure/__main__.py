@@ -30,7 +30,9 @@ CLAIM = (
 # Multiples of the capacity.
 RAMP, STEPS = 1.2, 12
 OVERLOADS = (1.25, 1.5, 2.0)
-# Above what any machine answers, and patient enough for a busy one.
+# Four times the default, so that a busy machine does not fail the closed loop, which should pass.
+OVERLOADED: dict[str, float] = {"step_seconds": 10, "objective_p99_ms": 1_000}
+# Above what any machine answers.
 QUICK_RATE = 600
 QUICK: dict[str, float] = {"step_seconds": 4, "objective_p99_ms": 2_000, "max_lag_p99_ms": 10_000}
 
@@ -62,6 +64,7 @@ def results_of(
     ours: tuple[int, int],
     without: tuple[int, int],
     figures: dict[str, float] | None = None,
+    series: dict[str, list[float]] | None = None,
 ) -> Results:
     counts, control = counts_of(stalls[0], *ours), counts_of(stalls[1], *without)
     due = int(stalls[0]["due"])
@@ -77,6 +80,7 @@ def results_of(
         counts={"stalled_requests_due": due, **counts},
         control=control,
         figures=figures or {},
+        series=series or {},
         targets={**expected, **(TARGETS if figures else {})},
         holds=counts["stalled_requests_seen"] >= 0.95 * due > control["stalled_requests_seen"]
         and counts["over_objective_passed"] == counts["oversized_answered"] == 0
@@ -101,8 +105,8 @@ def measure() -> Results:
         sys.exit(f"error: measure on a quiet machine, {ramp.steps[-1]}")
     rates = [each * closed for each in OVERLOADS]
     stalls = [stall(loop, 10) for loop in (OPEN, CLOSED)]
-    ours = overload(OPEN, rates, {"step_seconds": 10})
-    without = unlimited(rates, {"step_seconds": 10})
+    ours = overload(OPEN, rates, OVERLOADED)
+    without = unlimited(rates, OVERLOADED)
     with null() as server:
         sent, cost = generator(server), cpu_us_per_request(server)
     highest = ramp.held[-1].rate
@@ -118,13 +122,12 @@ def measure() -> Results:
         "two_processes_ratio": two_processes_ratio(),
     }
     shown = [step for step in ramp.steps if math.isfinite(step.p99_ms)]
-    results = results_of(stalls, ours, without, figures)
-    results.series = {
+    series = {
         "rate_per_second": [step.rate for step in shown],
         "p50_ms": [step.p50_ms for step in shown],
         "p99_ms": [step.p99_ms for step in shown],
     }
-    return results
+    return results_of(stalls, ours, without, figures, series)
 
 
 def main() -> int:

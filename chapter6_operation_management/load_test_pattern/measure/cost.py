@@ -15,7 +15,7 @@ from .locusts import Locust, ended
 
 CALLERS = 10
 # The rates that each can send, and what it has to send to outweigh its start.
-RATE, SECONDS = 600, 20
+RATE, SECONDS = 800, 30
 STEPS, HIGHEST_RATE = 8, 1_600
 
 
