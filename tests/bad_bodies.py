@@ -177,6 +177,20 @@ def of_any_object(required: bool) -> dict[str, Bad]:
     return {name: bad(*parts) for name, parts in found.items()}
 
 
+def of_any_list() -> dict[str, Bad]:
+    """Returns bodies that are invalid wherever a JSON list of objects is expected."""
+    objects = {"an object": "{}"} | {name: body for name, (body, _) in UNKNOWN_FIELDS.items()}
+    values = {"null": "null", "true": "true", "a number": "1", "a text": '"data"'}
+    found = {
+        **NOT_JSON,
+        **{name: (body, "valid array") for name, body in (objects | values).items()},
+        "a list of numbers": ("[1]", "an object"),
+        "a list of lists": ("[[]]", "an object"),
+        "a list of nothing": ("[null]", "an object"),
+    }
+    return {name: bad(*parts) for name, parts in found.items()}
+
+
 def of_rows(rows: Rows) -> dict[str, Bad]:
     """Returns bodies that are invalid where `{"data": rows}` is expected."""
     row, value, width = rows.row(), rows.value, rows.width

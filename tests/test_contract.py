@@ -40,6 +40,7 @@ from tests.bad_bodies import (
     Rows,
     Texts,
     at_the_limit,
+    of_any_list,
     of_any_object,
     of_entries,
     unsupported,
@@ -198,6 +199,10 @@ class Subject:
         content = self.operations[path, "post"]["requestBody"]["content"]
         return self.resolved(content["application/json"]["schema"])
 
+    def takes_list(self, path: str) -> bool:
+        """Tells whether the body is a list of objects instead of an object."""
+        return self.body_schema(path).get("type") == "array"
+
     @cached_property
     def rows(self) -> Rows | Texts:
         """The description of rows in `/metadata` and in the schema of `/predict`."""
@@ -338,7 +343,8 @@ def check_bad_bodies(subject: Subject) -> Findings:
     """Every body of the corpus is rejected with its reason, and no response echoes it."""
     found = Findings()
     for path in subject.with_body:
-        corpus = of_any_object(bool(subject.body_schema(path).get("required")))
+        required = bool(subject.body_schema(path).get("required"))
+        corpus = of_any_list() if subject.takes_list(path) else of_any_object(required)
         if path.startswith("/predict"):
             corpus |= of_entries(subject.rows)
             assert len(corpus) >= 55
@@ -754,7 +760,11 @@ def send_what_is_refused(subject: Subject, found: Findings) -> Iterator[str]:
                 refusal_on(connection)
             yield reason
     for path in subject.with_body:
-        for usual_reason, (body, headers) in REFUSED_BODIES.items():
+        bodies = REFUSED_BODIES
+        if subject.takes_list(path):
+            # Whatever is no list has one error.
+            bodies = {name: each for name, each in bodies.items() if "errors" not in name}
+        for usual_reason, (body, headers) in bodies.items():
             reason = usual_reason.replace("422", str(subject.invalid(path)))
             for _ in range(20 if path == subject.with_body[0] else 1):
                 answer = subject.post(real(path), body, headers)
