@@ -117,6 +117,8 @@ def test_each_service_runs_a_package(pattern: Path) -> None:
         (["python", "-m", "measure.empty"], "measure"),
         (["python", "-c", ""], ""),
         (["python", "manifests"], ""),
+        (["locust", "-f", "predictor/locustfile.py"], "predictor"),
+        (["locust", "-f", "/predictor/locustfile.py"], ""),
     ],
 )
 def test_a_package_is_read_from_a_command(pattern: Path, command: list[str], package: str) -> None:

@@ -289,6 +289,18 @@ def test_a_proxy_that_only_a_url_names_is_started_on_free_ports(
     assert (pattern / "envoy.yaml").read_text() == ENVOY
 
 
+def test_a_dependency_may_have_another_page_and_another_port(pattern: Path, tmp_path: Path) -> None:
+    ports = '    ports: ["127.0.0.1:8003:8003"]\n'
+    text = COMPOSE.replace(
+        ports, f'{ports}    expose: ["7003"]\n    x-without-ready: it has pages\n'
+    ).replace("    depends_on:\n", "    depends_on:\n      page: {condition: service_started}\n")
+    (pattern / "docker-compose.yml").write_text(text)
+    compose = copy_of(pattern, tmp_path / "copy")
+    (published,) = compose.services["page"].published_ports
+    with run_around(compose, "api"):
+        assert httpx.get(f"http://127.0.0.1:{published.container}/").status_code == 200
+
+
 def test_the_error_of_a_failed_one_shot_has_its_output(pattern: Path, tmp_path: Path) -> None:
     text = COMPOSE.replace("import sys; open", "raise SystemExit('no data'); open")
     (pattern / "docker-compose.yml").write_text(text)

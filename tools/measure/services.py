@@ -130,13 +130,16 @@ def start(
         command = [*launch.command, *service.quick_arguments]
         run_to_its_end(service.name, command, launch.directory, dict(launch.environment))
     elif service.build and service.ports:
-        (port,) = service.ports
+        # Of several ports, one is published: that of its pages.
+        published = [port.container for port in service.published_ports]
+        (port,) = published or service.ports
+        path = "/" if service.without_ready else "/ready"
         stack.enter_context(
             serve(
                 launch.command,
                 cwd=launch.directory,
                 env={**launch.environment, **of_servers},
-                ready_url=f"http://127.0.0.1:{port}/ready",
+                ready_url=f"http://127.0.0.1:{port}{path}",
                 port=port,
             )
         )

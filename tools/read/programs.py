@@ -11,9 +11,12 @@ from tools.read.compose import Compose, Service
 
 
 def package_of(pattern: Path, service: Service) -> str:
-    """Returns the package that the command names; empty if it starts an installed program."""
+    """Returns the package that the command names; empty if it starts an installed program.
+
+    A command may also name a file of the package, as in `locust -f load/locustfile.py`.
+    """
     for word in service.command:
-        name = re.split("[.:]", word)[0]
+        name = re.split("[.:/]", word)[0]
         if name.isidentifier() and any((pattern / name).glob("*.py")):
             return name
     return ""
