@@ -28,6 +28,7 @@ from chapter5_operations.prediction_log_pattern.app import main
 from chapter5_operations.prediction_log_pattern.app import ship as shipping
 from chapter5_operations.prediction_log_pattern.app.log import (
     Log,
+    bytes_in,
     id_of,
     is_sampled,
     line_of,
@@ -512,6 +513,18 @@ def test_a_line_that_is_no_record_is_counted_and_holds_nothing_up(
     assert database.value("SELECT torn FROM shipped") == 1
     assert "host-1.jsonl: 1 lines" in caplog.text
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_shipper_takes_the_folders_below_its_own_too(tmp_path: Path, database: Database) -> None:
+    """Two processes on one machine may even name a segment alike."""
+    for folder, line in zip(("one", "two"), event_lines(2), strict=True):
+        written_segment(tmp_path / folder, [line])
+    assert bytes_in(tmp_path) == sum(map(len, event_lines(2)))
+    database.ship(tmp_path)
+    assert stored(database) == [0, 1]
+    segments = database.rows("SELECT segment FROM shipped ORDER BY segment")
+    assert [row.segment for row in segments] == ["one/host-1.jsonl", "two/host-1.jsonl"]
+    assert bytes_in(tmp_path) == 0
 
 
 def test_a_line_longer_than_a_batch_is_skipped(

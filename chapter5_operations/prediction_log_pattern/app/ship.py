@@ -48,12 +48,13 @@ class Head(BaseModel):
     at: AwareDatetime
 
 
-def ship(connection: Connection, segment: Path) -> int:
+def ship(connection: Connection, segment: Path, name: str) -> int:
     """Copies up to a batch of lines and moves the position, in one transaction.
 
-    Returns how many lines these were. A segment that is stored and complete is deleted.
+    The name distinguishes the segment from all others. Returns how many lines these were. A segment
+    that is stored and complete is deleted.
     """
-    own = shipped.c.segment == segment.name
+    own = shipped.c.segment == name
     with segment.open("rb") as file:
         # Before it is read: if nobody writes it now, nothing comes after what is read.
         is_complete = has_no_writer(file)
@@ -63,7 +64,7 @@ def ship(connection: Connection, segment: Path) -> int:
             if known == size and not is_complete:
                 return 0
             if known is None:
-                new = insert(shipped).values(segment=segment.name)
+                new = insert(shipped).values(segment=name)
                 connection.execute(new.on_conflict_do_nothing())
             # Another shipper of this segment waits here, and then finds the new position.
             locked = select(shipped.c.position, today).where(own).with_for_update()
@@ -79,7 +80,7 @@ def ship(connection: Connection, segment: Path) -> int:
             rows, end = [], position
             for line in lines:
                 if columns := columns_of(line):
-                    key = f"{day}\t{segment.name}\t{end}\t".encode()
+                    key = f"{day}\t{name}\t{end}\t".encode()
                     rows.append(key + columns)
                 end += len(line) + 1
             torn = len(lines) - store(connection, rows)
@@ -88,7 +89,7 @@ def ship(connection: Connection, segment: Path) -> int:
                 update(shipped).where(own).values(**moved, torn=shipped.c.torn + torn)
             )
     if torn:
-        log.warning("%s: %d lines before byte %d are no records", segment.name, torn, end)
+        log.warning("%s: %d lines before byte %d are no records", name, torn, end)
     if is_complete and is_end:
         segment.unlink(missing_ok=True)
     return len(lines)
@@ -127,12 +128,16 @@ def store(connection: Connection, rows: list[bytes]) -> int:
 
 
 def ship_all(connection: Connection, directory: Path) -> int:
-    """Copies up to a batch of each segment, and returns how many lines these were."""
+    """Copies up to a batch of each segment, and returns how many lines these were.
+
+    Several processes may each have a folder of their own below the directory.
+    """
     lines = 0
-    for segment in sorted(directory.glob("*.jsonl")):
+    for segment in sorted(directory.rglob("*.jsonl")):
+        name = segment.relative_to(directory).as_posix()
         # Another shipper may have deleted it.
         with suppress(FileNotFoundError):
-            lines += ship(connection, segment)
+            lines += ship(connection, segment, name)
     return lines
 
 

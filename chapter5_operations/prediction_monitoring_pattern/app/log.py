@@ -143,7 +143,7 @@ class Log:
 def bytes_in(directory: Path) -> int:
     """Returns the size of all segments; the shipper may be deleting some."""
     total = 0
-    for path in directory.glob("*.jsonl"):
+    for path in directory.rglob("*.jsonl"):
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total
