@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.request import Request, urlopen
 
 import yaml
 
-from tools.measure.server import Server, serve
+from tools.measure.server import serve
 from tools.mesh import translate as mesh
 from tools.mesh.istio import Json
 from tools.read.compose import Service, load
@@ -21,6 +21,12 @@ from tools.run.binaries import find
 from tools.run.ports import free_port
 
 ANYWHERE = "0.0.0.0"  # noqa: S104
+
+
+class Replica(Protocol):
+    """A server that is running; what starts and ends it is another matter."""
+
+    url: str
 
 
 @dataclass
@@ -103,7 +109,7 @@ def envoy_of(pattern: Path) -> Service:
 
 @contextmanager
 def proxy(
-    pattern: Path, config: Any, replicas: Mapping[str, Server], cpus: set[int] | None = None
+    pattern: Path, config: Any, replicas: Mapping[str, Replica], cpus: set[int] | None = None
 ) -> Iterator[Proxy]:
     """Starts Envoy in front of running servers, with its options from Compose.
 
