@@ -17,6 +17,7 @@ PARAMETER = {
     "name": HEADER.decode(),
     "in": "header",
     "description": "Who asks; only its salted hash is stored",
+    "example": "ada",
     "schema": {"type": "string", "pattern": f"^{GIVEN}$", "minLength": 1, "maxLength": 128},
 }
 given = re.compile(GIVEN.encode())
