@@ -900,7 +900,12 @@ def check_docs(subject: Subject) -> Findings:
         found.expect(bool(operation.get("tags")), f"{method} {path} is in no group of /docs")
     for path in subject.with_body:
         example = subject.body_schema(path).get("example")
-        status = subject.post(real(path), json.dumps(example).encode()).status_code
+        headers = JSON | {
+            parameter["name"]: str(parameter.get("example", ""))
+            for parameter in subject.operations[path, "post"].get("parameters", [])
+            if parameter["in"] == "header" and parameter.get("required")
+        }
+        status = subject.post(real(path), json.dumps(example).encode(), headers).status_code
         # An ID in the example may be unknown, and what it adds may exist.
         found.expect(status in (200, 201, 202, 404, 409), f"{path}, example {example}: {status}")
     return found

@@ -15,10 +15,10 @@ import yaml
 
 from chapter6_operation_management.shadow_ab_pattern.app.arm import ArmLog
 from chapter6_operation_management.shadow_ab_pattern.app.compare import Pairs, compare
-from chapter6_operation_management.shadow_ab_pattern.app.report import Report, judge
-from chapter6_operation_management.shadow_ab_pattern.app.rule import Rule, RuleError
-from chapter6_operation_management.shadow_ab_pattern.app.rule import read as read_rule
+from chapter6_operation_management.shadow_ab_pattern.app.judge import Report, judge
+from chapter6_operation_management.shadow_ab_pattern.app.rule import Rule
 from chapter6_operation_management.shadow_ab_pattern.app.settings import Settings
+from chapter6_operation_management.shadow_ab_pattern.app.written import WrittenError, read
 from chapter6_operation_management.shadow_ab_pattern.measure.bench import (
     FAILED,
     NOT_SENT,
@@ -56,7 +56,7 @@ from tools.measure.servers import guarded, run_uvicorn
 from tools.mesh.proxy import Proxy, shipped, translated
 
 RULE_FILE = HERE / "rule/rule.yml"
-RULE = read_rule(RULE_FILE)[0]
+RULE = read(RULE_FILE, Rule)[0]
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"
 ROW = json.loads(BODY)["data"]
 
@@ -515,8 +515,8 @@ def test_a_rule_out_of_bounds_is_refused_with_its_key(
     written: Written, content: str, reason: str
 ) -> None:
     written.rule_file.write_text(content, "utf-8")
-    with pytest.raises(RuleError) as refused:
-        read_rule(written.rule_file)
+    with pytest.raises(WrittenError) as refused:
+        read(written.rule_file, Rule)
     assert str(refused.value).startswith(f"{written.rule_file}: ")
     assert reason in str(refused.value)
     report = written.report()

@@ -1,11 +1,10 @@
-"""The report joins what both versions have logged, and judges it by the rule."""
+"""The report joins what both versions have logged, and judges it."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -14,15 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from .compare import Judgement, Pairs, compare
 from .database import connect
 from .deadline import within
 from .docs import add_docs
 from .guard import count_refusal
-from .pairs import find_trial, join, keep_rule
+from .judge import Report, judge, notice, refuse_wrong
 from .route import JsonRoute
-from .rule import Rule, RuleError
-from .rule import read as read_rule
 from .schema import UNAVAILABLE
 from .settings import Settings
 from .tables import records
@@ -37,22 +33,10 @@ environment = Environment(
 HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 
-class Report(Judgement):
-    """The verdict on the newest models, and by which rule; without both there is no trial."""
-
-    live_model: str | None = None
-    shadow_model: str | None = None
-    began: datetime | None = None
-    rule: Rule | None = None
-    rule_sha256: str | None = None
-    rule_seen: datetime | None = None
-    counts: Pairs = Pairs()
-
-
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Refuses to start with a rule that is wrong."""
-    read_rule(settings.rule_file)
+    """Refuses to start if what it judges by is wrong."""
+    refuse_wrong(settings)
     yield
 
 
@@ -93,27 +77,6 @@ def transaction() -> Iterator[Connection]:
         slots.release()
 
 
-def judge(connection: Connection, settings: Settings) -> Report:
-    """Judges the newest models; a rule that came after their first pair makes that void."""
-    try:
-        written, digest = read_rule(settings.rule_file)
-    except RuleError as error:
-        return Report(verdict="void", reasons=[str(error)])
-    seen = keep_rule(connection, digest)
-    by: dict[str, Any] = {"rule": written, "rule_sha256": digest, "rule_seen": seen}
-    trial = find_trial(connection, settings)
-    if trial is None:
-        return Report(verdict="wait", reasons=["no request has reached both versions"], **by)
-    counts = join(connection, trial, settings.settle_seconds)
-    judgement = compare(counts, written)
-    if seen > trial["began"]:
-        reason = (
-            f"the rule is younger than the first pair: {seen:%F %T} after {trial['began']:%F %T}"
-        )
-        judgement = judgement.model_copy(update={"verdict": "void", "reasons": [reason]})
-    return Report(**judgement.model_dump(), **by, **trial, counts=counts)
-
-
 @app.get("/report", tags=["report"], responses=UNAVAILABLE)
 def report() -> Report:
     """Returns the verdict and everything that it follows from."""
@@ -136,11 +99,10 @@ async def health() -> dict[str, str]:
 
 @app.get("/ready", tags=["health"], responses=UNAVAILABLE)
 def ready() -> dict[str, str]:
-    """The database answers and has the tables; a new rule is seen by now, if nobody else looks."""
+    """The database answers and has the tables; what it judges by is seen by now."""
     with transaction() as connection:
         connection.execute(records.select().limit(1))
-        with suppress(RuleError):
-            keep_rule(connection, read_rule(settings.rule_file)[1])
+        notice(connection, settings)
     return {"status": "ready"}
 
 

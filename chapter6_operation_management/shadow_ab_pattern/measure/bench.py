@@ -19,7 +19,7 @@ from tools.measure.load import Request, Run, closed_loop
 from tools.mesh.istio import Json
 from tools.mesh.proxy import Proxy, fetch, proxy
 
-from ..app.report import Report, judge
+from ..app.judge import Report, judge
 from .processes import HERE, Database, Server
 
 SHADOW = "cluster.outbound|8000|rf|iris"

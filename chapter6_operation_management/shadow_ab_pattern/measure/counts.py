@@ -10,7 +10,7 @@ from tools.mesh.istio import Json
 from tools.mesh.proxy import Proxy, shipped, translated
 
 from ..app.compare import compare
-from ..app.report import Report
+from ..app.judge import Report
 from ..app.rule import Rule
 from .baselines import DELAY_SECONDS
 from .bench import (

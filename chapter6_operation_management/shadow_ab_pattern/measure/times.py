@@ -12,7 +12,7 @@ from tools.measure.load import Request, open_loop
 from tools.measure.server import cpu_seconds_of, interleave, median_and_spread
 from tools.mesh.proxy import Proxy, shipped, translated
 
-from ..app.report import judge
+from ..app.judge import judge
 from .bench import Bench, bodies, wait_until_copied, without_copies
 from .processes import HERE, Database
 
