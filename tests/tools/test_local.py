@@ -882,6 +882,14 @@ def test_only_a_job_runs_on_demand_and_only_a_service_can_be_started(pattern: Pa
     assert run_local("logs", pattern, "job").stdout == ""
 
 
+def test_a_built_service_runs_in_the_directory_of_its_build(pattern: Path) -> None:
+    (pattern / "services/iris").mkdir(parents=True)
+    (pattern / "server.py").rename(pattern / "services/iris/server.py")
+    port = free_port()
+    up(pattern, {"iris": server(port, name="iris", build="services/iris")})
+    assert answers(port)
+
+
 # --- deaths ---------------------------------------------------------------------------------------
 
 
