@@ -126,7 +126,7 @@ def test_what_a_server_with_a_profile_requires_is_installed_if_its_profile_is_ac
 ) -> None:
     traces = (
         "  traces:\n    build: .\n    profiles: [traces]\n"
-        "    # It is a server.\n\n    healthcheck:\n      test: []\nvolumes:"
+        "    # It is a server.\n\n    healthcheck:\n      test: []\nvolumes:\n  traces:"
     )
     (tmp_path / "docker-compose.yml").write_text(COMPOSE.replace("volumes:", traces))
     for name in ("api", "traces"):

@@ -22,8 +22,9 @@ def profile_of(block: str) -> str:
 
 def opt_in(text: str) -> dict[str, str]:
     """Returns the profile of each server in a Compose file that has one."""
-    profiles = {block[1]: profile_of(block[0]) for block in BLOCK.finditer(f"{text}\n")}
-    return {name: profile for name, profile in profiles.items() if profile}
+    # A volume may have the name of a service.
+    profiles = ((block[1], profile_of(block[0])) for block in BLOCK.finditer(f"{text}\n"))
+    return {name: profile for name, profile in profiles if profile}
 
 
 def without_waiting(text: str, active: Container[str]) -> str:
