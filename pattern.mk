@@ -125,7 +125,7 @@ help: # Lists the targets.
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
-	@$(if $(PROFILES),echo "  PROFILE=$(firstword $(PROFILES))     starts these servers, too: make up PROFILE=$(firstword $(PROFILES))",:)
+	@$(foreach profile,$(PROFILES),printf '  %-18s %s\n' PROFILE=$(profile) "servers on demand: make up PROFILE=$(profile)";)
 	@echo "  PORT=8123          another port than 8000 (UI_PORT: than 5000), as in PORT=8123 make up"
 
 .PHONY: train

@@ -415,6 +415,8 @@ def test_make_up_refuses_a_profile_that_no_server_has(
     compose.write_text(compose.read_text() + SERVER)
     refused = make(repository / PATTERN, path_of_macos, *arguments)
     assert refused.stderr.startswith("error: there is no profile trace; PROFILE= is one of: traces")
+    helped = make(repository / PATTERN, path_of_macos)
+    assert (helped.returncode, "PROFILE=traces " in helped.stdout) == (0, True)
 
 
 def test_docker_starts_the_servers_of_a_profile_and_takes_down_those_of_all(
