@@ -17,14 +17,17 @@ HERE := $(CHAPTER)/$(PATTERN)
 SERVICE ?=
 ARGS ?=
 WITH ?=
+# The servers with this profile are started as well; Compose reads the variable.
+PROFILE ?= $(COMPOSE_PROFILES)
+export COMPOSE_PROFILES := $(PROFILE)
 KUBECTL ?= kubectl
 
 ifneq ($(wildcard $(BIN)/python),)
 PYTHON ?= .venv/bin/python
 endif
 include $(ROOT)/machine.mk
-# The function `shell` ignores unexport.
-READ = cd $(ROOT) && PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m
+# The function `shell` ignores export and unexport.
+READ = cd $(ROOT) && COMPOSE_PROFILES="$(PROFILE)" PYTHONPATH= PYTHONSAFEPATH= "$(PYTHON)" -m
 
 # Prints why Docker cannot be used, or nothing.
 NO_DOCKER = $(READ) tools.read.engine
@@ -40,10 +43,11 @@ endif
 export RUN
 
 # Read from the pattern's files: the CATEGORIES to install, its SERVICES, those of them that are
-# JOBS, whether one TRAINS, and what they have MOUNTED. The environment may not exist yet.
+# JOBS, the PROFILES of others, whether one TRAINS, and what they have MOUNTED. The environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
 JOBS :=
+PROFILES :=
 TRAINS :=
 MOUNTED :=
 $(foreach line,$(shell $(READ) tools.read $(HERE)),$(eval $(line)))
@@ -57,6 +61,8 @@ MODEL := $(if $(TRAINS),,$(if $(wildcard train),models/metadata.json))
 
 # The two ways to run the processes.
 COMPOSE := docker compose
+# With the servers of every profile.
+WHOLE := $(if $(PROFILES),COMPOSE_PROFILES='*' )$(COMPOSE)
 # Compose cannot start a paused service, and one that goes on counts as unhealthy for a while.
 WAKE = paused="$$($(COMPOSE) ps --services --status paused $(1))"; \
   [ -z "$$paused" ] || $(COMPOSE) restart $$paused;
@@ -69,7 +75,7 @@ BUILD = $(COMPOSE) build
 UP = (cd $(ROOT) && "$(PYTHON)" -m tools.run.ports $(HERE)) && \
   $(if $(MOUNTED),chmod -R a+rX $(MOUNTED) && )$(if $(JOBS),$(COMPOSE) build $(JOBS) && ){ $(WAKE) $(COMPOSE) up --detach --build --wait --quiet-pull || \
   { $(COMPOSE) logs --tail 30; $(COMPOSE) down; exit 1; }; }
-DOWN = $(if $(JOBS),$(STOP_RUNS) )$(COMPOSE) down --remove-orphans
+DOWN = $(if $(JOBS),$(STOP_RUNS) )$(WHOLE) down --remove-orphans
 STOP = $(COMPOSE) stop
 START_ONE = $(COMPOSE) up --detach --no-recreate --no-deps --wait
 START = $(call WAKE,$(SERVICE)) $(START_ONE)
@@ -77,8 +83,8 @@ RESTART = $(COMPOSE) restart $(SERVICE) && $(START_ONE)
 KILL = $(COMPOSE) kill
 PAUSE = $(COMPOSE) pause
 UNPAUSE = $(COMPOSE) unpause
-PS = $(COMPOSE) ps --all
-LOGS = $(COMPOSE) logs
+PS = $(WHOLE) ps --all
+LOGS = $(WHOLE) logs
 else
 WAY := without Docker
 # Only the model has to be built.
@@ -106,6 +112,12 @@ ifeq ($(RUN)$(DOCKER_WORKS),docker)
 endif
 build up down stop start restart kill pause unpause ps logs: engine
 
+.PHONY: profile
+profile: # Fails if no server has the PROFILE.
+	@[ -z "$(filter-out $(PROFILES),$(PROFILE))" ] || { echo "error: there is no profile \
+	$(PROFILE)$(if $(PROFILES),; PROFILE= is one of: $(PROFILES))" >&2; exit 2; }
+up build: profile
+
 .PHONY: help
 help: # Lists the targets.
 	@echo "$(PATTERN): $$(sed -n '3p' README.md)"
@@ -113,6 +125,7 @@ help: # Lists the targets.
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RUN=docker|local   with Docker or without (now: $(RUN))"
+	@$(foreach profile,$(PROFILES),printf '  %-18s %s\n' PROFILE=$(profile) "servers on demand: make up PROFILE=$(profile)";)
 	@echo "  PORT=8123          another port than 8000 (UI_PORT: than 5000), as in PORT=8123 make up"
 
 .PHONY: train

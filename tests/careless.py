@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
@@ -160,4 +160,32 @@ async def metadata_of_decisions() -> dict[str, Any]:
 @decisions.get("/ready")
 @decisions.get("/health")
 async def decisions_are_ready() -> dict[str, str]:
+    return {"status": "ready"}
+
+
+class Answers(BaseModel):
+    """What each of several services says of the rows."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Prediction]
+
+
+services = FastAPI()
+
+
+@services.post("/predict")
+async def ask_services(request: PredictRequest) -> Answers:
+    """Asks for the first row only."""
+    of_service = Prediction(prediction=[[0.5, 0.5] for _ in request.data[:1]])
+    return Answers.model_validate({"one": of_service, "two": of_service})
+
+
+@services.get("/metadata")
+async def metadata_of_services() -> dict[str, Any]:
+    return {"sample": SAMPLE}
+
+
+@services.get("/ready")
+@services.get("/health")
+async def services_are_ready() -> dict[str, str]:
     return {"status": "ready"}

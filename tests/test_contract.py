@@ -92,7 +92,7 @@ DESCRIBED = {
     *("name", "version", "sha256", "input", "output", "labels", "metrics", "sample"),
     "training_data_sha256",
 }
-# Of these, what a server has that decides instead of returning probabilities.
+# Of these, what a server has whose answers are more than probabilities.
 OF_DECISIONS = ("/predict", "/health", "/ready", "/metadata")
 BOOK = (
     *("data_type", "data_structure", "data_sample"),
@@ -143,13 +143,24 @@ class Subject:
         return ("/predict", "post") in self.operations
 
     @property
-    def decides(self) -> bool:
-        """Whether a row gets an object, such as one decision a model, instead of probabilities."""
+    def answer(self) -> dict[str, Any]:
+        """The schema of a prediction."""
         answers = self.operations.get(("/predict", "post"), {}).get("responses", {})
         content = answers.get("200", {}).get("content", {})
-        schema = self.resolved(content.get("application/json", {}).get("schema", {}))
-        entries = schema.get("properties", {}).get("prediction", {}).get("items", {})
-        return self.resolved(entries).get("type") == "object"
+        return self.resolved(content.get("application/json", {}).get("schema", {}))
+
+    @property
+    def asks_services(self) -> bool:
+        """Whether each of several services answers for every row, under its own name."""
+        of_service = self.answer.get("additionalProperties")
+        properties = self.resolved(of_service) if isinstance(of_service, dict) else {}
+        return "prediction" in properties.get("properties", {})
+
+    @property
+    def decides(self) -> bool:
+        """Whether a row gets more than probabilities: a decision or an answer for each model."""
+        entries = self.answer.get("properties", {}).get("prediction", {}).get("items", {})
+        return self.asks_services or self.resolved(entries).get("type") == "object"
 
     def declared(self, path: str, method: str) -> set[int]:
         operation = self.operations.get((path, method), {"responses": {}})
@@ -370,8 +381,16 @@ def predicted(
 
         found.wait_until(is_over, f"the job of {path}", subject.patience_seconds)
         answer = subject.get(job)
+    if subject.asks_services:
+        return of_services(answer.json())
     prediction: list[Any] = answer.json().get("prediction") or []
     return prediction
+
+
+def of_services(answer: dict[str, Any]) -> list[list[float]]:
+    """Returns for each row what all services say of it, one after the other."""
+    columns = [answer[name]["prediction"] for name in sorted(answer)]
+    return [[value for part in row for value in part] for row in zip(*columns, strict=True)]
 
 
 def check_bad_bodies(subject: Subject) -> Findings:
@@ -1454,6 +1473,13 @@ def test_a_careless_server_of_decisions_does_not_keep_it() -> None:
     assert "post /predict does not declare {" in found
     # It has decisions and not labels.
     assert "/label" not in found
+
+
+def test_a_careless_server_that_asks_services_does_not_keep_it() -> None:
+    with run_uvicorn("tests.careless:services", cwd=ROOT) as server, Subject(server) as careless:
+        found = "\n".join(check_endpoints(careless))
+    assert "5 rows: 1 entries" in found
+    assert "post /predict does not declare {" in found
 
 
 def test_every_check_has_a_control() -> None:

@@ -23,6 +23,8 @@ BUILT = {
     for pattern in patterns()
     for service in load(pattern).built()
 }
+# A server with a profile holds none of the pattern's code.
+OF_PATTERNS = {name: found for name, found in BUILT.items() if not found[1].is_opt_in}
 # The images of services named train, which contain the training libraries.
 TRAINING = {service.image for _, service in BUILT.values() if service.name == "train"}
 SERVERS = {
@@ -56,7 +58,7 @@ def of_this_run(request: pytest.FixtureRequest) -> list[Path]:
 
 
 def build(pattern: Path) -> None:
-    docker("compose", "--project-directory", str(pattern), "build", "--quiet")
+    docker("compose", "--project-directory", str(pattern), "--profile", "*", "build", "--quiet")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +81,7 @@ def test_an_image_adds_little_to_its_base(pattern: Path, service: Service) -> No
     assert added < LARGER_MB.get(service.image, ADDED_MB) * 1_000_000
 
 
-@pytest.mark.parametrize(("pattern", "service"), BUILT.values(), ids=BUILT)
+@pytest.mark.parametrize(("pattern", "service"), OF_PATTERNS.values(), ids=OF_PATTERNS)
 def test_an_image_that_serves_holds_no_training_code(pattern: Path, service: Service) -> None:
     code = "import importlib.util as u; print([n for n in ('sklearn', 'torch') if u.find_spec(n)])"
     found = docker("run", "--rm", "--read-only", str(service.image), "python", "-c", code)

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -386,6 +387,58 @@ def test_a_copied_directory_alone_ends_the_runs_of_its_jobs(
     assert "compose ps --all --quiet job)" in printed
     without = make(ROOT / PATTERN, path_of_macos, "-n", "-f", "docker.mk", "down").stdout
     assert "docker stop" not in without
+
+
+SERVER = """
+  traces:
+    build: .
+    command: [sleep, "600"]
+    ports: ["127.0.0.1:${TRACES_PORT:-5000}:5000"]
+    profiles: [traces]
+    healthcheck:
+      test: [CMD, "true"]
+"""
+
+
+@pytest.mark.parametrize("run", ["docker", "local"])
+def test_make_up_refuses_a_profile_that_no_server_has(
+    repository: Path, path_of_macos: Path, run: str
+) -> None:
+    fake_docker(path_of_macos, ENGINE)
+    arguments = ["up", "PROFILE=trace", f"RUN={run}"]
+    refused = make(repository / PATTERN, path_of_macos, *arguments)
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (
+        2,
+        "error: there is no profile trace",
+    )
+    compose = repository / PATTERN / "docker-compose.yml"
+    compose.write_text(compose.read_text() + SERVER)
+    refused = make(repository / PATTERN, path_of_macos, *arguments)
+    assert refused.stderr.startswith("error: there is no profile trace; PROFILE= is one of: traces")
+    helped = make(repository / PATTERN, path_of_macos)
+    assert (helped.returncode, "PROFILE=traces " in helped.stdout) == (0, True)
+
+
+def test_docker_starts_the_servers_of_a_profile_and_takes_down_those_of_all(
+    repository: Path, path_of_macos: Path, docker_calls: Path
+) -> None:
+    compose = repository / PATTERN / "docker-compose.yml"
+    compose.write_text(compose.read_text() + SERVER)
+    told = f'echo "profiles: $COMPOSE_PROFILES" >> "{docker_calls}"'
+    fake_docker(path_of_macos, ENGINE | {"compose": told})
+    alone = shutil.copytree(compose.parent, repository.parent / "alone" / compose.parent.name)
+    for directory in (compose.parent, alone):
+        docker_calls.unlink(missing_ok=True)
+        for words in (["up", "PROFILE=traces"], ["up"], ["down"]):
+            done = make(directory, path_of_macos, *words, "RUN=docker")
+            assert done.returncode == 0, done.stderr
+        calls = docker_calls.read_text().splitlines()
+        profiles = [
+            profile
+            for call, profile in pairwise(calls)
+            if call.startswith(("compose up", "compose down"))
+        ]
+        assert profiles == ["profiles: traces", "profiles: ", "profiles: *"]
 
 
 @pytest.mark.parametrize(("port", "expected"), [("", "5000"), ("5001", "5001")])

@@ -10,7 +10,12 @@ RUN := docker
 ROOT :=
 PATTERN := $(lastword $(notdir $(CURDIR)))
 # The services that run on demand.
-JOBS := $(shell awk '/^  [^ ]/ {sub(":", ""); name = $$1} /^    profiles:/ {print name}' docker-compose.yml)
+JOBS := $(shell awk '/^  [^ ]/ {sub(":", ""); name = $$1} /^    profiles:/ {job[name]} \
+  /^    healthcheck:/ {server[name]} \
+  END {for (name in job) if (!(name in server)) print name}' docker-compose.yml)
+# With a healthcheck, a service with a profile is a server: make up PROFILE=name starts it, too.
+PROFILE ?= $(COMPOSE_PROFILES)
+export COMPOSE_PROFILES := $(PROFILE)
 # Compose lists the containers of jobs only with --all, and does not take them down.
 STOP_RUNS = runs="$$($(COMPOSE) ps --all --quiet $(JOBS))"; [ -z "$$runs" ] || \
   { docker stop $$runs; docker rm --force $$runs; } >/dev/null 2>&1;
@@ -27,7 +32,7 @@ up: ## Build, start, and wait until every service is ready
 
 .PHONY: down
 down: ## Stop everything; ARGS=--volumes also deletes the data
-	$(if $(JOBS),$(STOP_RUNS) )$(COMPOSE) down --remove-orphans $(ARGS)
+	$(if $(JOBS),$(STOP_RUNS) )COMPOSE_PROFILES='*' $(COMPOSE) down --remove-orphans $(ARGS)
 
 .PHONY: build logs ps
 build logs ps: ## Build the images, show the logs, list the services

@@ -78,6 +78,13 @@ GOOD: dict[str, Any] = {
             "depends_on": ["redis"],
             "profiles": ["job"],
         },
+        "traces": {
+            "build": ".",
+            "command": ["traces"],
+            "ports": ["127.0.0.1:${TRACES_PORT:-5000}:5000"],
+            "profiles": ["traces"],
+            "healthcheck": {"test": ["CMD", "true"]},
+        },
         "redis": {
             "image": "redis:8.0",
             "expose": ["6379"],
@@ -130,11 +137,26 @@ def test_a_file_with_every_supported_key_is_read(tmp_path: Path) -> None:
     assert (worker.replicas, worker.ports, worker.stop_grace_seconds) == (2, (), 10)
     assert compose.one_shots() == {"migrate"}
     assert compose.jobs() == ["job"]
-    assert compose.of_up().keys() == compose.services.keys() - {"job"}
+    assert compose.of_up().keys() == compose.services.keys() - {"job", "traces"}
     # Limits of containers are kept for the rules that check them.
     assert (api.read_only, api.tmpfs, api.cap_drop) == (True, ("/cache",), ("ALL",))
     assert (api.security_opt, api.user) == (("no-new-privileges:true",), "10001:10001")
     assert (api.memory_limit_bytes, api.cpus, api.pids_limit) == (256 * 2**20, "1", 100)
+
+
+def test_a_server_with_a_profile_starts_if_its_profile_is_active(tmp_path: Path) -> None:
+    pattern = write(tmp_path, changed("api", environment={"A": "${COMPOSE_PROFILES:+on}!"}))
+    for profiles, servers, value in (
+        ("", set(), "!"),
+        ("job", set(), "on!"),
+        ("traces", {"traces"}, "on!"),
+        ("job,traces", {"traces"}, "on!"),
+    ):
+        compose = load(pattern, {"COMPOSE_PROFILES": profiles})
+        assert compose.of_up().keys() == compose.services.keys() - {"job", "traces"} | servers
+        assert compose.published().keys() == {8000} | ({5000} if servers else set())
+        assert compose.jobs() == ["job"]
+        assert compose.services["api"].environment["A"] == value
 
 
 def test_exceptions_to_rules_are_read_with_their_reasons(tmp_path: Path) -> None:
@@ -334,14 +356,18 @@ REFUSED_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "several profiles": ({"profiles": ["a", "b"]}, "write the name of one profile, as in [job]"),
     "no profile": ({"profiles": []}, "write the name of one profile, as in [job]"),
     "profile as text": ({"profiles": "job"}, "profiles: must be a list"),
-    "profile and restart": ({"profiles": ["job"]}, "ends by itself: remove `restart`"),
+    "profile and restart": (
+        {"profiles": ["job"], "healthcheck": None},
+        "ends by itself: remove `restart`",
+    ),
     "profile and replicas": (
-        {"profiles": ["job"], "restart": "no", "deploy": {"replicas": 2}},
+        {"profiles": ["job"], "healthcheck": None, "restart": "no", "deploy": {"replicas": 2}},
         "run a service with `profiles` several times: remove `replicas`",
     ),
     "profile and port": (
-        {"profiles": ["job"], "restart": "no"},
-        "a service with `profiles` has no port",
+        {"profiles": ["job"], "healthcheck": None, "restart": "no"},
+        "a service with `profiles` has no port, because it can run several times at once; "
+        "a server needs a healthcheck",
     ),
     "dependency with a profile": (
         {"depends_on": {"job": {}}},

@@ -469,6 +469,11 @@ def test_with_docker_a_taken_port_is_named_before_anything_is_installed(pattern:
         environment = os.environ | {"PATH": "/none"}
         asked = partial(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
         refused = asked(text=True)
+        # A server that is not asked for needs no port.
+        write(pattern, {"api": server(free_port()), "traces": server(port, profiles=["traces"])})
+        assert asked().returncode == 0
+        assert asked(env=environment | {"COMPOSE_PROFILES": "traces"}).returncode == 1
+        write(pattern, {"api": server(port)})
     message = f"error: port {port} on 127.0.0.1 is in use by another program: stop it\n"
     assert (refused.returncode, refused.stderr) == (1, message)
     assert asked(text=True).returncode == 0
@@ -880,6 +885,47 @@ def test_only_a_job_runs_on_demand_and_only_a_service_can_be_started(pattern: Pa
         assert refused.returncode == 1
         assert "job runs on demand: make run SERVICE=job starts it" in refused.stderr
     assert run_local("logs", pattern, "job").stdout == ""
+
+
+# --- servers with a profile -----------------------------------------------------------------------
+
+
+def test_a_server_with_a_profile_starts_only_with_it_and_no_other_verb_names_it_again(
+    pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, opt_in = free_port(), free_port()
+    environment = {"TRACES": f"${{COMPOSE_PROFILES:+http://traces:{opt_in}}}"}
+    services = {
+        "api": server(port, environment=environment),
+        "traces": server(opt_in, name="traces", profiles=["traces"]),
+    }
+    with socket.create_server(("127.0.0.1", opt_in)):
+        # Its port may be taken.
+        up(pattern, services)
+    told = httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]
+    assert (told["TRACES"], answers(opt_in)) == ("", False)
+    refused = run_local("start", pattern, "traces")
+    assert refused.returncode == 1
+    assert refused.stderr == "error: traces is not up: make up PROFILE=traces starts it\n"
+    monkeypatch.setenv("COMPOSE_PROFILES", "traces")
+    assert run_local("up", pattern).returncode == 0
+    monkeypatch.delenv("COMPOSE_PROFILES")
+    told = httpx.get(f"http://127.0.0.1:{port}/").json()["environment"]
+    assert told["TRACES"] == f"http://127.0.0.1:{opt_in}"
+    assert answers(opt_in)
+    for verb in ("pause", "unpause", "kill", "start", "stop"):
+        done = run_local(verb, pattern, "traces")
+        assert done.returncode == 0, done.stderr
+    assert run_local("up", pattern).returncode == 0
+    assert (answers(port), answers(opt_in)) == (True, False)
+
+
+def test_a_built_service_runs_in_the_directory_of_its_build(pattern: Path) -> None:
+    (pattern / "services/iris").mkdir(parents=True)
+    (pattern / "server.py").rename(pattern / "services/iris/server.py")
+    port = free_port()
+    up(pattern, {"iris": server(port, name="iris", build="services/iris")})
+    assert answers(port)
 
 
 # --- deaths ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools.test_rules import PATTERN, change, small
+from tools.check.repository.requirements import distribution_of
 from tools.check.repository.tree import Repository
 from tools.check.rules import RULES, findings
 from tools.generate.requirements import exported
@@ -105,6 +106,34 @@ def test_each_service_runs_a_package(pattern: Path) -> None:
     } == {name: name for name in PROGRAMS}
     # The API first, although its name is the last.
     assert packages_of(compose) == ["web", "predictor"]
+
+
+def test_the_api_is_what_no_other_service_depends_on(pattern: Path) -> None:
+    compose = pattern / "docker-compose.yml"
+    # A proxy on another port, in front of a predictor on port 8000.
+    change(compose, ["8000", "9000"])
+    change(compose, ["8501", "8000"])
+    assert packages_of(load(pattern)) == ["web", "predictor"]
+
+
+@pytest.mark.parametrize(
+    ("module", "distribution"),
+    [
+        ("opentelemetry.sdk.trace.TracerProvider", "opentelemetry-sdk"),
+        ("opentelemetry.trace.Tracer", "opentelemetry-api"),
+        (
+            "opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter",
+            "opentelemetry-exporter-otlp-proto-http",
+        ),
+        ("mlflow.tracking", "mlflow"),
+        ("yaml", "pyyaml"),
+        ("no_such_module.part", "no-such-module"),
+    ],
+)
+def test_a_distribution_is_found_by_the_module_also_in_a_shared_namespace(
+    module: str, distribution: str
+) -> None:
+    assert distribution_of(module) == distribution
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,13 @@ def test_make_gets_what_the_strict_readers_read(
         (tmp_path / image.program).touch(0o755)
         for name in image.companions if installed != "servers" else ():
             (tmp_path / name).touch(0o755)
-    compose = load(pattern).services
+    found = load(pattern)
+    compose = found.services
+    idle = compose.keys() - found.of_up().keys() - {*found.jobs()}
     exported = [
         category
         for path in pattern.glob("requirements*.txt")
+        if path.stem.partition("-")[2] not in idle
         for category in categories(path.read_text())
     ]
     servers = [known[repository(item.image or "")] for item in compose.values() if not item.build]
@@ -60,7 +63,13 @@ def test_make_gets_what_the_strict_readers_read(
         *(f"CATEGORIES+={name}" for name in ["packages", *exported]),
         *(f"SERVICES+={name}" for name in compose),
         *(f"CATEGORIES+={name}" for name in lacking),
-        *(f"JOBS+={name}" for name, service in compose.items() if service.profiles),
+        *(f"JOBS+={name}" for name in found.jobs()),
+        *(
+            f"PROFILES+={name}"
+            for item in compose.values()
+            if item.is_opt_in
+            for name in item.profiles
+        ),
         *(["TRAINS:=train"] if "train" in compose else []),
         *(
             f"MOUNTED+={Path(mount.source)}"
@@ -109,6 +118,25 @@ def test_a_service_with_a_profile_is_a_job(tmp_path: Path) -> None:
     told = assignments(tmp_path)
     assert [line for line in told if line.startswith("JOBS")] == ["JOBS+=job"]
     assert "SERVICES+=job" in told
+
+
+@pytest.mark.parametrize("active", ["", "traces", "job,traces"])
+def test_what_a_server_with_a_profile_requires_is_installed_if_its_profile_is_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active: str
+) -> None:
+    traces = (
+        "  traces:\n    build: .\n    profiles: [traces]\n"
+        "    # It is a server.\n\n    healthcheck:\n      test: []\nvolumes:\n  traces:"
+    )
+    (tmp_path / "docker-compose.yml").write_text(COMPOSE.replace("volumes:", traces))
+    for name in ("api", "traces"):
+        path = tmp_path / f"requirements-{name}.txt"
+        path.write_text(f"# Exported from Pipfile.lock by make lock: of-{name}\n")
+    monkeypatch.setenv("COMPOSE_PROFILES", active)
+    told = assignments(tmp_path)
+    assert not [line for line in told if line.startswith("JOBS")]
+    assert {"PROFILES+=traces", "SERVICES+=traces", "CATEGORIES+=of-api"} <= {*told}
+    assert ("CATEGORIES+=of-traces" in told) == ("traces" in active)
 
 
 def test_only_services_are_read_as_services() -> None:

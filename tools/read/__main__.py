@@ -2,8 +2,9 @@
 
 The output is one assignment a line: `CATEGORIES+=redis` for each category that the pattern needs
 without Docker, `SERVICES+=api` for each Compose service, `JOBS+=job` for each of them that
-runs on demand, `TRAINS:=train` if one of the services trains, and `MOUNTED+=envoy.yaml` for each
-file that a service mounts.
+runs on demand, `PROFILES+=traces` for each profile of servers that `make up` starts on demand,
+`TRAINS:=train` if one of the services trains, and `MOUNTED+=envoy.yaml` for each file that a
+service mounts. What only a server on demand requires is a category if its profile is active.
 
 make runs this before anything is installed, perhaps with an old Python, so it cannot use a YAML
 parser. It finds the names by their indentation and rejects any other indentation.
@@ -11,11 +12,14 @@ parser. It finds the names by their indentation and rejects any other indentatio
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from tools.read.images import IMAGES, on_this_machine, repository
+from tools.read.profiles import active_profiles, opt_in
 
 EXPORTED = re.compile(r"# Exported from Pipfile\.lock by make lock: (.*)")
 # The packages of the root toolchain.
@@ -62,11 +66,18 @@ def services(text: str) -> dict[str, set[str]]:
     return found
 
 
-def exported(pattern: Path) -> list[str]:
+def exported(pattern: Path, without: Collection[str]) -> list[str]:
     """Returns the categories from which the requirements of a pattern were exported."""
-    firsts = [path.read_text("utf-8") for path in sorted(pattern.glob("requirements*.txt"))]
+    left_out = [f"requirements-{name}.txt" for name in without]
+    paths = [path for path in pattern.glob("requirements*.txt") if path.name not in left_out]
+    firsts = [path.read_text("utf-8") for path in sorted(paths)]
     marks = [EXPORTED.match(text) for text in firsts]
     return [category for mark in marks if mark for category in mark[1].split()]
+
+
+def is_job(keys: Collection[str]) -> bool:
+    """Tells whether `make run` starts a service with these keys."""
+    return "profiles" in keys and "healthcheck" not in keys
 
 
 def assignments(pattern: Path) -> list[str]:
@@ -76,11 +87,15 @@ def assignments(pattern: Path) -> list[str]:
     known = [IMAGES[name] for name in map(repository, IMAGE.findall(text)) if name in IMAGES]
     # The servers of images that patterns do not build, such as Redis.
     servers = [image.category for image in known if image.category and not on_this_machine(image)]
-    categories = [TOOLCHAIN, *exported(pattern), *servers]
+    waiting = opt_in(text)
+    active = active_profiles(os.environ)
+    idle = [name for name, profile in waiting.items() if profile not in active]
+    categories = [TOOLCHAIN, *exported(pattern, without=idle), *servers]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),
-        *(f"JOBS+={name}" for name, keys in found.items() if "profiles" in keys),
+        *(f"JOBS+={name}" for name, keys in found.items() if is_job(keys)),
+        *(f"PROFILES+={profile}" for profile in dict.fromkeys(waiting.values())),
         *([f"TRAINS:={TRAINER}"] if TRAINER in found else []),
         *(f"MOUNTED+={path}" for path in dict.fromkeys(MOUNTED.findall(text))),
     ]

@@ -33,11 +33,12 @@ from pydantic import (
 from tools.read.command import option
 from tools.read.images import IMAGES, repository
 from tools.read.patterns import canonical
+from tools.read.profiles import active_profiles
 from tools.read.strict_yaml import documents_of
 
 FILE_NAME = "docker-compose.yml"
 
-VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*):-([^${}]*)\}|\$")
+VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*):([-+])([^${}]*)\}|\$")
 SERVICE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
 PUBLISHED_PORT = re.compile(r"127\.0\.0\.1:(\d{1,5}):(\d{1,5})")
 DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:us|ms|s|m|h))+")
@@ -264,7 +265,8 @@ class Service(Strict):
     stop_signal: Annotated[str, BeforeValidator(as_signal)] = "SIGTERM"
     stop_grace_seconds: Seconds = Field(10.0, alias="stop_grace_period")
     deploy: Deploy = Deploy()
-    # `make run` starts a service with a profile, a job, on demand; `make up` does not.
+    # With a healthcheck, `make up PROFILE=name` starts the service; without one it is a job, which
+    # `make run` starts. `make up` alone starts neither.
     profiles: Annotated[Texts, AfterValidator(as_profile)] = ()
     labels: dict[str, Text] = {}
     # These isolate and limit a container; they have no effect without Docker.
@@ -305,6 +307,14 @@ class Service(Strict):
     def replicas(self) -> int:
         return self.deploy.replicas
 
+    @property
+    def is_job(self) -> bool:
+        return bool(self.profiles) and self.health is None
+
+    @property
+    def is_opt_in(self) -> bool:
+        return bool(self.profiles) and self.health is not None
+
     @model_validator(mode="after")
     def runs_without_docker(self) -> Self:
         if self.build is None and self.image is None:
@@ -318,9 +328,11 @@ class Service(Strict):
             )
         if self.profiles and self.build is None:
             raise ValueError("only a service that is built can have `profiles`")
-        if self.profiles and self.restart != "no":
-            raise ValueError("a service with `profiles` ends by itself: remove `restart`")
-        if self.profiles and self.replicas > 1:
+        if self.is_job and self.restart != "no":
+            raise ValueError(
+                "a service with `profiles` and no healthcheck ends by itself: remove `restart`"
+            )
+        if self.is_job and self.replicas > 1:
             raise ValueError("run a service with `profiles` several times: remove `replicas`")
         return self
 
@@ -345,6 +357,8 @@ class Compose:
     # The environment variable of each secret of a build.
     secrets: Mapping[str, str]
     without_training: str | None
+    # The profiles whose services `up` starts as well.
+    profiles: frozenset[str]
 
     @property
     def pattern_dir(self) -> Path:
@@ -358,11 +372,15 @@ class Compose:
 
     def of_up(self) -> dict[str, Service]:
         """Returns the services that `up` starts, in start order."""
-        return {name: item for name, item in self.services.items() if not item.profiles}
+        return {
+            name: item
+            for name, item in self.services.items()
+            if not item.profiles or (item.is_opt_in and self.profiles.issuperset(item.profiles))
+        }
 
     def jobs(self) -> list[str]:
         """Names the services that run on demand."""
-        return [name for name, service in self.services.items() if service.profiles]
+        return [name for name, service in self.services.items() if service.is_job]
 
     def one_shots(self) -> set[str]:
         """Names the services that another service waits for to complete successfully."""
@@ -374,8 +392,8 @@ class Compose:
         }
 
     def published(self) -> dict[int, int]:
-        """Returns the port on this machine of each published port of a container."""
-        services = self.services.values()
+        """Returns the port on this machine of each published port of what `up` starts."""
+        services = self.of_up().values()
         return {port.container: port.host for item in services for port in item.published_ports}
 
     def built(self) -> list[Service]:
@@ -384,6 +402,8 @@ class Compose:
 
 def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compose:
     """Reads the Compose file of a pattern, filling in `${NAME:-default}` from `variables`.
+
+    `COMPOSE_PROFILES` in `variables` names the profiles that are active, as for Compose.
 
     Raises:
         ComposeError: the file is missing, or part of it does not run without Docker.
@@ -409,6 +429,7 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         {service.name: service for service in services},
         {name: secret.environment for name, secret in file.secrets.items()},
         file.without_training,
+        frozenset(active_profiles(variables)),
     )
 
 
@@ -429,7 +450,10 @@ def document_of(path: Path) -> Any:
 
 
 def interpolated(value: Any, keys: tuple[str, ...], variables: Mapping[str, str]) -> Any:
-    """Replaces `${NAME:-default}` and `$$` in all strings of `value`; `keys` is its place."""
+    """Replaces `${NAME:-default}`, `${NAME:+value}` and `$$` in all strings of `value`.
+
+    `keys` is its place.
+    """
     if isinstance(value, dict):
         return {
             key: interpolated(item, (*keys, str(key)), variables) for key, item in value.items()
@@ -448,11 +472,13 @@ def interpolated(value: Any, keys: tuple[str, ...], variables: Mapping[str, str]
         elif match[1] is None:
             reason = f'the "$" in "{value}" is not supported; write ${{NAME:-default}} or $$'
             refuse(place_of(*keys), reason)
+        elif match[2] == "+":
+            text += match[3] if variables.get(match[1]) else ""
         elif told := variables.get(match[1]):
             from_shell.append(range(len(text), len(text) + len(told)))
             text += told
         else:
-            text += match[2]
+            text += match[3]
     filled = Filled(text + value[end:])
     filled.from_shell = tuple(from_shell)
     return filled
@@ -546,10 +572,11 @@ def state_ports(services: list[Service]) -> None:
                 f"{service.replicas} replicas cannot all listen on port {min(stated)} of one "
                 "machine; without Docker only a service without a port can have replicas",
             )
-        if service.profiles and stated:
+        if service.is_job and stated:
             refuse(
                 f'{FILE_NAME}: service "{service.name}"',
-                "a service with `profiles` has no port, because it can run several times at once",
+                "a service with `profiles` has no port, because it can run several times at once; "
+                "a server needs a healthcheck",
             )
         for port in sorted(stated):
             if port in owners:

@@ -23,8 +23,14 @@ def package_of(pattern: Path, service: Service) -> str:
 
 
 def packages_of(compose: Compose) -> list[str]:
-    """Returns the packages that services run, that of the API on port 8000 first."""
-    services = sorted(compose.built(), key=lambda service: not publishes(service, 8000))
+    """Returns the packages that services run, that of the API first.
+
+    No other service depends on it and, if there are several such, it has port 8000.
+    """
+    called = {name for service in compose.services.values() for name in service.depends_on}
+    services = sorted(
+        compose.built(), key=lambda each: (each.name in called, not publishes(each, 8000))
+    )
     found = [package_of(compose.pattern_dir, service) for service in services]
     return [package for package in dict.fromkeys(found) if package]
 

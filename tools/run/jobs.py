@@ -23,7 +23,7 @@ POLL_SECONDS = 0.05
 def run(pattern_dir: Path, service: str) -> int:
     """Runs a job, passes signals on to it, and returns its exit code as a shell does."""
     compose = load(pattern_dir)
-    if not compose.service(service).profiles:
+    if not compose.service(service).is_job:
         jobs = ", ".join(compose.jobs()) or "none"
         raise LocalError(f"make up starts {service}; services that run on demand: {jobs}")
     state, name = state_dir(compose.pattern_dir), run_name(service)

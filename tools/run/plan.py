@@ -30,6 +30,7 @@ def plan_of(compose: Compose, launches: dict[str, Launch], ports: dict[int, int]
     one_shots = compose.one_shots()
     return {
         "stated": stated(compose),
+        "profiles": sorted(compose.profiles),
         "ports": ports,
         "launches": {
             name: {

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tools.read.patterns import canonical, patterns
 from tools.read.ports import published_ports
+from tools.read.profiles import active_profiles, without_waiting
 
 if TYPE_CHECKING:
     from tools.read.compose import Compose
@@ -41,8 +42,9 @@ def choose(compose: Compose, own: Container[int], immovable: Container[str]) -> 
     run side by side, except those of `immovable` services. `own` are ports that will be freed.
     """
     chosen = compose.published()
-    stated = [port for service in compose.services.values() for port in service.ports]
-    for service in compose.services.values():
+    services = compose.of_up().values()
+    stated = [port for service in services for port in service.ports]
+    for service in services:
         for port in service.ports:
             if port not in chosen:
                 taken = port in chosen.values() or not (port in own or is_free(port))
@@ -152,6 +154,7 @@ def container_on(port: int) -> tuple[str, Path] | None:
 def main() -> None:
     pattern_dir = Path(sys.argv[1]).resolve()
     text = (pattern_dir / "docker-compose.yml").read_text(encoding="utf-8")
+    text = without_waiting(text, active_profiles(os.environ))
     hosts = [port.host for port in published_ports(text, os.environ)]
     # What is not a port is for Compose to refuse.
     ports = [int(host) for host in hosts if host.isdecimal() and 0 < int(host) < 65536]

@@ -8,6 +8,7 @@ import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ def read_plan(compose: Compose) -> dict[str, Any]:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return plan
     return {}
+
+
+def as_started(compose: Compose) -> Compose:
+    """Returns a pattern with the profiles of its `up`, which the shell need not name again."""
+    return replace(compose, profiles=frozenset(read_plan(compose).get("profiles", ())))
 
 
 def last_log(compose: Compose, process: str) -> str:

@@ -23,7 +23,16 @@ from tools.run.processes import (
     wait_until_gone,
 )
 from tools.run.rewrite import state_dir, tmpfs_dir
-from tools.run.state import RUN, LocalError, death_file, is_up, last_log, read_plan, socket_path
+from tools.run.state import (
+    RUN,
+    LocalError,
+    as_started,
+    death_file,
+    is_up,
+    last_log,
+    read_plan,
+    socket_path,
+)
 
 KILL_ROUNDS = 10
 
@@ -48,12 +57,16 @@ def running(pattern_dir: Path, service: str | None = None) -> Compose:
     if not is_up(compose):
         show_death(compose)
         raise LocalError(f"{compose.name} is not up: run `make up` first")
+    compose = as_started(compose)
     if read_plan(compose).get("stated", {}).keys() != compose.of_up().keys():
         raise LocalError("docker-compose.yml has changed since `make up`: run it again")
-    if service and compose.service(service).profiles:
+    if service and compose.service(service).is_job:
         raise LocalError(
             f"{service} runs on demand: make run SERVICE={service} starts it, make kill ends it"
         )
+    if service and service not in compose.of_up():
+        (profile,) = compose.services[service].profiles
+        raise LocalError(f"{service} is not up: make up PROFILE={profile} starts it")
     return compose
 
 

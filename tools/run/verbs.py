@@ -136,7 +136,7 @@ def stop(pattern_dir: Path, service: str) -> None:
 def kill(pattern_dir: Path, service: str) -> None:
     """Sends SIGKILL to every process of one service, which stays down until it is started."""
     compose = running(pattern_dir)
-    is_job = bool(compose.service(service).profiles)
+    is_job = compose.service(service).is_job
     with only_one(compose):
         if is_job:
             kill_all(all_of(state_dir(compose.pattern_dir), partial(is_run_of, service)))

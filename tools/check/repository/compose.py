@@ -44,7 +44,7 @@ def published_port_is_written_with_its_variable(repository: Repository) -> Itera
 def long_running_service_has_a_healthcheck(repository: Repository) -> Iterator[str]:
     for compose in repository.composes:
         for service in compose.services.values():
-            ends = service.profiles or service.name in compose.one_shots()
+            ends = service.is_job or service.name in compose.one_shots()
             if service.health is None and not ends:
                 yield f"{compose.path}: {service.name} has no healthcheck; add one"
 

@@ -89,8 +89,9 @@ def service_has_one_name_everywhere(repository: Repository) -> Iterator[str]:
         pattern, readme = compose.pattern_dir, compose.pattern_dir / "README.md"
         drawn = fences(readme) if readme.is_file() else []
         text = "".join(fence.content for fence in drawn if fence.info == "mermaid")
-        for name in (service.name for service in compose.built()):
-            if name not in deployed.get(pattern, set()):
+        for service in compose.built():
+            name = service.name
+            if name not in deployed.get(pattern, set()) and not service.is_opt_in:
                 yield f"{pattern}/manifests: no container is named {name}; use that name"
             if name not in re.findall(r"[\w-]+", text):
                 yield f"{readme}: {name} is not in the diagram; use the name from Compose"

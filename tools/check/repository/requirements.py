@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import files, packages_distributions
 from pathlib import Path
 
 from tools.check.repository.tree import Repository, imports, values_of
@@ -13,7 +13,11 @@ from tools.generate.requirements import categories
 from tools.read.images import IMAGES
 
 # Packages that may be imported without being required, as they are part of another's interface.
-RE_EXPORTED = {"starlette": "fastapi", "pydantic": "fastapi"}
+RE_EXPORTED = {
+    "opentelemetry-api": "opentelemetry-sdk",
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
+}
 # Packages that a pattern requires but does not import, because another package uses them.
 USED_BY_ANOTHER = {
     # On Python before 3.11.3.
@@ -35,6 +39,23 @@ def distributions() -> dict[str, str]:
         name: normalized(name if name in found else found[0])
         for name, found in packages_distributions().items()
     }
+
+
+@cache
+def distribution_of(module: str) -> str:
+    """Returns the distribution that has a module, or a name in it.
+
+    Several distributions may share a namespace, as those of OpenTelemetry do.
+    """
+    top = module.partition(".")[0]
+    sharing = sorted({*packages_distributions().get(top, [])})
+    while sharing[1:] and top not in sharing and "." in module:
+        path = module.replace(".", "/")
+        for name in sharing:
+            if {f"{path}.py", f"{path}/__init__.py"} & {str(file) for file in files(name) or ()}:
+                return normalized(name)
+        module = module.rpartition(".")[0]
+    return distributions().get(top, normalized(top))
 
 
 def normalized(name: str) -> str:
@@ -68,9 +89,12 @@ def unequal_requirements(
 ) -> Iterator[str]:
     """Compares the categories of a requirements file with imports and commands."""
     found = [each for source in sources for each in imports(source, repository.root)]
-    tops = {name.partition(".")[0] for name, is_relative in found if not is_relative}
-    tops -= sys.stdlib_module_names
-    imported = {distributions().get(top, normalized(top)) for top in tops}
+    names = {name for name, is_relative in found if not is_relative}
+    imported = {
+        distribution_of(name)
+        for name in names
+        if name.partition(".")[0] not in sys.stdlib_module_names
+    }
     tables = [repository.pipfile.get(name, {}) for name in categories(path.read_text("utf-8"))]
     required = {normalized(name) for table in tables for name in table}
     words &= {normalized(name) for table in repository.lock.values() for name in table}

@@ -7,6 +7,9 @@ from tools.check.repository.tree import Repository, module
 from tools.check.rules import rule
 from tools.read.settings import defaults_of, settings_files, settings_in, variables_of
 
+# Variables that a library reads itself: OpenTelemetry defines its own.
+OF_LIBRARIES = ("OTEL_",)
+
 
 @rule()
 def compose_sets_only_what_is_read(repository: Repository) -> Iterator[str]:
@@ -15,7 +18,8 @@ def compose_sets_only_what_is_read(repository: Repository) -> Iterator[str]:
             known = variables_of(compose.pattern_dir, service)
             given, by_programs = set(service.environment), set(service.program_variables)
             # A program reads variables that begin with its name, as uvicorn reads UVICORN_LOOP.
-            own = {name for name in given if name.startswith(f"{service.command[0].upper()}_")}
+            prefixes = (f"{service.command[0].upper()}_", *OF_LIBRARIES)
+            own = {name for name in given if name.startswith(prefixes)}
             for name in sorted(given - known - by_programs - own):
                 unread = f"{service.name} sets {name}, which no setting reads"
                 what = "add it to settings.py, or to x-program-variables with the reason"
