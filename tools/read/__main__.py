@@ -2,8 +2,9 @@
 
 The output is one assignment a line: `CATEGORIES+=redis` for each category that the pattern needs
 without Docker, `SERVICES+=api` for each Compose service, `JOBS+=job` for each of them that
-runs on demand, `TRAINS:=train` if one of the services trains, and `MOUNTED+=envoy.yaml` for each
-file that a service mounts.
+runs on demand, `TRAINS:=train` if one of the services trains, `BELOW+=services/iris` for each
+directory below that a service is built from, and `MOUNTED+=envoy.yaml` for each file that a service
+mounts.
 
 make runs this before anything is installed, perhaps with an old Python, so it cannot use a YAML
 parser. It finds the names by their indentation and rejects any other indentation.
@@ -25,6 +26,7 @@ TRAINER = "train"
 SERVICE = re.compile(r"  ([\w-]+): *(#.*)?")
 KEY = re.compile(r"    ([\w-]+):( .*)?")
 IMAGE = re.compile(r"^    image: *(\S+)", re.MULTILINE)
+CONTEXT = re.compile(r"""(?:^    build:|\bcontext:) *["']?([\w./-]+)""", re.MULTILINE)
 MOUNTED = re.compile(r"(?<![\w.])\./([\w./-]+):/")
 WITHIN_A_KEY = re.compile(r"     .*|    - .*")
 
@@ -62,9 +64,9 @@ def services(text: str) -> dict[str, set[str]]:
     return found
 
 
-def exported(pattern: Path) -> list[str]:
-    """Returns the categories from which the requirements of a pattern were exported."""
-    firsts = [path.read_text("utf-8") for path in sorted(pattern.glob("requirements*.txt"))]
+def exported(directory: Path) -> list[str]:
+    """Returns the categories from which the requirements in a directory were exported."""
+    firsts = [path.read_text("utf-8") for path in sorted(directory.glob("requirements*.txt"))]
     marks = [EXPORTED.match(text) for text in firsts]
     return [category for mark in marks if mark for category in mark[1].split()]
 
@@ -76,12 +78,15 @@ def assignments(pattern: Path) -> list[str]:
     known = [IMAGES[name] for name in map(repository, IMAGE.findall(text)) if name in IMAGES]
     # The servers of images that patterns do not build, such as Redis.
     servers = [image.category for image in known if image.category and not on_this_machine(image)]
-    categories = [TOOLCHAIN, *exported(pattern), *servers]
+    below = [name for name in dict.fromkeys(CONTEXT.findall(text)) if name != "."]
+    of_directories = [name for path in (".", *below) for name in exported(pattern / path)]
+    categories = [TOOLCHAIN, *of_directories, *servers]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),
         *(f"JOBS+={name}" for name, keys in found.items() if "profiles" in keys),
         *([f"TRAINS:={TRAINER}"] if TRAINER in found else []),
+        *(f"BELOW+={path}" for path in below),
         *(f"MOUNTED+={path}" for path in dict.fromkeys(MOUNTED.findall(text))),
     ]
 

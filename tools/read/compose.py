@@ -297,6 +297,11 @@ class Service(Strict):
         return self._name
 
     @property
+    def context(self) -> str:
+        """The directory that the service is built from, relative to that of the file."""
+        return self.build.context if self.build else "."
+
+    @property
     def ports(self) -> tuple[int, ...]:
         """Every port that the file says the service listens on, in its container."""
         return self._ports
@@ -380,6 +385,15 @@ class Compose:
 
     def built(self) -> list[Service]:
         return [service for service in self.services.values() if service.build]
+
+    def directory_of(self, service: Service) -> Path:
+        """Returns where a service is built, and where it runs without Docker."""
+        return self.pattern_dir / service.context
+
+    def directories(self) -> list[Path]:
+        """Returns the directories that services are built from, that of the file first."""
+        below = [self.directory_of(service) for service in self.built()]
+        return list(dict.fromkeys([self.pattern_dir, *below]))
 
 
 def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compose:
