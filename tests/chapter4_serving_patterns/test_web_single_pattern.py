@@ -405,9 +405,9 @@ def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
 # What "Make it yours" of the README says: the changes for scikit-learn's wine data.
 OF_WINE = {
     ("train/iris.py", "load_iris"): (r"load_iris", "load_wine"),
-    ("train/iris.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = load_wine().feature_names"),
+    ("train/iris.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = DATA.feature_names"),
     ("train/iris.py", "LABELS"): (r"^LABELS = .*$", 'LABELS = ["barolo", "grignolino", "barbera"]'),
-    ("train/iris.py", "SAMPLE"): (r"^SAMPLE = .*$", "SAMPLE = load_wine().data[:1].tolist()"),
+    ("train/iris.py", "SAMPLE"): (r"^SAMPLE.* = .*$", "SAMPLE = DATA.data[1:2].tolist()"),
     ("train/model.py", "NAME"): (r"^NAME = .*$", 'NAME = "wine_svc"'),
     ("app/schema.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = 13"),
 }
