@@ -235,7 +235,9 @@ def test_all_errors_are_shown_at_once(root: Path) -> None:
     assert len(error_of(root).splitlines()) == 2
 
 
-@pytest.mark.parametrize("pair", [("", "x"), ("LIMIT", "a, b"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")])
+@pytest.mark.parametrize(
+    "pair", [("", "x"), ("LIMIT", "a, b"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")]
+)
 def test_a_replacement_that_a_mark_cannot_express_is_rejected(
     root: Path, pair: tuple[str, str]
 ) -> None:

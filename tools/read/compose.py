@@ -339,6 +339,8 @@ class File(Strict):
     shared_build: Build | None = Field(None, alias="x-build")
     # Why the pattern has no train/.
     without_training: Reason | None = Field(None, alias="x-without-training")
+    # Why every service is in a directory of its own, so that the pattern itself has no program.
+    services_below: Reason | None = Field(None, alias="x-services-below")
 
 
 @dataclass(frozen=True)
@@ -350,6 +352,7 @@ class Compose:
     # The environment variable of each secret of a build.
     secrets: Mapping[str, str]
     without_training: str | None
+    services_below: str | None
 
     @property
     def pattern_dir(self) -> Path:
@@ -423,6 +426,7 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         {service.name: service for service in services},
         {name: secret.environment for name, secret in file.secrets.items()},
         file.without_training,
+        file.services_below,
     )
 
 
