@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -29,6 +30,9 @@ def fit(x: np.ndarray, y: np.ndarray, seed: int = SEED, penalty: float = PENALTY
     calibrated = StackingClassifier(
         [("svc", svc)], LogisticRegression(), stack_method="decision_function"
     )
+    if len(np.unique(y)) == 2:
+        # skl2onnx exports two scores for two labels, where scikit-learn has one.
+        calibrated = CalibratedClassifierCV(svc, ensemble=False)
     return make_pipeline(StandardScaler(), calibrated).fit(x, y)
 
 
