@@ -13,7 +13,9 @@ ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 BIN := $(ROOT)/.venv/bin
 PATTERN := $(lastword $(notdir $(CURDIR)))
 CHAPTER := $(lastword $(notdir $(patsubst %/,%,$(dir $(CURDIR)))))
-HERE := $(CHAPTER)/$(PATTERN)
+# A pattern may include this file for directories below it; WITHIN is then the path to theirs.
+WITHIN ?=
+HERE := $(WITHIN)$(CHAPTER)/$(PATTERN)
 SERVICE ?=
 ARGS ?=
 WITH ?=
@@ -43,12 +45,14 @@ endif
 export RUN
 
 # Read from the pattern's files: the CATEGORIES to install, its SERVICES, those of them that are
-# JOBS, the PROFILES of others, whether one TRAINS, and what they have MOUNTED. The environment may not exist yet.
+# JOBS, the PROFILES of others, whether one TRAINS, the directories BELOW that some are built from, and
+# what they have MOUNTED. The environment may not exist yet.
 CATEGORIES :=
 SERVICES :=
 JOBS :=
 PROFILES :=
 TRAINS :=
+BELOW :=
 MOUNTED :=
 $(foreach line,$(shell $(READ) tools.read $(HERE)),$(eval $(line)))
 ifndef SERVICES
@@ -56,8 +60,10 @@ $(error the files of $(HERE) cannot be read, see above)
 endif
 
 ENVIRONMENT = $(MAKE) -C $(ROOT) environment CATEGORIES="$(1)"
-# A pattern that serves needs a model first, unless one of its services trains it.
-MODEL := $(if $(TRAINS),,$(if $(wildcard train),models/metadata.json))
+# The directories with a trainer. What serves needs a model first, unless a service trains it.
+TRAINERS := $(patsubst %/train,%,$(wildcard $(addsuffix /train,. $(BELOW))))
+MODEL_IN = $(patsubst ./%,%,$(1)/models/metadata.json)
+MODEL := $(if $(TRAINS),,$(foreach each,$(TRAINERS),$(call MODEL_IN,$(each))))
 
 # The two ways to run the processes.
 COMPOSE := docker compose
@@ -103,7 +109,8 @@ up: $(MODEL)
 build: $(if $(TRAINS),models/metadata.json,$(MODEL))
 endif
 
-TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && $(BIN)/python -m train $(ARGS)
+TRAIN = $(call ENVIRONMENT,$(CATEGORIES)) && python="$$PWD/$(BIN)/python" && \
+  for each in $(TRAINERS); do (cd $$each && "$$python" -m train $(ARGS)) || exit; done
 
 .PHONY: engine
 engine: # Fails if Docker is needed and cannot be used.
@@ -132,8 +139,11 @@ help: # Lists the targets.
 train: ## Train the model into models/
 	@$(TRAIN)
 
-models/metadata.json: $(wildcard train/*.py)
-	@$(MAKE) train ARGS=
+define MODEL_OF
+$(call MODEL_IN,$(1)): $(wildcard $(1)/train/*.py)
+	@$$(MAKE) train TRAINERS=$(1) ARGS=
+endef
+$(foreach each,$(TRAINERS),$(eval $(call MODEL_OF,$(each))))
 
 # A training pattern has more targets, and can also train with Docker.
 ifdef TRAINS

@@ -1221,9 +1221,11 @@ def test_the_endpoints_named_beside_those_of_the_book_exist(
 def test_the_server_predicts_the_sample_of_its_directory(
     subject: Subject, request: pytest.FixtureRequest
 ) -> None:
-    pattern, _ = request.node.callspec.params["start"]
+    pattern, service = request.node.callspec.params["start"]
+    compose = load(pattern)
     if subject.predicts:
-        body = (pattern / "sample.json").read_bytes()
+        directory = compose.directory_of(compose.services[service])
+        body = (directory / "sample.json").read_bytes()
         if isinstance(subject.rows, Rows):
             assert {len(row) for row in json.loads(body)["data"]} == {subject.rows.width}
         answer = subject.post("/predict", body)
@@ -1391,13 +1393,17 @@ def write_model_without_answers(metadata: dict[str, Any], directory: Path) -> No
 
 def test_no_pattern_with_a_server_is_left_out() -> None:
     """An application that no Compose file starts with uvicorn would never be tested."""
-    served = {
-        (pattern, package_of(pattern, load(pattern).services[name])) for pattern, name in servers()
-    }
+    composes = {pattern: load(pattern) for pattern in patterns()}
+    served = set()
+    for pattern, name in servers():
+        service = composes[pattern].services[name]
+        directory = composes[pattern].directory_of(service)
+        served.add((directory, package_of(pattern, service)))
     applications = {
-        (pattern, path.parent.name)
-        for pattern in patterns()
-        for path in pattern.glob("*/*.py")
+        (directory, path.parent.name)
+        for compose in composes.values()
+        for directory in compose.directories()
+        for path in directory.glob("*/*.py")
         if path.parent.name not in ("measure", "train")
         and re.search(r"^app = (FastAPI|Starlette)\(", path.read_text("utf-8"), re.MULTILINE)
     }

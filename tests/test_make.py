@@ -110,6 +110,63 @@ def shown_by_make(directory: Path, variable: str, environment: dict[str, str]) -
     return told.stdout.removesuffix("\n")
 
 
+COMPOSE_BELOW = """name: web-single-pattern
+services:
+  one:
+    build: services/one
+    command: [python]
+  two:
+    build: {context: "services/two"}
+    command: [python]
+"""
+TRAINER = """import sys
+from pathlib import Path
+
+Path("models").mkdir(exist_ok=True)
+Path("models/metadata.json").write_text(" ".join(sys.argv[1:]))
+print("trained")
+"""
+
+
+def test_services_that_are_built_from_below_are_trained_there(
+    repository: Path, path_of_macos: Path
+) -> None:
+    pattern = repository / PATTERN
+    shutil.rmtree(pattern / "train")
+    (pattern / "docker-compose.yml").write_text(COMPOSE_BELOW)
+    models = []
+    for name in ("one", "two"):
+        (pattern / "services" / name / "train").mkdir(parents=True)
+        (pattern / "services" / name / "train/__main__.py").write_text(TRAINER)
+        models.append(pattern / "services" / name / "models/metadata.json")
+    built = make(pattern, path_of_macos, "build", "RUN=local")
+    assert built.stdout.splitlines() == ["trained"] * 2, built.stderr
+    assert [model.read_text() for model in models] == ["", ""]
+    # Only what is missing is trained again.
+    models[0].unlink()
+    assert make(pattern, path_of_macos, "build", "RUN=local").stdout == "trained\n"
+    assert make(pattern, path_of_macos, "train", "ARGS=--seed 1", "RUN=local").returncode == 0
+    assert [model.read_text() for model in models] == ["--seed 1"] * 2
+    (pattern / "services/two/train/__main__.py").write_text("raise SystemExit(3)\n")
+    failed = make(pattern, path_of_macos, "train", "RUN=local")
+    assert failed.returncode == 2
+
+
+def test_a_pattern_may_include_the_targets_for_directories_below_it(
+    repository: Path, path_of_macos: Path
+) -> None:
+    pattern = repository / PATTERN
+    below = pattern / "mine/one"
+    (below / "train").mkdir(parents=True)
+    (below / "train/__main__.py").write_text(TRAINER)
+    compose = COMPOSE_BELOW.replace("web-single-pattern", "below").replace("services/one", ".")
+    (below / "docker-compose.yml").write_text(compose.partition("  two:")[0])
+    within = f"WITHIN := {PATTERN}/\ninclude ../../../../pattern.mk\n"
+    (below / "Makefile").write_text(within)
+    made = make(below, path_of_macos, "build", "ps", "RUN=local")
+    assert made.stdout.splitlines() == ["trained", "below is not up"], made.stderr
+
+
 @pytest.fixture
 def docker_calls(tmp_path: Path) -> Path:
     return tmp_path / "calls"

@@ -29,7 +29,7 @@ from chapter4_serving_patterns.web_single_pattern.app.route import JsonRoute
 from chapter4_serving_patterns.web_single_pattern.app.schema import HIGHEST, LOWEST
 from chapter4_serving_patterns.web_single_pattern.train.artifact import write_artifact
 from chapter4_serving_patterns.web_single_pattern.train.iris import load
-from chapter4_serving_patterns.web_single_pattern.train.model import fit
+from chapter4_serving_patterns.web_single_pattern.train.model import export, fit
 from tests.bad_bodies import Rows, of_any_object, of_rows
 from tools.check.repository import readmes
 from tools.measure.results import load as load_results
@@ -361,6 +361,16 @@ def test_the_converted_model_computes_the_same_as_scikit_learn(models: Path) -> 
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
 
 
+def test_a_model_of_two_labels_computes_the_same_as_scikit_learn() -> None:
+    split = load()
+    pipeline = fit(split.x_train, (split.y_train == 1).astype(int))
+    answer = onnxruntime.InferenceSession(export(pipeline)).run(
+        ["probabilities"], {"X": split.x_test}
+    )
+    expected = pipeline.predict_proba(split.x_test)
+    np.testing.assert_allclose(answer[0], expected, rtol=0, atol=1e-5)
+
+
 def test_training_twice_gives_the_same_bytes(models: Path, tmp_path: Path) -> None:
     train(tmp_path)
     for name in ("model.onnx", "metadata.json"):
@@ -405,9 +415,9 @@ def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
 # What "Make it yours" of the README says: the changes for scikit-learn's wine data.
 OF_WINE = {
     ("train/iris.py", "load_iris"): (r"load_iris", "load_wine"),
-    ("train/iris.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = load_wine().feature_names"),
+    ("train/iris.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = DATA.feature_names"),
     ("train/iris.py", "LABELS"): (r"^LABELS = .*$", 'LABELS = ["barolo", "grignolino", "barbera"]'),
-    ("train/iris.py", "SAMPLE"): (r"^SAMPLE = .*$", "SAMPLE = load_wine().data[:1].tolist()"),
+    ("train/iris.py", "SAMPLE"): (r"^SAMPLE.* = .*$", "SAMPLE = DATA.data[1:2].tolist()"),
     ("train/model.py", "NAME"): (r"^NAME = .*$", 'NAME = "wine_svc"'),
     ("app/schema.py", "FEATURES"): (r"^FEATURES = .*$", "FEATURES = 13"),
 }

@@ -1,5 +1,6 @@
 """The changes since the verified commit decide what is tested thoroughly."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -137,9 +138,9 @@ def test_a_changed_original_also_affects_the_patterns_of_its_copies(
     append(clone / f"{WEB_SINGLE}/app/guard.py")
     changed = found()
     with_copy = {
-        path.parents[1].relative_to(clone).as_posix()
-        for path in clone.glob("chapter*/*/*/guard.py")
-        if path.read_text("utf-8").startswith(f"# Copied from {WEB_SINGLE}/app/guard.py")
+        "/".join(path.relative_to(clone).parts[:2])
+        for path in clone.glob("chapter*/*/**/guard.py*")
+        if re.match(rf"(#|{{#) Copied from {WEB_SINGLE}/app/guard.py", path.read_text("utf-8"))
     }
     assert len(with_copy) > 1
     assert changed == {WEB_SINGLE} | with_copy

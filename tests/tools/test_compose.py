@@ -633,6 +633,18 @@ def data_folder(directory: Path, service: Service) -> str:
     return str(path.relative_to(directory.resolve()))
 
 
+def test_a_built_service_runs_in_the_directory_that_it_is_built_from(tmp_path: Path) -> None:
+    build = {"context": "services/iris"}
+    compose = load(write(tmp_path, changed("api", build=build)))
+    below = tmp_path.resolve() / "services/iris"
+    assert launch_of(compose, compose.services["api"]).directory == below
+    assert compose.directories() == [tmp_path.resolve(), below]
+    # An image has no such directory, and the usual context is that of the file.
+    assert compose.directory_of(compose.services["redis"]) == tmp_path.resolve()
+    compose = load(write(tmp_path, GOOD))
+    assert launch_of(compose, compose.services["api"]).directory == tmp_path.resolve()
+
+
 def test_the_variables_of_an_image_also_apply_without_docker(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM python:3.11 AS train\nENV UVICORN_PORT=1\n"

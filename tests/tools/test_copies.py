@@ -59,6 +59,18 @@ def test_replacements_are_applied_to_the_whole_text_in_order(root: Path) -> None
     assert drifted(root) == []
 
 
+def test_a_replaced_text_may_contain_commas(root: Path) -> None:
+    write(root, "one/original", "first, second, third\n")
+    copies.write_copy(root, "one/original", "two/copy", [("first, second", "{{ both }}")])
+    mark, text = (root / "two/copy").read_text().splitlines()
+    assert mark == "# Copied from one/original with first, second->{{ both }}"
+    assert text == "{{ both }}, third"
+    assert drifted(root) == []
+    mark = "# Copied from one/original with first, second->1, , third->, 1->one"
+    write(root, "two/copy", f"{mark}\none\n")
+    assert drifted(root) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -96,6 +108,7 @@ def test_a_changed_original_drifts_all_its_copies(root: Path) -> None:
         ("two/a.css", "/* Copied from one/original with a->b */"),
         ("two/a.sql", "-- Copied from one/original with a->b"),
         ("two/a.js", "// Copied from one/original with a->b"),
+        ("two/a.py.jinja", "{# Copied from one/original with a->b #}"),
     ],
 )
 def test_a_mark_is_a_comment_of_its_language(root: Path, path: str, mark: str) -> None:
@@ -222,7 +235,9 @@ def test_all_errors_are_shown_at_once(root: Path) -> None:
     assert len(error_of(root).splitlines()) == 2
 
 
-@pytest.mark.parametrize("pair", [("", "x"), ("a, b", "x"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")])
+@pytest.mark.parametrize(
+    "pair", [("", "x"), ("LIMIT", "a, b"), ("LIMIT", "a->b"), ("LIMIT", "a\nb")]
+)
 def test_a_replacement_that_a_mark_cannot_express_is_rejected(
     root: Path, pair: tuple[str, str]
 ) -> None:

@@ -15,6 +15,7 @@ from tools.read.__main__ import assignments
 from tools.read.compose import load
 from tools.read.patterns import ROOT
 from tools.read.programs import package_of, packages_of
+from tools.read.settings import variables_of
 
 __all__ = ["small"]
 
@@ -153,6 +154,21 @@ def test_a_distribution_is_found_by_the_module_also_in_a_shared_namespace(
 def test_a_package_is_read_from_a_command(pattern: Path, command: list[str], package: str) -> None:
     service = load(pattern).services["web"].model_copy(update={"command": tuple(command)})
     assert package_of(pattern, service) == package
+
+
+def test_a_service_that_is_built_from_below_has_its_package_and_settings_there(
+    pattern: Path,
+) -> None:
+    below = pattern / "services/one"
+    shutil.copytree(pattern / "predictor", below / "predictor")
+    shutil.rmtree(pattern / "predictor")
+    change(
+        pattern / "docker-compose.yml",
+        [r"\{<<: \*build, target: predictor\}", "{<<: *build, context: services/one}"],
+    )
+    service = load(pattern).services["predictor"]
+    assert package_of(pattern, service) == "predictor"
+    assert "THREADS" in variables_of(pattern, service)
 
 
 # What each rule has to reject, as in repository_mutants.yml, and the file of its finding.

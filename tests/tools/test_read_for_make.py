@@ -44,11 +44,12 @@ def test_make_gets_what_the_strict_readers_read(
         for name in image.companions if installed != "servers" else ():
             (tmp_path / name).touch(0o755)
     found = load(pattern)
-    compose = found.services
+    compose, directories = found.services, found.directories()
     idle = compose.keys() - found.of_up().keys() - {*found.jobs()}
     exported = [
         category
-        for path in pattern.glob("requirements*.txt")
+        for directory in directories
+        for path in directory.glob("requirements*.txt")
         if path.stem.partition("-")[2] not in idle
         for category in categories(path.read_text())
     ]
@@ -71,6 +72,7 @@ def test_make_gets_what_the_strict_readers_read(
             for name in item.profiles
         ),
         *(["TRAINS:=train"] if "train" in compose else []),
+        *(f"BELOW+={path.relative_to(pattern)}" for path in directories[1:]),
         *(
             f"MOUNTED+={Path(mount.source)}"
             for service in compose.values()
@@ -137,6 +139,29 @@ def test_what_a_server_with_a_profile_requires_is_installed_if_its_profile_is_ac
     assert not [line for line in told if line.startswith("JOBS")]
     assert {"PROFILES+=traces", "SERVICES+=traces", "CATEGORIES+=of-api"} <= {*told}
     assert ("CATEGORIES+=of-traces" in told) == ("traces" in active)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        "build: services/iris",
+        'build: "services/iris"  # Comment.',
+        "build: {<<: *build, context: services/iris}",
+        "build:\n      target: serve\n      context: services/iris",
+    ],
+)
+def test_a_directory_below_is_found_with_its_requirements(tmp_path: Path, build: str) -> None:
+    shared = "x-build: &build\n  context: .\n"
+    text = shared + COMPOSE.replace("build: .", build, 1)
+    (tmp_path / "docker-compose.yml").write_text(text)
+    below = tmp_path / "services/iris"
+    below.mkdir(parents=True)
+    mark = "# Exported from Pipfile.lock by make lock:"
+    (tmp_path / "requirements.txt").write_text(f"{mark} template\n")
+    (below / "requirements.txt").write_text(f"{mark} serving\n")
+    told = assignments(tmp_path)
+    assert [line for line in told if line.startswith("BELOW")] == ["BELOW+=services/iris"]
+    assert told[:3] == ["CATEGORIES+=packages", "CATEGORIES+=template", "CATEGORIES+=serving"]
 
 
 def test_only_services_are_read_as_services() -> None:

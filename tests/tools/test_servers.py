@@ -236,6 +236,37 @@ def test_a_service_runs_with_only_its_dependencies_and_the_workers(
     assert not (pattern / ".local").exists()
 
 
+TRAINER = "import os; os.mkdir('models'); open('models/metadata.json', 'w').close()\n"
+
+
+def test_a_service_is_trained_and_runs_in_the_directory_below_that_it_is_built_from(
+    tmp_path: Path,
+) -> None:
+    pattern = tmp_path / "pattern"
+    for name, port in (("one", 8000), ("two", 8001)):
+        below = pattern / "services" / name
+        (below / "app").mkdir(parents=True)
+        (below / "app/main.py").write_text(APPLICATION)
+        (below / "Dockerfile").write_text(f"FROM python:3.11\nENV PLACE={name} PORT={port}\n")
+        (below / "train").mkdir()
+        (below / "train/__main__.py").write_text(TRAINER)
+    command = 'command: [uvicorn, "app.main:app", --port, "{}"]'
+    services = [
+        f"  {name}:\n    build: services/{name}\n    {command.format(port)}\n"
+        for name, port in (("one", 8000), ("two", 8001))
+    ]
+    (pattern / "docker-compose.yml").write_text("".join(["services:\n", *services]))
+    compose = copy_of(pattern, tmp_path / "copy")
+    assert [service.name for service in asgi_services(compose)] == ["one", "two"]
+    for name in ("one", "two"):
+        assert (tmp_path / "copy/services" / name / "models/metadata.json").exists()
+        with run_service(compose, name) as server:
+            # Its own port, and not that of the other copy.
+            assert httpx.get(f"{server.url}/place").text == name
+            assert httpx.get(f"{server.url}/port").text in server.url
+    assert not (tmp_path / "copy/models").exists()
+
+
 # A proxy that calls the API, which calls it in turn and therefore cannot depend on it.
 PROXY = """
   proxy:

@@ -2,8 +2,8 @@
 
 A marked copy begins with `# Copied from PATH` or `# Copied from PATH with old->new, old2->new2`, as
 a comment in the file's language; PATH is relative to the root of the repository. Below that line
-the file equals its original after replacing each `old` with `new`, in order. To let a copy differ,
-delete the mark.
+the file equals its original after replacing each `old` with `new`, in order. `old` may contain a
+comma and a space, `new` may not. To let a copy differ, delete the mark.
 """
 
 import os
@@ -16,11 +16,15 @@ from pathlib import Path
 COMMENTS = {
     ".css": ("/* ", " */"),
     ".html": ("<!-- ", " -->"),
+    # Jinja drops this line from what it renders if `trim_blocks` is set.
+    ".jinja": ("{# ", " #}"),
     ".js": ("// ", ""),
     ".md": ("<!-- ", " -->"),
     ".sql": ("-- ", ""),
 }
 MARK = re.compile(r"Copied from (?P<original>\S+)(?: with (?P<replacements>.+))?")
+# A comma ends the new text of a replacement.
+REPLACEMENT = re.compile(r"((?:(?!->).)+)->((?:(?!->|, ).)*)(?:, |$)")
 ALMOST_A_MARK = re.compile(r"\W*copied from\b", re.IGNORECASE)
 # Lines such as `#!` and `# syntax=` must come first, so a file that has one cannot be copied.
 MUST_BE_FIRST = re.compile(r"#!|#\s*(?:check|escape|syntax)\s*=")
@@ -50,7 +54,7 @@ def copies(root: Path) -> dict[str, str]:
 def write_copy(root: Path, original: str, copy: str, replacements: Replacements) -> None:
     """Writes a marked copy; paths are relative to the root."""
     for old, new in replacements:
-        if not old or re.search("->|, |\n", f"{old} {new}"):
+        if not old or re.search("->|\n", f"{old} {new}") or ", " in new:
             raise MarkError(f"{copy}: a mark cannot express replacing {old!r} with {new!r}")
     text = text_of_copy(root, tracked(root), original, replacements, copy)
     (root / copy).parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +78,7 @@ def read_mark(root: Path, path: str) -> tuple[str, Replacements] | None:
         first, second = (file.readline(10_000).decode(errors="replace").rstrip() for _ in range(2))
     opening, closing = COMMENTS.get(Path(path).suffix, ("# ", ""))
     if mark := MARK.fullmatch(first.removeprefix(opening).removesuffix(closing)):
-        pairs = [pair.split("->") for pair in (mark["replacements"] or "").split(", ") if pair]
-        replacements = [(pair[0], pair[-1]) for pair in pairs if len(pair) == 2 and pair[0]]
+        replacements = REPLACEMENT.findall(mark["replacements"] or "")
         if first == mark_line(path, mark["original"], replacements):
             return mark["original"], replacements
     if ALMOST_A_MARK.match(first):

@@ -1,14 +1,23 @@
 """Writes or compares every generated file.
 
-These are marked copies, requirements, configurations of Envoy and Prometheus, plots, the index, the
-results in READMEs, RESULTS.md and CHOOSING.md.
+These are requirements, marked copies, rendered services, configurations of Envoy and Prometheus,
+plots, the index, the results in READMEs, RESULTS.md and CHOOSING.md.
 """
 
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.generate import alerts, choosing, collected, copies, index, readme, requirements
+from tools.generate import (
+    alerts,
+    choosing,
+    collected,
+    copies,
+    index,
+    readme,
+    rendered,
+    requirements,
+)
 from tools.measure import plot, results
 from tools.mesh import istio
 from tools.mesh import translate as mesh
@@ -21,6 +30,7 @@ ERRORS = (
     copies.MarkError,
     istio.MeshError,
     readme.MarkerError,
+    rendered.RenderError,
     requirements.RequirementsError,
     results.ResultsError,
 )
@@ -29,10 +39,12 @@ DIFF_LINES = 12
 
 def generated(root: Path) -> Iterator[tuple[Path, bytes]]:
     """Yields each generated file with what it should contain, in the order to write them."""
-    for copy, text in copies.copies(root).items():
-        yield root / copy, text.encode()
     for path, text in requirements.exported(root).items():
         yield path, text.encode()
+    for copy, text in copies.copies(root).items():
+        yield root / copy, text.encode()
+    # Most files of a template are copies.
+    yield from rendered.rendered(root).items()
     for pattern in patterns(root):
         try:
             if mesh.is_mesh(pattern):
@@ -53,6 +65,7 @@ def write(root: Path) -> None:
     """Writes every generated file that differs from what it should be."""
     for path, content in generated(root):
         if content_of(path) != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             print(f"wrote {path.relative_to(root)}")
 

@@ -36,14 +36,16 @@ def copy_of(pattern: Path, directory: Path) -> Compose:
     }
     # The Dockerfile may set the port too, and a mounted file may name it.
     mounted = [name for name in sorted(mounts) if name.endswith(CONFIG_SUFFIXES)]
-    for path in (directory / name for name in (FILE_NAME, "Dockerfile", *mounted)):
+    dockerfiles = {f"{service.context}/Dockerfile" for service in load(pattern).built()}
+    for path in (directory / name for name in (FILE_NAME, *dockerfiles, *mounted)):
         if path.exists():
             text = path.read_text("utf-8")
             path.write_text(re.sub(r"\b\d+\b", lambda m: ports.get(m[0], m[0]), text), "utf-8")
     compose = load(directory)
     # As in `make up`, if no service does the training.
-    if (directory / "train").is_dir() and "train" not in compose.services:
-        run_to_its_end("train", [sys.executable, "-m", "train"], directory)
+    for trainer in compose.directories() if "train" not in compose.services else ():
+        if (trainer / "train").is_dir():
+            run_to_its_end("train", [sys.executable, "-m", "train"], trainer)
     return compose
 
 

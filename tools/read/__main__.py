@@ -3,8 +3,9 @@
 The output is one assignment a line: `CATEGORIES+=redis` for each category that the pattern needs
 without Docker, `SERVICES+=api` for each Compose service, `JOBS+=job` for each of them that
 runs on demand, `PROFILES+=traces` for each profile of servers that `make up` starts on demand,
-`TRAINS:=train` if one of the services trains, and `MOUNTED+=envoy.yaml` for each file that a
-service mounts. What only a server on demand requires is a category if its profile is active.
+`TRAINS:=train` if one of the services trains, `BELOW+=services/iris` for each directory below that
+a service is built from, and `MOUNTED+=envoy.yaml` for each file that a service mounts. What only a
+server on demand requires is a category if its profile is active.
 
 make runs this before anything is installed, perhaps with an old Python, so it cannot use a YAML
 parser. It finds the names by their indentation and rejects any other indentation.
@@ -29,6 +30,7 @@ TRAINER = "train"
 SERVICE = re.compile(r"  ([\w-]+): *(#.*)?")
 KEY = re.compile(r"    ([\w-]+):( .*)?")
 IMAGE = re.compile(r"^    image: *(\S+)", re.MULTILINE)
+CONTEXT = re.compile(r"""(?:^    build:|\bcontext:) *["']?([\w./-]+)""", re.MULTILINE)
 MOUNTED = re.compile(r"(?<![\w.])\./([\w./-]+):/")
 WITHIN_A_KEY = re.compile(r"     .*|    - .*")
 
@@ -66,10 +68,10 @@ def services(text: str) -> dict[str, set[str]]:
     return found
 
 
-def exported(pattern: Path, without: Collection[str]) -> list[str]:
-    """Returns the categories from which the requirements of a pattern were exported."""
+def exported(directory: Path, without: Collection[str]) -> list[str]:
+    """Returns the categories from which the requirements in a directory were exported."""
     left_out = [f"requirements-{name}.txt" for name in without]
-    paths = [path for path in pattern.glob("requirements*.txt") if path.name not in left_out]
+    paths = [path for path in directory.glob("requirements*.txt") if path.name not in left_out]
     firsts = [path.read_text("utf-8") for path in sorted(paths)]
     marks = [EXPORTED.match(text) for text in firsts]
     return [category for mark in marks if mark for category in mark[1].split()]
@@ -90,13 +92,16 @@ def assignments(pattern: Path) -> list[str]:
     waiting = opt_in(text)
     active = active_profiles(os.environ)
     idle = [name for name, profile in waiting.items() if profile not in active]
-    categories = [TOOLCHAIN, *exported(pattern, without=idle), *servers]
+    below = [name for name in dict.fromkeys(CONTEXT.findall(text)) if name != "."]
+    of_directories = [name for path in (".", *below) for name in exported(pattern / path, idle)]
+    categories = [TOOLCHAIN, *of_directories, *servers]
     return [
         *(f"CATEGORIES+={category}" for category in dict.fromkeys(categories)),
         *(f"SERVICES+={name}" for name in found),
         *(f"JOBS+={name}" for name, keys in found.items() if is_job(keys)),
         *(f"PROFILES+={profile}" for profile in dict.fromkeys(waiting.values())),
         *([f"TRAINS:={TRAINER}"] if TRAINER in found else []),
+        *(f"BELOW+={path}" for path in below),
         *(f"MOUNTED+={path}" for path in dict.fromkeys(MOUNTED.findall(text))),
     ]
 

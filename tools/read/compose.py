@@ -299,6 +299,11 @@ class Service(Strict):
         return self._name
 
     @property
+    def context(self) -> str:
+        """The directory that the service is built from, relative to that of the file."""
+        return self.build.context if self.build else "."
+
+    @property
     def ports(self) -> tuple[int, ...]:
         """Every port that the file says the service listens on, in its container."""
         return self._ports
@@ -346,6 +351,8 @@ class File(Strict):
     shared_build: Build | None = Field(None, alias="x-build")
     # Why the pattern has no train/.
     without_training: Reason | None = Field(None, alias="x-without-training")
+    # Why every service is in a directory of its own, so that the pattern itself has no program.
+    services_below: Reason | None = Field(None, alias="x-services-below")
 
 
 @dataclass(frozen=True)
@@ -359,6 +366,7 @@ class Compose:
     without_training: str | None
     # The profiles whose services `up` starts as well.
     profiles: frozenset[str]
+    services_below: str | None
 
     @property
     def pattern_dir(self) -> Path:
@@ -399,6 +407,15 @@ class Compose:
     def built(self) -> list[Service]:
         return [service for service in self.services.values() if service.build]
 
+    def directory_of(self, service: Service) -> Path:
+        """Returns where a service is built, and where it runs without Docker."""
+        return self.pattern_dir / service.context
+
+    def directories(self) -> list[Path]:
+        """Returns the directories that services are built from, that of the file first."""
+        below = [self.directory_of(service) for service in self.built()]
+        return list(dict.fromkeys([self.pattern_dir, *below]))
+
 
 def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compose:
     """Reads the Compose file of a pattern, filling in `${NAME:-default}` from `variables`.
@@ -430,6 +447,7 @@ def load(pattern_dir: Path, variables: Mapping[str, str] = os.environ) -> Compos
         {name: secret.environment for name, secret in file.secrets.items()},
         file.without_training,
         frozenset(active_profiles(variables)),
+        file.services_below,
     )
 
 

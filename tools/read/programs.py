@@ -1,7 +1,7 @@
 """Tells which package of a pattern each of its services runs.
 
 A pattern of one program has the package `app`. Where services hold different libraries, each has a
-package of its name.
+package of its name. A service that is built from a directory below has its package there.
 """
 
 import re
@@ -17,7 +17,7 @@ def package_of(pattern: Path, service: Service) -> str:
     """
     for word in service.command:
         name = re.split("[.:/]", word)[0]
-        if name.isidentifier() and any((pattern / name).glob("*.py")):
+        if name.isidentifier() and any((pattern / service.context / name).glob("*.py")):
             return name
     return ""
 

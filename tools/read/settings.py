@@ -28,7 +28,7 @@ def settings_in(path: Path) -> dict[str, ast.expr | None]:
 
 def variables_of(pattern: Path, service: Service) -> set[str]:
     """Returns the environment variables that the settings of a service's program read."""
-    path = pattern / package_of(pattern, service) / FILE_NAME
+    path = pattern / service.context / package_of(pattern, service) / FILE_NAME
     return {name.upper() for name in settings_in(path)} if path.is_file() else set()
 
 

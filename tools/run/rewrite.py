@@ -98,7 +98,7 @@ def launch_of(compose: Compose, service: Service, ports: Mapping[int, int] = UNM
             environment[name] = rewrite(value)
     command = image_command(service, program, ports) if program else service.command
     command = rewritten_arguments(command, names, rewrite, ports)
-    directory = compose.pattern_dir / (service.build.context if service.build else "")
+    directory = compose.directory_of(service)
     if program:
         known = image_of(service)
         directory = paths.get(known.data_folder or "") or scratch_dir(compose, service)

@@ -17,9 +17,11 @@ from sklearn.model_selection import train_test_split
 from .artifact import digest
 
 SEED = 0
-FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
-LABELS = ["setosa", "versicolor", "virginica"]
-SAMPLE = [[5.1, 3.5, 1.4, 0.2]]
+DATA = load_iris()
+FEATURES = [str(name) for name in DATA.feature_names]
+LABELS = [str(name) for name in DATA.target_names]
+# A row as an example of a request.
+SAMPLE: list[list[float]] = DATA.data[:1].tolist()
 
 
 class Split(NamedTuple):
@@ -33,12 +35,11 @@ class Split(NamedTuple):
 
 def load(seed: int = SEED) -> Split:
     """Returns a stratified split: each label has the same share in both parts."""
-    iris = load_iris()
     x_train, x_test, y_train, y_test = train_test_split(
-        iris.data.astype(np.float32),
-        iris.target,
+        DATA.data.astype(np.float32),
+        DATA.target,
         test_size=0.3,
-        stratify=iris.target,
+        stratify=DATA.target,
         random_state=seed,
     )
     return Split(x_train, y_train, x_test, y_test)

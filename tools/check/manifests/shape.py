@@ -205,6 +205,12 @@ def kustomization_lists_every_file(kustomization: Object) -> Iterator[str]:
         for source in (generator.get("files") or []) + (generator.get("envs") or [])
     }
     present = {file.path.name for file in pattern.files} - {"kustomization.yml"} - generated
+    # The manifests of a service in a directory below are in that directory.
+    present |= {
+        f"../{directory.relative_to(pattern.directory).as_posix()}/manifests"
+        for directory in pattern.compose.directories()[1:]
+        if (directory / "manifests/kustomization.yml").is_file()
+    }
     for name in sorted(present - set(listed)):
         yield f"{name} is not in resources; list it or delete it"
     for name in sorted(set(listed) - present):

@@ -13,13 +13,13 @@ from tools.read.ports import published_ports
 
 @rule()
 def compose_runs_the_same_without_docker(repository: Repository) -> Iterator[str]:
-    for pattern in repository.patterns:
-        name = pattern.name.replace("_", "-")
+    for directory in repository.directories:
+        name = directory.name.replace("_", "-")
         try:
-            if (found := load(pattern, variables={}).name) != name:
-                yield f"{pattern}/docker-compose.yml: the name is {found}; write name: {name}"
+            if (found := load(directory, variables={}).name) != name:
+                yield f"{directory}/docker-compose.yml: the name is {found}; write name: {name}"
         except ComposeError as error:
-            yield f"{pattern}/docker-compose.yml: {error}; see tools/read/compose.py"
+            yield f"{directory}/docker-compose.yml: {error}; see tools/read/compose.py"
 
 
 @rule()
@@ -77,6 +77,10 @@ def built_service_may_do_little(repository: Repository) -> Iterator[str]:
 
 @rule()
 def images_of_compose_have_a_name_and_a_version(repository: Repository) -> Iterator[str]:
+    of_directories = {
+        compose.pattern_dir: {service.image for service in compose.built()}
+        for compose in repository.composes
+    }
     for compose in repository.composes:
         ours = f"{OUR_IMAGES}{compose.pattern_dir.name.replace('_', '-')}-"
         services = compose.services.values()
@@ -85,7 +89,12 @@ def images_of_compose_have_a_name_and_a_version(repository: Repository) -> Itera
         )
         for service in services:
             image = service.image or "none"
-            if service.build and not re.fullmatch(rf"{ours}({names}):\d+\.\d+\.\d+", image):
+            directory = compose.directory_of(service)
+            if directory != compose.pattern_dir and directory in of_directories:
+                if image not in of_directories[directory]:
+                    named = f"{directory}/docker-compose.yml"
+                    yield f"{compose.path}: {service.name} is built as {image}; name it as {named}"
+            elif service.build and not re.fullmatch(rf"{ours}({names}):\d+\.\d+\.\d+", image):
                 wanted = f"{ours}SERVICE:1.2.3"
                 yield f"{compose.path}: {service.name} is built as {image}; name it {wanted}"
             elif not has_version(image):

@@ -10,7 +10,7 @@ from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 from tools.measure.results import RESULTS_FILE, ResultsError
 from tools.measure.results import load as load_results
-from tools.read.compose import ComposeError, load
+from tools.read.compose import Compose, ComposeError, load
 from tools.read.programs import packages_of
 
 PATTERN_FILES = (
@@ -25,6 +25,8 @@ PATTERN_FILES = (
     "measure/results.json",
 )
 TRAINER = "train/__main__.py"
+# What a service needs, which may be in a directory below.
+SERVICE_FILES = {".dockerignore", "Dockerfile"}
 
 
 def test_module(pattern: Path) -> Path:
@@ -36,17 +38,33 @@ def every_directory_of_a_chapter_is_a_whole_pattern(repository: Repository) -> I
     known = set(repository.files)
     for pattern in sorted({path for file in known for path in file.parents}):
         if pattern.parent.parent == repository.root and CHAPTER.match(pattern.parent.name):
-            needed = (pattern / name for name in (*PATTERN_FILES, *files_by_programs(pattern)))
+            needed = (pattern / name for name in files_of(pattern))
             for path in {*needed, test_module(pattern)} - known:
                 yield f"{path}: the file is missing; add it"
 
 
-def files_by_programs(pattern: Path) -> list[str]:
-    """Returns the files of which a pattern has one for each of its programs, and the trainer's."""
+@rule()
+def services_are_below_if_the_pattern_says_so(repository: Repository) -> Iterator[str]:
+    for compose in repository.composes:
+        for service in compose.built() if compose.services_below else ():
+            if compose.directory_of(service) == compose.pattern_dir:
+                reason = f"{service.name} is built here, not below"
+                yield f"{compose.path}: {reason}; set its context, or remove x-services-below"
+
+
+def files_of(pattern: Path) -> list[str]:
+    """Returns the files that a pattern must have."""
     try:
         compose = load(pattern, variables={})
     except ComposeError:
-        return ["requirements.txt", TRAINER]
+        return [*PATTERN_FILES, "requirements.txt", TRAINER]
+    if compose.services_below:
+        return sorted(set(PATTERN_FILES) - SERVICE_FILES)
+    return [*PATTERN_FILES, *files_by_programs(compose)]
+
+
+def files_by_programs(compose: Compose) -> list[str]:
+    """Returns the files of which a pattern has one for each of its programs, and the trainer's."""
     training = [TRAINER] if compose.without_training is None else []
     programs = [package for package in packages_of(compose) if package != "train"]
     if programs in ([], ["app"]):
@@ -90,8 +108,11 @@ def service_has_one_name_everywhere(repository: Repository) -> Iterator[str]:
         drawn = fences(readme) if readme.is_file() else []
         text = "".join(fence.content for fence in drawn if fence.info == "mermaid")
         for service in compose.built():
-            name = service.name
-            if name not in deployed.get(pattern, set()) and not service.is_opt_in:
+            name, directory = service.name, compose.directory_of(service)
+            # What can be deployed alone has the name that its own Compose file gives it.
+            is_elsewhere = directory != pattern and directory in deployed
+            is_missing = name not in deployed.get(pattern, set())
+            if is_missing and not (is_elsewhere or service.is_opt_in):
                 yield f"{pattern}/manifests: no container is named {name}; use that name"
             if name not in re.findall(r"[\w-]+", text):
                 yield f"{readme}: {name} is not in the diagram; use the name from Compose"

@@ -65,16 +65,21 @@ def normalized(name: str) -> str:
 @rule()
 def requirements_are_what_is_imported_or_started(repository: Repository) -> Iterator[str]:
     commands = {
-        compose.pattern_dir: [(s.build.target, s.command) for s in compose.built() if s.build]
+        compose.pattern_dir: [
+            (service.build.target, service.command)
+            for service in compose.built()
+            if service.build and compose.directory_of(service) == compose.pattern_dir
+        ]
         for compose in repository.composes
     }
-    for pattern in repository.patterns:
+    for pattern in repository.directories:
         paths = sorted(pattern.glob("requirements*.txt"))
         # requirements-NAME.txt is for the package NAME and for what the target NAME starts.
         names = {path: path.stem.partition("-")[2] for path in paths}
         for path, name in names.items():
             package = name or ("app" if (pattern / "app").is_dir() else "train")
-            sources = sorted((pattern / package).rglob("*.py"))
+            # A pattern without a program of its own has them for the modules beside.
+            sources = sorted((pattern / package).rglob("*.py")) or sorted(pattern.glob("*.py"))
             started = {
                 word
                 for target, words in commands.get(pattern, [])

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tools.check.manifests.subjects import Pattern
 from tools.generate.copies import tracked
-from tools.read.compose import Compose, ComposeError, Service, load
+from tools.read.compose import FILE_NAME, Compose, ComposeError, Service, load
 from tools.read.dockerfile import Stage, stages
 from tools.read.patterns import patterns
 
@@ -50,26 +51,35 @@ class Repository:
             yield from ((pattern, path) for path in found if pattern in path.parents)
 
     @cached_property
+    def directories(self) -> list[Path]:
+        """The patterns, and the directories of their services that can also run alone."""
+        found = list(self.patterns)
+        for pattern in self.patterns:
+            with suppress(ComposeError):
+                _, *below = load(pattern, variables={}).directories()
+                found += [each for each in below if (each / FILE_NAME).is_file()]
+        return found
+
+    @cached_property
     def composes(self) -> list[Compose]:
         """All valid Compose files; a rule reports the invalid ones."""
         found = []
-        for pattern in self.patterns:
-            try:
-                found.append(load(pattern, variables={}))
-            except ComposeError:
-                continue
+        for directory in self.directories:
+            with suppress(ComposeError):
+                found.append(load(directory, variables={}))
         return found
 
     @cached_property
     def manifests(self) -> list[Pattern]:
-        """Every pattern that has manifests and a valid Compose file."""
+        """Every directory that has manifests and a valid Compose file."""
         return [
             Pattern(each) for each in self.composes if (each.pattern_dir / "manifests").is_dir()
         ]
 
     @property
     def dockerfiles(self) -> list[Path]:
-        return [path for path in self.files if path.name.partition(".")[0] == "Dockerfile"]
+        found = [path for path in self.files if path.name.partition(".")[0] == "Dockerfile"]
+        return [path for path in found if path.suffix != ".jinja"]
 
     def served_stages(self) -> Iterator[tuple[Path, Stage, list[Service]]]:
         """Yields the Dockerfile, the stage and the services for each stage that services use."""
