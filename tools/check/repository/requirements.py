@@ -78,8 +78,10 @@ def requirements_are_what_is_imported_or_started(repository: Repository) -> Iter
         names = {path: path.stem.partition("-")[2] for path in paths}
         for path, name in names.items():
             package = name or ("app" if (pattern / "app").is_dir() else "train")
-            # A pattern without a program of its own has them for the modules beside.
-            sources = sorted((pattern / package).rglob("*.py")) or sorted(pattern.glob("*.py"))
+            sources = sorted((pattern / package).rglob("*.py"))
+            if not sources and not name:
+                # A pattern without a program of its own has them for the modules beside.
+                sources = sorted(pattern.glob("*.py"))
             started = {
                 word
                 for target, words in commands.get(pattern, [])
