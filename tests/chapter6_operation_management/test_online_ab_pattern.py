@@ -711,7 +711,10 @@ def test_a_stopped_version_stays_off_until_told_and_a_change_by_hand_is_undone(
         assert shares(mesh) == 0
         bench.write()
         wait_until(lambda: shares(mesh) > 0, "the new version to be back", 60)
-        # It survives the database.
+        # It survives that the tables or the database are not there.
+        bench.database.value("ALTER TABLE records RENAME TO hidden")
+        wait_until(lambda: '"records" does not exist' in switch.log.read_text(), "a word", 60)
+        bench.database.value("ALTER TABLE hidden RENAME TO records")
         bench.database.kill()
         wait_until(lambda: "PostgreSQL does not answer" in switch.log.read_text(), "a word", 60)
         bench.database.start()

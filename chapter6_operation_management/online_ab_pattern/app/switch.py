@@ -21,7 +21,6 @@ from .written import WrittenError, read
 log = logging.getLogger("switch")
 
 LOOK_SECONDS = 0.5
-GONE = (exc.OperationalError, exc.InterfaceError)
 
 
 def harm(experiment: Experiment, counts: Counts, seen: tuple[Pair, Pair]) -> str | None:
@@ -127,7 +126,8 @@ def main() -> None:
             switch.act()
             if settings.alive_file:
                 settings.alive_file.touch()
-        except GONE as error:
+        except exc.DBAPIError as error:
+            # It may also be there without the tables of the shipper.
             switch.complain(f"PostgreSQL does not answer: {str(error.orig).partition(chr(10))[0]}")
         except MeshError as error:
             switch.complain(str(error))
