@@ -22,6 +22,9 @@ from chapter4_serving_patterns.horizontal_microservice_pattern.measure.baselines
     best_of_the_rest,
 )
 from chapter4_serving_patterns.horizontal_microservice_pattern.measure.counts import count_all
+from chapter4_serving_patterns.horizontal_microservice_pattern.measure.images import (
+    count_images_of_one_update,
+)
 from chapter4_serving_patterns.horizontal_microservice_pattern.measure.processes import (
     BODY,
     HERE,
@@ -158,6 +161,10 @@ def test_without_any_service_there_is_no_answer_and_the_proxy_is_not_ready() -> 
             assert (refused.status_code, refused.json()) == (503, expected)
             assert refused.headers["retry-after"] == "1"
             assert refused.headers["server-timing"].count('desc="no answer"') == 3
+        # A stream has begun before the first service answers.
+        lines = client.post("/predict/stream", content=BODY).text.splitlines()
+        said = [json.loads(line)["missing"] for line in lines]
+        assert {name: reason for line in said for name, reason in line.items()} == missing
         ready = client.get("/ready")
         assert (ready.status_code, ready.json()) == (503, missing)
         alive = client.get("/health/all")
@@ -399,6 +406,22 @@ def test_the_last_spans_are_sent_before_the_process_ends() -> None:
     assert span.attributes["http.response.status_code"] == 503
 
 
+def test_a_request_that_is_not_sampled_has_no_spans_in_any_service() -> None:
+    with receiving() as receiver:
+        traced = traced_by(receiver)
+        with (
+            run_service("setosa", traced) as service,
+            run_proxy(
+                {"setosa": service.url}, "", traced | {"OTEL_TRACES_SAMPLER": "always_off"}
+            ) as server,
+            client_of(server) as client,
+        ):
+            answer = client.post("/predict", content=BODY)
+        assert answer.status_code == 200
+        assert "x-trace-id" not in answer.headers
+        assert receiver.spans == []
+
+
 def test_without_a_collector_nothing_is_traced(client: httpx.Client) -> None:
     parent = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
     answer = client.post("/predict", content=BODY, headers=parent)
@@ -428,6 +451,15 @@ def test_mlflow_joins_the_spans_of_all_processes(tmp_path_factory: pytest.TempPa
 
         expected = {f"{service} /predict" for service in ("proxy", *LABELS)}
         wait_until(lambda: names() == expected, "the spans of four processes")
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(1800)
+def test_a_new_model_changes_only_the_image_of_its_service() -> None:
+    assert count_images_of_one_update() == 1
 
 
 # --- the claim ------------------------------------------------------------------------------------

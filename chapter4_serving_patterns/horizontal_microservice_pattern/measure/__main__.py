@@ -2,9 +2,11 @@
 
 import sys
 
+from tools.measure.docker import engine
 from tools.measure.results import Results, quick_argument
 
 from .counts import count_all
+from .images import count_images_of_one_update
 from .processes import HERE
 from .times import measure_all
 
@@ -14,14 +16,17 @@ CLAIM = (
 )
 REQUESTS, MISSING = 1_000, 300
 QUICK_REQUESTS, QUICK_MISSING = 200, 60
-# A quick run judges no times: this only ends a measurement that hangs.
-MARGIN_SECONDS, QUICK_MARGIN_SECONDS = 0.1, 20.0
+# Without the deadline, callers wait for ever. A quick run judges no times: its margin only ends a
+# measurement that hangs.
+MARGIN_SECONDS, QUICK_MARGIN_SECONDS = 0.5, 20.0
 MEASURED: dict[str, tuple[str, float]] = {
     "wait_bound_ratio": ("<=", 1.1),
     "deadline_overrun_p99_ms": ("<=", 50),
     "proxy_cpu_ratio_to_httpx": ("<=", 0.25),
     "tracing_cpu_ratio": ("<=", 1.5),
     "tracing_1_percent_cpu_ratio": ("<=", 1.15),
+    # Only with Docker.
+    "images_of_one_update": ("==", 1),
 }
 
 
@@ -49,6 +54,8 @@ def main() -> int:
     if not arguments.quick:
         figures, series = measure_all()
         figures["deadline_overrun_p99_ms"] = overrun_ms
+    if figures and engine():
+        figures["images_of_one_update"] = count_images_of_one_update()
     counted = targets_of(*sizes)
     results = Results(
         pattern=HERE.name,
@@ -56,7 +63,7 @@ def main() -> int:
         counts=counts,
         control=control,
         figures=figures,
-        targets=counted | (MEASURED if figures else {}),
+        targets=counted | {name: MEASURED[name] for name in MEASURED if name in figures},
         series=series,
         holds=True,
     )

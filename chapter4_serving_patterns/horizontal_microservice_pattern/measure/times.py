@@ -92,11 +92,11 @@ def measure_computing() -> Figures:
     }
 
 
-def cpu_us(proxy: Server, of: Mapping[str, Server]) -> float:
+def cpu_us(proxy: Server, of: Mapping[str, Server], requests: int = REQUESTS) -> float:
     """Returns the CPU time that a fan-out takes of these processes."""
     before = sum(server.cpu_seconds() for server in of.values())
-    send(f"{proxy.url}/predict", TRACED_REQUESTS)
-    return (sum(server.cpu_seconds() for server in of.values()) - before) / TRACED_REQUESTS * 1e6
+    send(f"{proxy.url}/predict", requests)
+    return (sum(server.cpu_seconds() for server in of.values()) - before) / requests * 1e6
 
 
 @contextmanager
@@ -123,9 +123,9 @@ def measure_cpu() -> Figures:
         arms = {
             "proxy": partial(cpu_us, proxy, {"proxy": proxy}),
             "httpx": partial(cpu_us, with_httpx, {"proxy": with_httpx}),
-            "untraced": partial(cpu_us, proxy, services),
-            "always": partial(cpu_us, *always),
-            "seldom": partial(cpu_us, *seldom),
+            "untraced": partial(cpu_us, proxy, services, TRACED_REQUESTS),
+            "always": partial(cpu_us, *always, TRACED_REQUESTS),
+            "seldom": partial(cpu_us, *seldom, TRACED_REQUESTS),
         }
         measured = interleave(arms, ROUNDS)
         memory_mb = proxy.memory_mb()

@@ -81,10 +81,8 @@ async def ask(request: Request, body: bytes | None, rows: int) -> list[Reply]:
 
 def respond(content: dict[str, Any], replies: Sequence[Reply]) -> Response:
     """Responds with what there is, why the rest is missing, and how long each service took."""
-    missing = {reply.service: reply.reason for reply in replies if reply.prediction is None}
+    missing = missing_in(replies)
     headers = {"server-timing": ", ".join(map(timing_of, replies))}
-    for service, reason in missing.items():
-        count_refusal(503, f"{service}: {reason}")
     if len(missing) == len(replies):
         refusal = {"detail": "no service has answered", "missing": missing}
         return JSONResponse(refusal, 503, headers | {"retry-after": "1"})
@@ -96,6 +94,14 @@ def timing_of(reply: Reply) -> str:
     """Returns the entry of a service in `Server-Timing`, which a browser draws."""
     described = ';desc="no answer"' if reply.prediction is None else ""
     return f"{reply.service}{described};dur={reply.seconds * 1000:.1f}"
+
+
+def missing_in(replies: Sequence[Reply]) -> dict[str, str]:
+    """Returns why services are missing, and counts it for the log."""
+    missing = {reply.service: reply.reason for reply in replies if reply.prediction is None}
+    for service, reason in missing.items():
+        count_refusal(503, f"{service}: {reason}")
+    return missing
 
 
 def predictions_in(replies: Sequence[Reply]) -> dict[str, Any]:
@@ -141,7 +147,7 @@ async def predict_stream(request: Request, body: PredictRequest) -> StreamingRes
 async def lines_of(replies: AsyncGenerator[Reply, None]) -> AsyncIterator[bytes]:
     async with aclosing(replies):
         async for reply in replies:
-            said = predictions_in([reply]) or {"missing": {reply.service: reply.reason}}
+            said = predictions_in([reply]) or {"missing": missing_in([reply])}
             yield write(said) + b"\n"
 
 

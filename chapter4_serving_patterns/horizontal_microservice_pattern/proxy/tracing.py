@@ -81,9 +81,13 @@ class Traced:
             return
         name = f"{name_of_service} {scope['path']}"[:MAX_NAME]
         with span(name, Headers(scope=scope)) as current:
+            # Of a request that is not sampled, the services have to know that it is not.
+            if current is None or not current.is_recording():
+                await self.app(scope, receive, send)
+                return
 
             async def send_id(message: Message) -> None:
-                if current and message["type"] == "http.response.start":
+                if message["type"] == "http.response.start":
                     current.set_attribute("http.response.status_code", message["status"])
                     trace_id = f"{current.get_span_context().trace_id:032x}".encode()
                     message["headers"] = [*message["headers"], (b"x-trace-id", trace_id)]
