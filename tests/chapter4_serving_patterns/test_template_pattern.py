@@ -24,6 +24,7 @@ from tools.measure.servers import run_uvicorn
 ROOT = Path(__file__).resolve().parents[2]
 PATTERN = ROOT / "chapter4_serving_patterns/template_pattern"
 DATASETS = yaml.safe_load((PATTERN / "template/copier.yml").read_text())["datasets"]["default"]
+LARGEST_BODY_BYTES = 131_072
 # As far as the limits of the parameters allow.
 LONGEST = {
     "name": "n" * 40,
@@ -148,7 +149,9 @@ def test_the_template_knows_the_data_sets_of_scikit_learn(name: str, tmp_path: P
     data = getattr(sklearn.datasets, f"load_{name}")()
     x_train, x_test = train_test_split(data.data, test_size=0.3, stratify=data.target)
     described = DATASETS[name]
-    assert described["rows"], described["features"] == data.data.shape
+    assert (described["rows"], described["features"]) == data.data.shape
+    # A number of float32 takes up to 23 characters, with its sign and a comma 25.
+    assert described["rows_of_a_request"] * described["features"] * 25 < LARGEST_BODY_BYTES
     assert described["labels"] == len(data.target_names)
     rows = data.data.tolist()
     assert all(row in rows for row in json.loads(described["sample"]))

@@ -65,7 +65,7 @@ def count_equal_files(folder: Path) -> tuple[int, Counts, Counts]:
             "renderings_equal": sum(files == all_files for files in once.values()),
             # In copies of the exemplar.
             "hand_written_lines": sum(
-                lines_that_differ(exemplar, files) for files in services.values()
+                lines_that_differ(all_files, files) for files in services.values()
             ),
         },
     )

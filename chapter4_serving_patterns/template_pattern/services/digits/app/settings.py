@@ -13,7 +13,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(protected_namespaces=())
 
     model_directory: Path = Path(__file__).parents[1] / "models"
-    max_rows: int = Field(default=62, gt=0)
+    max_rows: int = Field(default=32, gt=0)
     max_requests_at_once: int = Field(default=256, gt=0)
     max_body_bytes: int = Field(default=131_072, gt=0)
     client_deadline_seconds: float = Field(default=5.0, gt=0)
