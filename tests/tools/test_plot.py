@@ -55,14 +55,14 @@ def test_a_plot_says_what_is_seen_in_the_common_colours(pattern: Path) -> None:
         if figure is None:
             return
         figure.draw_without_rendering()
-        (axes,) = figure.axes
-        drawn = {to_rgb(line.get_color()) for line in axes.get_lines()} | {
-            to_rgb(bar.get_facecolor()) for bar in axes.patches
-        }
+        lines = [line for axes in figure.axes for line in axes.get_lines()]
+        bars = [bar for axes in figure.axes for bar in axes.patches]
+        drawn = {to_rgb(line.get_color()) for line in lines}
+        drawn |= {to_rgb(bar.get_facecolor()) for bar in bars}
         ours, *others = (to_rgb(each) for each in (plot.OURS, plot.CONTROL, plot.TARGET))
         assert ours in drawn <= {ours, *others}
         title = figure.get_suptitle()
-        assert " " in title and axes.get_xlabel()
+        assert " " in title and all(axes.get_xlabel() for axes in figure.axes)
         assert all(len(line) <= plot.TITLE_LETTERS for line in title.splitlines())
         # Nothing is cut off.
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()

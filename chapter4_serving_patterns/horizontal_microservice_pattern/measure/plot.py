@@ -1,9 +1,11 @@
 """Draws when each service works for one request, and the latency over the number of services."""
 
+import textwrap
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.measure.plot import CONTROL, OURS, TARGET, lines
+from tools.measure.plot import CONTROL, OURS, TARGET, TITLE_LETTERS, lines
 from tools.measure.results import Results
 
 SERVICES = ("setosa", "versicolor", "virginica")
@@ -15,13 +17,9 @@ def draw(results: Results) -> Figure | None:
     if not series:
         return None
     figure = Figure(figsize=(7.5, 5.6))
+    title = "Three services at once take as long as the slowest, and a hung one costs the deadline"
     figure.suptitle(
-        "Three services at once take as long as the slowest, and a hung one costs the deadline",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        size="medium",
-        wrap=True,
+        textwrap.fill(title, TITLE_LETTERS), x=0.01, ha="left", weight="bold", size="medium"
     )
     of_request, over_services = figure.subplots(2, height_ratios=(3, 2))
     draw_request(of_request, series)
@@ -58,4 +56,4 @@ def draw_request(axes: Axes, series: dict[str, list[float]]) -> None:
     )
     axes.invert_yaxis()
     axes.set_xlim(0, 700)
-    axes.set_title("one request, and the deadline (ms)", loc="left", size="medium")
+    axes.set_xlabel("time since the request, and the deadline (ms)")
