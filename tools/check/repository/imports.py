@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.check.repository.requirements import distributions
+from tools.check.repository.requirements import providers
 from tools.check.repository.tree import Repository, imports
 from tools.check.rules import rule
 
@@ -63,7 +63,7 @@ def programs_import_nothing_of_each_other(repository: Repository) -> Iterator[st
 
 @rule()
 def a_package_imports_its_own_modules_relatively(repository: Repository) -> Iterator[str]:
-    installed = distributions().keys() | sys.stdlib_module_names
+    installed = providers().keys() | sys.stdlib_module_names
     for path, part, own, name, is_relative, _ in imports_of_patterns(repository):
         if part == LABORATORY:
             continue

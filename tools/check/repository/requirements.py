@@ -31,31 +31,30 @@ USED_BY_ANOTHER = {
 }
 
 
-@cache
-def distributions() -> dict[str, str]:
-    """Maps the import name of each package to the name under which it is installed."""
-    # If several distributions provide a package, prefer the one of the same name.
-    return {
-        name: normalized(name if name in found else found[0])
-        for name, found in packages_distributions().items()
-    }
+# It reads the metadata of every installed distribution.
+providers = cache(packages_distributions)
 
 
-@cache
 def distribution_of(module: str) -> str:
     """Returns the distribution that has a module, or a name in it.
 
-    Several distributions may share a namespace, as those of OpenTelemetry do.
+    Several distributions may share a namespace, as those of OpenTelemetry do. If they do not differ
+    in the module, the one with the name of the package is meant.
     """
     top = module.partition(".")[0]
-    sharing = sorted({*packages_distributions().get(top, [])})
+    sharing = sorted({*providers().get(top, [])})
     while sharing[1:] and top not in sharing and "." in module:
         path = module.replace(".", "/")
         for name in sharing:
-            if {f"{path}.py", f"{path}/__init__.py"} & {str(file) for file in files(name) or ()}:
+            if {f"{path}.py", f"{path}/__init__.py"} & files_of(name):
                 return normalized(name)
         module = module.rpartition(".")[0]
-    return distributions().get(top, normalized(top))
+    return normalized(top if top in sharing or not sharing else providers()[top][0])
+
+
+@cache
+def files_of(distribution: str) -> frozenset[str]:
+    return frozenset(map(str, files(distribution) or ()))
 
 
 def normalized(name: str) -> str:
