@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .unique_keys import UniqueKeys
 
 MAX_BYTES = 20_000
 # Refuses unknown keys, NaN, and values of another type, such as "0.9" or 1 instead of true.
@@ -63,16 +63,6 @@ class InForce(BaseModel):
     since: datetime
     error: str | None = None
     values: Parameters
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is there twice; of two lines `stop`, PyYAML takes the second."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        for key, times in Counter(str(key.value) for key, _ in node.value).items():
-            if times > 1:
-                raise ValueError(f"{key} is there {times} times")
-        return super().construct_mapping(node, deep)
 
 
 def read(path: Path, names: Collection[str]) -> InForce:

@@ -1,13 +1,12 @@
 """Reads what somebody has to write down before a trial begins."""
 
-from collections import Counter
-from collections.abc import Hashable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
+
+from .unique_keys import UniqueKeys
 
 MAX_BYTES = 20_000
 Form = TypeVar("Form", bound=BaseModel)
@@ -15,16 +14,6 @@ Form = TypeVar("Form", bound=BaseModel)
 
 class WrittenError(Exception):
     """The file is missing or wrong; the message names the first key that is."""
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is there twice; PyYAML takes the second one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        for key, times in Counter(str(key.value) for key, _ in node.value).items():
-            if times > 1:
-                raise ValueError(f"{key} is there {times} times")
-        return super().construct_mapping(node, deep)
 
 
 def read(path: Path, form: type[Form]) -> tuple[Form, str]:
