@@ -100,8 +100,11 @@ class Switch:
             return
         must_be_off = self.run.stopped is not None
         if must_be_off or self.is_off is not False:
-            weigh(self.settings.admin_url, self.experiment.arms.b, 0 if must_be_off else None)
-            self.is_off = must_be_off
+            try:
+                weigh(self.settings.admin_url, self.experiment.arms.b, 0 if must_be_off else None)
+                self.is_off = must_be_off
+            except MeshError as error:
+                self.complain(str(error))
 
     def complain(self, complaint: str) -> None:
         if complaint != self.complaint:
@@ -123,14 +126,13 @@ def main() -> None:
         try:
             with engine.connect() as connection, within(seconds, connection), connection.begin():
                 switch.look(connection)
-            switch.act()
+                # Before the commit, so that the report says nothing that the mesh does not do yet.
+                switch.act()
             if settings.alive_file:
                 settings.alive_file.touch()
         except exc.DBAPIError as error:
             # It may also be there without the tables of the shipper.
             switch.complain(f"PostgreSQL does not answer: {str(error.orig).partition(chr(10))[0]}")
-        except MeshError as error:
-            switch.complain(str(error))
         stopping.wait(LOOK_SECONDS)
     if settings.alive_file:
         # A probe of the next switch must not find the file of this one.
