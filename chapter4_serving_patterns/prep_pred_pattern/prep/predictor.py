@@ -71,7 +71,12 @@ class Predictor:
         self.pair = pair
         self.deadline_seconds = deadline_seconds
         self.session = ClientSession(
-            connector=TCPConnector(limit=most_at_once, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            connector=TCPConnector(
+                limit=most_at_once,
+                keepalive_timeout=KEEP_ALIVE_SECONDS,
+                # A restarted service may have another address.
+                ttl_dns_cache=1,
+            ),
             cookie_jar=DummyCookieJar(),
             headers={"accept-encoding": "identity"},
             # There is one deadline for everything, but a host that is gone should not use it up.

@@ -69,7 +69,12 @@ class Predictor:
         self.most_at_once = most_at_once
         self.under_way = 0
         self.session = ClientSession(
-            connector=TCPConnector(limit=most_at_once, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            connector=TCPConnector(
+                limit=most_at_once,
+                keepalive_timeout=KEEP_ALIVE_SECONDS,
+                # A restarted service may have another address.
+                ttl_dns_cache=1,
+            ),
             cookie_jar=DummyCookieJar(),
             headers=HEADERS,
             # There is one deadline for all phases instead.

@@ -36,7 +36,11 @@ class Models:
         self.session = ClientSession(
             # Each model has its own limit, so one that hangs takes no connection from the others.
             connector=TCPConnector(
-                limit=0, limit_per_host=most_at_once, keepalive_timeout=KEEP_ALIVE_SECONDS
+                limit=0,
+                limit_per_host=most_at_once,
+                keepalive_timeout=KEEP_ALIVE_SECONDS,
+                # A restarted model may have another address.
+                ttl_dns_cache=1,
             ),
             cookie_jar=DummyCookieJar(),
             headers=HEADERS,
