@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
-from threading import BoundedSemaphore
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,21 +13,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ColumnElement, Connection, insert, select, true
+from sqlalchemy import ColumnElement, insert, select, true
 from sqlalchemy.exc import DBAPIError
 
 from . import chunks
-from .deadline import within
 from .docs import add_docs
 from .guard import log_refusals, refusals
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, PredictRequest, Refusal
 from .settings import Settings
 from .tables import connect, items, predictions, unpredicted
+from .transaction import transactions
 
 settings = Settings()
-engine = connect(settings)
-slots = BoundedSemaphore(settings.database_connections)
+transaction = transactions(
+    connect(settings), settings.database_connections, settings.database_deadline_seconds
+)
 
 HIGHEST_ID = 2**63 - 1
 INVALID: dict[int | str, dict[str, Any]] = {
@@ -123,19 +123,6 @@ async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
     refusals[f"503 {getattr(error, 'orig', error)}"[:200].strip()] += 1
     detail = "the database is not available"
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
-
-
-@contextmanager
-def transaction() -> Iterator[Connection]:
-    """Yields a connection whose changes are committed at the end, all or none."""
-    seconds = settings.database_deadline_seconds
-    if not slots.acquire(timeout=seconds):
-        raise TimeoutError("no connection was free in time")
-    try:
-        with engine.connect() as connection, within(seconds, connection), connection.begin():
-            yield connection
-    finally:
-        slots.release()
 
 
 def page(request: Request, condition: ColumnElement[bool], after: int, limit: int) -> Page:

@@ -1,10 +1,9 @@
 """Answers questions about the records in PostgreSQL, and predicts one again."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
-from threading import BoundedSemaphore
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
@@ -12,11 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import AwareDatetime, BaseModel, BeforeValidator
-from sqlalchemy import Connection, distinct, exists, func, select, tuple_
+from sqlalchemy import distinct, exists, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from .database import connect
-from .deadline import within
 from .docs import add_docs
 from .guard import count_refusal
 from .log import ID, version_of
@@ -25,13 +23,15 @@ from .route import JsonRoute, refuse_invalid
 from .schema import FEATURES, UNAVAILABLE, UNKNOWN, Refusal
 from .settings import Settings
 from .tables import records, shipped
+from .transaction import transactions
 
 # Pydantic alone would take numbers too.
 Since = Annotated[AwareDatetime, BeforeValidator(datetime.fromisoformat)]
 
 settings = Settings()
-engine = connect(settings)
-slots = BoundedSemaphore(settings.database_connections)
+transaction = transactions(
+    connect(settings), settings.database_connections, settings.database_deadline_seconds
+)
 
 INVALID: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "The request is invalid"}
@@ -104,19 +104,6 @@ async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
     reason = str(getattr(error, "orig", error)).partition("\n")[0]
     count_refusal(503, f"{detail}: {reason}"[:200].strip())
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
-
-
-@contextmanager
-def transaction() -> Iterator[Connection]:
-    """Yields a connection."""
-    seconds = settings.database_deadline_seconds
-    if not slots.acquire(timeout=seconds):
-        raise TimeoutError("no connection was free in time")
-    try:
-        with engine.connect() as connection, within(seconds, connection), connection.begin():
-            yield connection
-    finally:
-        slots.release()
 
 
 def found(job_id: str) -> list[Any]:

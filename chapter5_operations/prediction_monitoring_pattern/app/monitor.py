@@ -1,10 +1,10 @@
 """The monitor judges windows of the log, shows them, and keeps the alerts that Prometheus sends."""
 
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from threading import BoundedSemaphore, Event, Thread
+from threading import Event, Thread
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
@@ -14,12 +14,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, generate_latest
 from pydantic import BaseModel
-from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from . import baseline, incidents, observed, page, windows
 from .database import connect
-from .deadline import within
 from .docs import add_docs
 from .gauges import LastWindows
 from .guard import count_refusal
@@ -28,6 +26,7 @@ from .judge import MIN_ROWS
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, Refusal
 from .settings import Settings
+from .transaction import transactions
 
 log = logging.getLogger("uvicorn.error")
 
@@ -35,8 +34,9 @@ PLAYBOOK = Path(__file__).parents[1] / "playbook.md"
 PAUSE_SECONDS = 0.2
 
 settings = Settings()
-engine = connect(settings)
-slots = BoundedSemaphore(settings.database_connections)
+transaction = transactions(
+    connect(settings), settings.database_connections, settings.database_deadline_seconds
+)
 last = LastWindows()
 REGISTRY.register(last)
 JUDGED = Counter("windows_judged", "Judged windows")
@@ -96,19 +96,6 @@ async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
     reason = str(getattr(error, "orig", error)).partition("\n")[0]
     count_refusal(503, f"{detail}: {reason}"[:200].strip())
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
-
-
-@contextmanager
-def transaction() -> Iterator[Connection]:
-    """Yields a connection."""
-    seconds = settings.database_deadline_seconds
-    if not slots.acquire(timeout=seconds):
-        raise TimeoutError("no connection was free in time")
-    try:
-        with engine.connect() as connection, within(seconds, connection), connection.begin():
-            yield connection
-    finally:
-        slots.release()
 
 
 def watch(stopping: Event) -> None:

@@ -1,20 +1,17 @@
 """The report joins what both versions have logged, and judges it."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import BoundedSemaphore
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from .database import connect
-from .deadline import within
 from .docs import add_docs
 from .guard import count_refusal
 from .judge import Report, judge, notice, refuse_wrong
@@ -22,10 +19,12 @@ from .route import JsonRoute
 from .schema import UNAVAILABLE
 from .settings import Settings
 from .tables import records
+from .transaction import transactions
 
 settings = Settings()
-engine = connect(settings)
-slots = BoundedSemaphore(settings.database_connections)
+transaction = transactions(
+    connect(settings), settings.database_connections, settings.database_deadline_seconds
+)
 environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
 )
@@ -62,19 +61,6 @@ async def refuse_without_database(_: Request, error: Exception) -> JSONResponse:
     reason = str(getattr(error, "orig", error)).partition("\n")[0]
     count_refusal(503, f"{detail}: {reason}"[:200].strip())
     return JSONResponse({"detail": detail}, 503, {"retry-after": "1"})
-
-
-@contextmanager
-def transaction() -> Iterator[Connection]:
-    """Yields a connection."""
-    seconds = settings.database_deadline_seconds
-    if not slots.acquire(timeout=seconds):
-        raise TimeoutError("no connection was free in time")
-    try:
-        with engine.connect() as connection, within(seconds, connection), connection.begin():
-            yield connection
-    finally:
-        slots.release()
 
 
 @app.get("/report", tags=["report"], responses=UNAVAILABLE)
