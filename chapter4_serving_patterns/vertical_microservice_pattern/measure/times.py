@@ -92,13 +92,14 @@ def measure_latency(early: np.ndarray, full: np.ndarray) -> tuple[Figures, Serie
         "early_exit_latency_ratio": median["early"] / median["full"],
         "memory_mb": memory_mb,
     }, {
-        **waterfall("early", asked["early"][-1].traces[-1]),
-        **waterfall("full", asked["full"][-1].traces[-1]),
+        **waterfall("early", [trace for found in asked["early"] for trace in found.traces]),
+        **waterfall("full", traces),
     }
 
 
-def waterfall(name: str, trace: list[Span]) -> Series:
-    """Returns when the proxy and each stage began and ended."""
+def waterfall(name: str, traces: list[list[Span]]) -> Series:
+    """Returns when the proxy and each stage began and ended in a request of the median duration."""
+    trace = sorted(traces, key=lambda trace: trace[0].seconds)[len(traces) // 2]
     began = trace[0].start_ns
     return {
         f"{name}_start_ms": [(span.start_ns - began) / 1e6 for span in trace],

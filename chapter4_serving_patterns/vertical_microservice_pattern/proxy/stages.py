@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import ClientSession
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from .calls import Reply, Service, ask, probe
 
@@ -17,6 +17,7 @@ LABELS = {"orientation": len(READERS), "upright": 10, "turned": 10, "second": 10
 Row = list[float]
 # Some rows of a request, by their number.
 Rows = dict[int, Row]
+write = TypeAdapter(dict[str, list[Row]]).dump_json
 
 
 class Verdict(NamedTuple):
@@ -66,7 +67,8 @@ async def ask_stage(
     session: ClientSession, service: Service, rows: list[Row], until: float
 ) -> Reply:
     """Asks a stage once for all of its rows, unless the deadline has passed."""
-    return await within(until, service, ask(session, service, to_json({"data": rows}), len(rows)))
+    body = write({"data": rows})
+    return await within(until, service, ask(session, service, body, len(rows)))
 
 
 async def states(
