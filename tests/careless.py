@@ -189,3 +189,55 @@ async def metadata_of_services() -> dict[str, Any]:
 @services.get("/health")
 async def services_are_ready() -> dict[str, str]:
     return {"status": "ready"}
+
+
+class Partial(BaseModel):
+    """What is known of each row."""
+
+    prediction: list[list[float] | None]
+
+
+class PartialLabels(BaseModel):
+    """The label of each row."""
+
+    prediction: list[str | None]
+
+
+partial = FastAPI()
+
+
+@partial.post("/predict")
+async def predict_in_part(request: PredictRequest) -> Partial:
+    """Asks for the first row only, and gives the others nothing."""
+    return Partial(prediction=[[0.5, 0.5], *[None] * (len(request.data) - 1)])
+
+
+@partial.post("/predict/label")
+async def label_in_part(request: PredictRequest) -> PartialLabels:
+    return PartialLabels(prediction=["a", *[None] * (len(request.data) - 1)])
+
+
+@partial.get("/predict/test")
+async def predict_test_in_part() -> Partial:
+    return Partial(prediction=[[0.5, 0.5]])
+
+
+@partial.get("/predict/test/label")
+async def label_test_in_part() -> PartialLabels:
+    return PartialLabels(prediction=["a"])
+
+
+@partial.get("/metadata")
+async def metadata_of_partial() -> dict[str, Any]:
+    return {"sample": SAMPLE, "labels": ["a", "b"]}
+
+
+@partial.get("/label")
+async def labels_of_partial() -> dict[int, str]:
+    return {0: "a", 1: "b"}
+
+
+@partial.get("/ready")
+@partial.get("/health")
+async def partial_is_ready() -> dict[str, str]:
+    return {"status": "ready"}

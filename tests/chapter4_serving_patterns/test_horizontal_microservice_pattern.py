@@ -1,10 +1,11 @@
 """horizontal_microservice_pattern: real services that hang, die and answer wrongly, and spans."""
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from socketserver import StreamRequestHandler, ThreadingTCPServer
@@ -13,6 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Scope
 
 from chapter4_serving_patterns.horizontal_microservice_pattern.measure.__main__ import (
     QUICK_MARGIN_SECONDS,
@@ -37,10 +43,9 @@ from chapter4_serving_patterns.horizontal_microservice_pattern.measure.processes
     traced_by,
     urls_of,
 )
-from chapter4_serving_patterns.horizontal_microservice_pattern.proxy.fan_out import (
-    Reply,
-    labels_of,
-)
+from chapter4_serving_patterns.horizontal_microservice_pattern.proxy import tracing
+from chapter4_serving_patterns.horizontal_microservice_pattern.proxy.calls import Reply
+from chapter4_serving_patterns.horizontal_microservice_pattern.proxy.fan_out import labels_of
 from chapter4_serving_patterns.horizontal_microservice_pattern.train.iris import LABELS
 from tools.measure.results import MEETS
 from tools.measure.server import Server, ServerError, wait_until
@@ -255,7 +260,10 @@ WRONG: dict[str, tuple[Answering, str]] = {
     "half a body": (half, "did not finish its answer"),
     "another number of rows": (whole("200 OK", content(3)), "3 predictions for 2 rows"),
     "NaN": (whole("200 OK", content(2, "NaN")), "the answer has another form"),
-    "three probabilities": (whole("200 OK", content(2, "0, 0.5")), "the answer has another form"),
+    "three probabilities": (
+        whole("200 OK", content(2, "0, 0.5")),
+        "3 probabilities for 2 labels",
+    ),
     "no JSON": (whole("200 OK", b"<html>"), "the answer has another form"),
     "10 MB": (too_large, "the answer is too large"),
     "byte by byte": (byte_by_byte, "no answer within 2 seconds"),
@@ -362,7 +370,7 @@ def test_a_label_is_never_guessed(
     own: tuple[float | None, ...], label: str | None, guess: str
 ) -> None:
     replies = [
-        Reply(name, None if value is None else [(1 - value, value)], "", 0.0)
+        Reply(name, None if value is None else [[1 - value, value]], "", 0.0)
         for name, value in zip(LABELS, own, strict=True)
     ]
     assert labels_of(replies) == [label]
@@ -394,6 +402,33 @@ def test_the_spans_of_a_request_are_one_trace_and_probes_have_none() -> None:
     assert {span.attributes["http.response.status_code"] for span in others} == {200}
     (unknown,) = traces["a" * 32]
     assert (unknown.parent_id, unknown.attributes["http.response.status_code"]) == ("b" * 16, 404)
+
+
+def test_a_span_ends_before_the_last_part_of_a_response_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "tracer", provider.get_tracer(__name__))
+    response = StreamingResponse(aiter_of([b"first", b"second"]))
+    ended: list[int] = []
+
+    async def send(_: Message) -> None:
+        ended.append(len(exporter.get_finished_spans()))
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        return {}
+
+    scope: Scope = {"type": "http", "path": "/predict/stream", "headers": []}
+    asyncio.run(tracing.Traced(response)(scope, receive, send))
+    # The head, the two parts, and the end of the stream.
+    assert ended == [0, 0, 0, 1]
+
+
+async def aiter_of(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 def test_the_last_spans_are_sent_before_the_process_ends() -> None:

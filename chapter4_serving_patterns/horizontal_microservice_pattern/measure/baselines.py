@@ -9,8 +9,8 @@ import httpx
 from aiohttp import ClientSession
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 
-from ..proxy import fan_out, main, tracing
-from ..proxy.fan_out import HEADERS, Reply, Service
+from ..proxy import calls, fan_out, main, tracing
+from ..proxy.calls import HEADERS, Reply, Service
 
 Calls = Mapping[str, Coroutine[Any, Any, Reply]]
 
@@ -59,7 +59,7 @@ match os.environ.get("ARM"):
     case "gathered":
         vars(fan_out)["at_once"] = gathered
     case "httpx":
-        vars(fan_out)["fetch"] = with_httpx()
+        vars(calls)["fetch"] = with_httpx()
     case "sent_at_once":
         vars(tracing)["BatchSpanProcessor"] = sent_at_once
 

@@ -11,7 +11,8 @@ from tools.measure.server import Server, wait_until
 from tools.measure.spans import Receiver, Span, all_overlap, receiving
 from tools.mesh.proxy import fetch
 
-from ..proxy.fan_out import Reply, labels_of
+from ..proxy.calls import Reply
+from ..proxy.fan_out import labels_of
 from ..train.iris import LABELS
 from .baselines import best_of_the_rest
 from .processes import (

@@ -12,7 +12,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import Span, SpanKind, Tracer, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,9 +56,13 @@ def span(name: str, headers: Mapping[str, str]) -> Iterator[Span | None]:
     if tracer is None:
         yield None
         return
-    context = propagator.extract(headers)
-    with tracer.start_as_current_span(name, context, SpanKind.SERVER) as current:
-        yield current
+    current = tracer.start_span(name, propagator.extract(headers), SpanKind.SERVER)
+    try:
+        with use_span(current):
+            yield current
+    finally:
+        if current.is_recording():
+            current.end()
 
 
 def headers() -> dict[str, str]:
@@ -87,11 +91,14 @@ class Traced:
                 await self.app(scope, receive, send)
                 return
 
-            async def send_id(message: Message) -> None:
+            async def send_and_end(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     current.set_attribute("http.response.status_code", message["status"])
                     trace_id = f"{current.get_span_context().trace_id:032x}".encode()
                     message["headers"] = [*message["headers"], (b"x-trace-id", trace_id)]
+                elif not message.get("more_body"):
+                    # Before the caller has the whole response, and goes on.
+                    current.end()
                 await send(message)
 
-            await self.app(scope, receive, send_id)
+            await self.app(scope, receive, send_and_end)

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from . import fan_out, tracing
+from . import calls, fan_out, tracing
+from .calls import Answer, Reply, Service, missing_in, timings_of
 from .docs import add_docs
-from .fan_out import Answer, Reply, Service, labels_of
-from .guard import count_refusal
+from .fan_out import labels_of
 from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, PredictRequest
 from .settings import Settings
@@ -23,9 +23,12 @@ STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
 }
 
+# Of each service: any other iris, and its own.
+LABELS = 2
+
 settings = Settings()
 services = [
-    Service(name, str(url).rstrip("/"), settings.max_answer_bytes)
+    Service(name, str(url).rstrip("/"), LABELS, settings.max_answer_bytes)
     for name, url in settings.services.items()
 ]
 write = TypeAdapter(dict[str, Any]).dump_json
@@ -52,7 +55,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Keeps one pool of connections to all services as long as the process lives."""
     app.state.metadata = json.loads((settings.model_directory / "metadata.json").read_bytes())
     with tracing.set_up("proxy"):
-        async with fan_out.pool() as session:
+        async with calls.pool() as session:
             app.state.session = session
             yield
 
@@ -82,26 +85,12 @@ async def ask(request: Request, body: bytes | None, rows: int) -> list[Reply]:
 def respond(content: dict[str, Any], replies: Sequence[Reply]) -> Response:
     """Responds with what there is, why the rest is missing, and how long each service took."""
     missing = missing_in(replies)
-    headers = {"server-timing": ", ".join(map(timing_of, replies))}
+    headers = {"server-timing": timings_of(replies)}
     if len(missing) == len(replies):
         refusal = {"detail": "no service has answered", "missing": missing}
         return JSONResponse(refusal, 503, headers | {"retry-after": "1"})
     content |= {"missing": missing} if missing else {}
     return Response(write(content), media_type="application/json", headers=headers)
-
-
-def timing_of(reply: Reply) -> str:
-    """Returns the entry of a service in `Server-Timing`, which a browser draws."""
-    described = ';desc="no answer"' if reply.prediction is None else ""
-    return f"{reply.service}{described};dur={reply.seconds * 1000:.1f}"
-
-
-def missing_in(replies: Sequence[Reply]) -> dict[str, str]:
-    """Returns why services are missing, and counts it for the log."""
-    missing = {reply.service: reply.reason for reply in replies if reply.prediction is None}
-    for service, reason in missing.items():
-        count_refusal(503, f"{service}: {reason}")
-    return missing
 
 
 def predictions_in(replies: Sequence[Reply]) -> dict[str, Any]:
