@@ -56,7 +56,12 @@ class Reply(NamedTuple):
 def pool() -> ClientSession:
     """Opens the pool of connections to all services, which never follows where they point."""
     return ClientSession(
-        connector=TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+        connector=TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            # A restarted service may have another address.
+            ttl_dns_cache=1,
+        ),
         cookie_jar=DummyCookieJar(),
         headers=HEADERS,
         # There is one deadline for all phases instead.
