@@ -47,7 +47,7 @@ from tests.bad_bodies import (
 )
 from tools.check.repository import book
 from tools.check.selection import FULL
-from tools.measure.server import Server, wait_until
+from tools.measure.server import Server, suspended, wait_until
 from tools.measure.servers import run_uvicorn
 from tools.measure.services import asgi_services, copy_of, needed_by, run_around, run_service
 from tools.read.compose import Compose, load
@@ -566,12 +566,9 @@ def check_requests_at_once(subject: Subject) -> Findings:
             connection = stack.enter_context(opened(subject, probe))
             read_response(connection)
             connections.append(connection)
-        os.kill(subject.server.pid, signal.SIGSTOP)
-        try:
+        with suspended(subject.server):
             for connection, (head, content) in zip(connections, heads, strict=True):
                 send(connection, head, content)
-        finally:
-            os.kill(subject.server.pid, signal.SIGCONT)
         responses = [read_response(connection) for connection in connections]
     statuses = [response.status for response in responses]
     served = sum(status in subject.served for status in statuses[:64])

@@ -39,7 +39,6 @@ from chapter4_serving_patterns.horizontal_microservice_pattern.measure.processes
     run_proxy,
     run_service,
     run_services,
-    suspended,
     traced_by,
     urls_of,
 )
@@ -48,7 +47,7 @@ from chapter4_serving_patterns.horizontal_microservice_pattern.proxy.calls impor
 from chapter4_serving_patterns.horizontal_microservice_pattern.proxy.fan_out import labels_of
 from chapter4_serving_patterns.horizontal_microservice_pattern.train.iris import LABELS
 from tools.measure.results import MEETS
-from tools.measure.server import Server, ServerError, wait_until
+from tools.measure.server import Server, ServerError, suspended, wait_until
 from tools.measure.services import copy_of, start
 from tools.measure.spans import receiving
 

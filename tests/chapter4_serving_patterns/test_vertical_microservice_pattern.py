@@ -30,7 +30,6 @@ from chapter4_serving_patterns.vertical_microservice_pattern.measure.processes i
     run_proxy,
     run_service,
     run_services,
-    suspended,
     traced_by,
     unseen_rows,
     urls_of,
@@ -51,7 +50,7 @@ from chapter4_serving_patterns.vertical_microservice_pattern.train.stages import
     turned,
 )
 from tools.measure.results import MEETS
-from tools.measure.server import Server, ServerError, wait_until
+from tools.measure.server import Server, ServerError, suspended, wait_until
 from tools.measure.spans import Receiver, Span, receiving
 
 # Only what hangs is late, however busy the machine is.

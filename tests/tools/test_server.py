@@ -19,6 +19,7 @@ from tools.measure.server import (
     interleave,
     median_and_spread,
     serve,
+    suspended,
     wait_until,
 )
 from tools.run.ports import free_port
@@ -134,6 +135,15 @@ def test_a_server_may_be_terminated_or_killed_on_purpose(tmp_path: Path) -> None
     with started(tmp_path) as server:
         server.kill()
         assert server.wait(30) == -signal.SIGKILL
+
+
+def test_a_suspended_server_does_nothing_until_it_goes_on(tmp_path: Path) -> None:
+    with started(tmp_path) as server:
+        process = psutil.Process(server.pid)
+        for _ in range(20):
+            with suspended(server):
+                assert process.status() == psutil.STATUS_STOPPED
+            assert status_of(server.url) == 200
 
 
 def test_a_server_that_ignores_sigterm_is_killed_at_the_deadline(tmp_path: Path) -> None:

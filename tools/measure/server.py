@@ -208,6 +208,19 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float
         time.sleep(POLL_SECONDS)
 
 
+@contextmanager
+def suspended(server: Server) -> Iterator[None]:
+    """Suspends a process, which still accepts connections and never responds."""
+    process = psutil.Process(server.pid)
+    process.suspend()
+    try:
+        # The signal is sent before the process has stopped.
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the process to stop")
+        yield
+    finally:
+        process.resume()
+
+
 def port_is_taken(port: int) -> bool:
     with socket.socket() as caller:
         caller.settimeout(1)

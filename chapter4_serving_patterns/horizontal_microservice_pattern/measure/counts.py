@@ -7,7 +7,7 @@ from time import time_ns
 
 from sklearn.datasets import load_iris
 
-from tools.measure.server import Server, wait_until
+from tools.measure.server import Server, suspended, wait_until
 from tools.measure.spans import Receiver, Span, all_overlap, receiving
 from tools.mesh.proxy import fetch
 
@@ -23,7 +23,6 @@ from .processes import (
     run_proxy,
     run_services,
     send,
-    suspended,
     traced_by,
     urls_of,
 )

@@ -1,8 +1,6 @@
 """Runs the three services and the proxy, and sends them requests."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -106,13 +104,3 @@ def answers_in(run: Run) -> list[dict[str, Any]]:
     """Returns the answers with the status 200."""
     bodies = zip(run.bodies or [], run.status_of, strict=True)
     return [json.loads(body) for body, status in bodies if status == 200]
-
-
-@contextmanager
-def suspended(server: Server) -> Iterator[None]:
-    """Suspends a process, which still accepts connections and never responds."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)

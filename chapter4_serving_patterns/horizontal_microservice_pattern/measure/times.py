@@ -9,7 +9,7 @@ from time import perf_counter
 
 import httpx
 
-from tools.measure.server import Server, interleave
+from tools.measure.server import Server, interleave, suspended
 from tools.measure.spans import receiving
 
 from ..train.iris import LABELS
@@ -22,7 +22,6 @@ from .processes import (
     run_proxy,
     run_services,
     send,
-    suspended,
     traced_by,
     urls_of,
 )

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from sklearn.metrics import accuracy_score
 
-from tools.measure.server import interleave
+from tools.measure.server import interleave, suspended
 from tools.measure.spans import Span, receiving
 
 from ..train.digits import Split, load
@@ -21,7 +21,6 @@ from .processes import (
     run_proxy,
     run_services,
     send,
-    suspended,
     traced_by,
     urls_of,
 )
