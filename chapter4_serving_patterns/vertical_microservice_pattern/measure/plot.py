@@ -10,10 +10,16 @@ from tools.measure.results import Results
 
 EARLY = ("proxy", "orientation", "reader")
 FULL = (*EARLY, "second")
-# Those with room for their names beside the point.
-NAMED = (0.0, 0.5, 0.7, 0.9, 0.99, 1.01)
-# From so many calls a row on, the line is no longer steep.
-FLAT = 2.1
+# The thresholds with room for their names, and where these begin: beside the point where the line
+# is steep, and below it elsewhere.
+NAMED = {
+    0.0: (10, -5),
+    0.5: (10, -5),
+    0.7: (8, -14),
+    0.9: (-11, -18),
+    0.99: (-15, -18),
+    1.01: (-9, -18),
+}
 
 
 def draw(results: Results) -> Figure | None:
@@ -58,9 +64,7 @@ def draw_curve(axes: Axes, results: Results) -> None:
     for threshold, x, y in zip(series["threshold"], calls, accuracy, strict=True):
         if threshold in NAMED:
             name = "all" if threshold > 1 else f"{threshold:g}"
-            # Beside the point where the line is steep, and below it elsewhere.
-            place, align = ((9, -14), "left") if x < FLAT else ((0, -18), "center")
-            axes.annotate(name, (x, y), place, textcoords="offset points", ha=align)
+            axes.annotate(name, (x, y), NAMED[threshold], textcoords="offset points")
     axes.set_ylim(min(accuracy) - 0.006, max(accuracy) + 0.003)
     axes.set_xlabel("calls a row, and the threshold below which a row is read again")
     axes.set_title("share of 1,080 images read correctly", loc="left", size="medium")
