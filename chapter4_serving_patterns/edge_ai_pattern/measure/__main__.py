@@ -25,8 +25,9 @@ def main() -> int:
         with stand.publisher() as publisher:
             python = count_in_python(stand, publisher)
         with sync_playwright() as playwright:
-            browser = count_in_browser(stand, playwright)
-            figures = {} if arguments.quick else measure_all(stand, playwright, HERE)
+            browser = count_in_browser(stand, playwright, quick=arguments.quick)
+            picture = (arguments.directory(HERE) or Path(name)) / "page.png"
+            figures = {} if arguments.quick else measure_all(stand, playwright, picture)
     counts, targets = python.counts | browser.counts, python.targets | browser.targets
     # What both count is added up.
     for name in python.counts.keys() & browser.counts:

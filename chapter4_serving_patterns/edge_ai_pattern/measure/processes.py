@@ -14,9 +14,8 @@ from tools.measure.servers import UVICORN_OPTIONS, guarded, run_uvicorn
 from tools.run.ports import free_port
 
 from ..device.update import Source, key_of
-from ..train.digits import load
 from ..train.release import predict
-from .shelf import NEWEST, Shelf, bad_releases, make_shelf
+from .shelf import NEWEST, Shelf, bad_releases, held_out, make_shelf
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
@@ -88,7 +87,7 @@ def stand_in(directory: Path) -> Stand:
     """Signs the releases, good and bad."""
     shelf = make_shelf(directory / "shelf")
     (directory / "served.onnx").write_bytes(shelf.network)
-    rows = load()[2]
+    rows, _ = held_out()
     first, second = (
         np.asarray(predict(model, rows.tolist())) for model in (shelf.regression, shelf.network)
     )

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from .artifact import command_line, write_whole, writing_to
 from .digits import digest, load
-from .model import NAME, accuracy_of, describe, export, fit_network, fit_regression, quantise
-from .release import new_key, payload_of, public_half, publish, sha256
+from .model import accuracy_of, export, fit_network, fit_regression, quantise
+from .release import NAME, describe, new_key, payload_of, public_half, publish, sha256
 
 GOLDEN_ROWS = 20
 
@@ -36,13 +36,15 @@ def main() -> None:
     key = new_key()
     with writing_to(output):
         for version, model in models.items():
-            described = describe(model, accuracies[version], golden[:1])
-            metadata = json.dumps(described, indent=2).encode()
+            metadata = describe(model, accuracies[version], golden[:1])
             payload = payload_of(version, model, metadata, golden)
             if version == 3:
                 payload["golden"] = payload_of(2, models[2], metadata, golden)["golden"]
             publish(output / "releases", payload, model, metadata, key)
+        # What the releases are measured with, and is not published.
         write_whole(output / "full.onnx", full)
+        with (output / "held_out.npz").open("wb") as file:
+            np.savez(file, x=x_test, y=y_test)
         write_whole(output / "public_key", public_half(key).encode())
         summary = {
             "name": NAME,

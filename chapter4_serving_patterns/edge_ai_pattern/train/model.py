@@ -1,8 +1,5 @@
 """Fits the models of the releases, and makes the larger one a quarter of its size."""
 
-import hashlib
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -14,9 +11,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
 from .convert import convert
-from .digits import FEATURES, LABELS, SEED, draw_warps, pixel_weights
+from .digits import FEATURES, SEED, draw_warps, pixel_weights
+from .release import NAME
 
-NAME = "digits"
 HIDDEN = (256, 128)
 # How many warped copies of each training row the network is trained on as well, and how often.
 COPIES, EPOCHS = 24, 8
@@ -78,22 +75,6 @@ def quantise(content: bytes) -> bytes:
             graph.node.insert(0, node)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
-
-
-def describe(content: bytes, accuracy: float, sample: list[list[float]]) -> dict[str, Any]:
-    """Returns the metadata of a model."""
-    digest = hashlib.sha256(content).hexdigest()
-    return {
-        "name": NAME,
-        "version": digest[:8],
-        "file": "model.onnx",
-        "sha256": digest,
-        "input": {"name": "X", "type": "float32", "shape": ["rows", len(FEATURES)]},
-        "output": {"name": "probabilities", "type": "float32", "shape": ["rows", len(LABELS)]},
-        "labels": LABELS,
-        "metrics": {"accuracy": round(accuracy, 4)},
-        "sample": sample,
-    }
 
 
 def accuracy_of(pipeline: Pipeline, x: np.ndarray, y: np.ndarray) -> float:

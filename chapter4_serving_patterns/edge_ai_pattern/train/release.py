@@ -18,6 +18,7 @@ from .artifact import write_whole
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
+NAME = "digits"
 PAYLOAD_TYPE = "application/vnd.edge-release+json"
 VALID_DAYS = 365
 
@@ -33,6 +34,23 @@ def new_key() -> CryptoSigner:
 def public_half(key: CryptoSigner) -> str:
     """Returns the 32 bytes of the public key in hexadecimal."""
     return str(key.public_key.keyval["public"])
+
+
+def describe(model: bytes, accuracy: float, sample: Sequence[Sequence[float]]) -> bytes:
+    """Returns the metadata of a model as JSON."""
+    columns, labels = len(sample[0]), [str(digit) for digit in range(10)]
+    described = {
+        "name": NAME,
+        "version": sha256(model)[:8],
+        "file": "model.onnx",
+        "sha256": sha256(model),
+        "input": {"name": "X", "type": "float32", "shape": ["rows", columns]},
+        "output": {"name": "probabilities", "type": "float32", "shape": ["rows", len(labels)]},
+        "labels": labels,
+        "metrics": {"accuracy": round(accuracy, 4)},
+        "sample": sample,
+    }
+    return json.dumps(described, indent=2).encode()
 
 
 def payload_of(
