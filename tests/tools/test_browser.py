@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
 
 from tests.browser import needs_browser
 from tools.measure import browser
@@ -116,7 +116,7 @@ def test_an_error_of_the_page_fails(page: Page, script: str) -> None:
 
 @needs_browser
 def test_a_page_reaches_no_other_host(running: Browser) -> None:
-    with running.new_page() as page, pytest.raises(browser.Error, match="ERR_NAME_NOT_RESOLVED"):
+    with running.new_page() as page, pytest.raises(Error, match="ERR_NAME_NOT_RESOLVED"):
         page.goto("http://example.test/")
 
 
@@ -133,7 +133,7 @@ def test_a_profile_outlives_a_browser_that_is_killed(
         assert page.evaluate("() => [innerWidth > 0, 'ontouchstart' in window]") == [True, True]
         page.evaluate(REMEMBER)
         kill(profile)
-        with pytest.raises(browser.Error):
+        with pytest.raises(Error):
             page.evaluate("() => 1")
     with run_profile(profile, playwright) as context:
         page = context.pages[0]

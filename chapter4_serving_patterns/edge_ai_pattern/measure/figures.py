@@ -64,7 +64,7 @@ def measure_visits(stand: Stand, playwright: Playwright, picture: Path) -> Figur
             share = drawn_share(visited.page, DRAWINGS)
             visit.draw(visited.page, drawings()[SHOWN])
             poll(visited.page, "() => document.querySelector('li.best') !== null")
-            visited.page.screenshot(path=picture)
+            visited.page.screenshot(path=picture, scale="css")
     return {
         "first_prediction_seconds": statistics.median(first),
         "offline_first_prediction_seconds": statistics.median(offline),

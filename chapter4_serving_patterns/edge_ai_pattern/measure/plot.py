@@ -19,7 +19,7 @@ def draw(results: Results) -> Figure | None:
     if not figures.keys() >= {*SIZES.values(), *TIMES.values()} or not PAGE.exists():
         return None
     figure, unused = canvas(
-        f"A page predicts in {figures['browser_p50_ms']:.2f} ms without a network, with a model "
+        f"A page predicts in {figures['browser_p50_ms']:.2f} ms, offline, with a model "
         f"of {figures['quantised_kb']:.0f} kB",
         x="",
     )

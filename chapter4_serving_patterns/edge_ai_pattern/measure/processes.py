@@ -38,7 +38,7 @@ class Publisher(NamedTuple):
     server: Server
 
     def publish(self, directory: Path, release: int) -> None:
-        query = {"directory": str(directory), "release": release}
+        query: dict[str, str | int] = {"directory": str(directory), "release": release}
         httpx.post(f"{self.url}/measure/publish", params=query, trust_env=False).raise_for_status()
 
     def sent(self) -> Counts:

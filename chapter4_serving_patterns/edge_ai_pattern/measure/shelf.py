@@ -16,7 +16,10 @@ HERE = Path(__file__).parents[1]
 INSTALLED, NEXT = 2, 3
 # The good one that comes after them.
 NEWEST = 4
-PAST = {"issued": "2020-01-01T00:00:00+00:00", "expires": "2021-01-01T00:00:00+00:00"}
+PAST: dict[str, Any] = {
+    "issued": "2020-01-01T00:00:00+00:00",
+    "expires": "2021-01-01T00:00:00+00:00",
+}
 
 
 class Shelf(NamedTuple):

@@ -14,8 +14,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from rich.console import Console
 
-from .artifact import command_line, write_whole, writing_to
-from .digits import digest, load
+from .artifact import command_line, digest, write_whole, writing_to
+from .digits import load
 from .model import accuracy_of, export, fit_network, fit_regression, quantise
 from .release import NAME, describe, new_key, payload_of, public_half, publish, sha256
 

@@ -41,7 +41,7 @@ def fit_network(x: np.ndarray, y: np.ndarray) -> Pipeline:
 
 def export(pipeline: Pipeline) -> bytes:
     """Converts to ONNX and keeps only what leads to the probabilities."""
-    converted = convert(pipeline, len(FEATURES), NAME, {id(pipeline): {"zipmap": False}})
+    converted = convert(pipeline, len(FEATURES), NAME, {"zipmap": False})
     model = onnx.load_from_string(converted)
     whole = Extractor(model).extract_model(["X"], ["probabilities"])
     onnx.checker.check_model(whole, full_check=True)

@@ -11,6 +11,8 @@ from tools.check.rules import rule
 PUBLIC_HOSTS = {
     "download.pytorch.org",
     "github.com",
+    # Where npm says that a package accepts money.
+    "opencollective.com",
     "wikibook.co.kr",
     "www.cs.toronto.edu",
     # The namespace of SVG.
