@@ -129,6 +129,13 @@ def check(payload: bytes, installed: Pointer | None, now: datetime, max_bytes: i
     return release
 
 
+def has(installed: Pointer, payload: bytes) -> bool:
+    """Tells whether a payload is installed, or is the newest and was left for the one before."""
+    digest = hashlib.sha256(payload).hexdigest()
+    left = digest == installed.before and release_of(payload).version == installed.newest
+    return left or digest == installed.current
+
+
 def is_among(share: float, device: str, version: int) -> bool:
     """Tells whether a device is in the share of the fleet that gets a version first."""
     digest = hashlib.sha256(f"{device}:{version}".encode()).digest()
@@ -291,7 +298,7 @@ def update(store: Path, source: Source, now: datetime) -> Installed | None:
     asked = f"{source.url}/channel?device={source.device}&version={have}"
     content = fetch(asked, MOST_ENVELOPE_BYTES, source.deadline_seconds)
     payload = payload_of(content, source.key)
-    if pointer and hashlib.sha256(payload).hexdigest() in (pointer.current, pointer.before):
+    if pointer and has(pointer, payload):
         return None
     release = check(payload, pointer, now, source.max_bytes)
     if not is_among(release.share, source.device, release.version):

@@ -18,8 +18,9 @@ def ask_server(address: str, rows: Sequence[Sequence[float]]) -> int:
         try:
             connection.request("POST", "/predict", json.dumps({"data": [row]}))
             answered += len(json.loads(connection.getresponse().read())["prediction"])
-        except (OSError, RuntimeError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException):
             connection.close()
+    connection.close()
     return answered
 
 

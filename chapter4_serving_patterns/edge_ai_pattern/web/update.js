@@ -179,7 +179,8 @@ function check(release, pointer, now) {
     throw new Refused(`it is larger than ${MAX_MODEL_BYTES} bytes: ${size}`);
 }
 
-async function isAmong(share, device, version) {
+/** Tells whether a device is in the share of the fleet that gets a version first. */
+export async function isAmong(share, device, version) {
   const digest = await crypto.subtle.digest(
     "SHA-256",
     new TextEncoder().encode(`${device}:${version}`),
@@ -223,13 +224,16 @@ export function update() {
     const device = await name();
     const asked = `/channel?device=${device}&version=${pointer?.newest ?? 0}`;
     const payload = await payloadOf(await fetched(asked, MOST_ENVELOPE_BYTES), publicKey);
-    if (pointer && [pointer.current, pointer.before].includes(await sha256(payload))) return null;
     let release;
     try {
       release = JSON.parse(text(payload));
     } catch {
       throw new Refused("the payload cannot be read");
     }
+    // It is installed, or is the newest and was left for the one before.
+    const digest = await sha256(payload);
+    if (digest === pointer?.current) return null;
+    if (digest === pointer?.before && release.version === pointer.newest) return null;
     check(release, pointer, Date.now());
     if (!(await isAmong(release.share, device, release.version))) {
       throw new Refused(`version ${release.version} is for ${release.share * 100} % of the fleet`);
