@@ -1,14 +1,16 @@
 """The model runs on the device: its answers need no network, and nothing leaves it."""
 
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .docs import add_docs
 from .files import File, headers_of, read_app, read_channel, read_releases
@@ -40,6 +42,29 @@ class Fleet(BaseModel):
     versions: dict[int, int]
 
 
+class Refusal(BaseModel):
+    """Why a request was rejected."""
+
+    detail: str | list[dict[str, Any]]
+
+
+class Secured:
+    """Adds the headers that a browser obeys, where a response has none of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, send_secured)
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Reads everything that is published before the port opens."""
@@ -60,21 +85,13 @@ app = FastAPI(
     # Without this, FastAPI looks for a tracer on every request.
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
+app.add_middleware(Secured)
 app.router.route_class = JsonRoute
 app.exception_handler(RequestValidationError)(refuse_invalid)
 add_docs(app)
 
 
-@app.middleware("http")
-async def secure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Adds the headers that a browser obeys, where a response has none of its own."""
-    response = await call_next(request)
-    for name, value in SECURITY.items():
-        response.headers.setdefault(name, value)
-    return response
-
-
-@app.get("/channel", tags=["releases"])
+@app.get("/channel", tags=["releases"], responses={422: {"model": Refusal}})
 async def channel(request: Request, device: Device, version: Version) -> Response:
     """Returns the signed release for devices, and remembers which version this one has."""
     devices: OrderedDict[str, int] = request.app.state.devices
