@@ -91,6 +91,12 @@ app.exception_handler(RequestValidationError)(refuse_invalid)
 add_docs(app)
 
 
+@app.get("/fleet", tags=["releases"])
+async def fleet(request: Request) -> Fleet:
+    """Counts the versions of the devices that have asked."""
+    return Fleet(versions=dict(sorted(Counter(request.app.state.devices.values()).items())))
+
+
 @app.get("/channel", tags=["releases"], responses={422: {"model": Refusal}})
 async def channel(request: Request, device: Device, version: Version) -> Response:
     """Returns the signed release for devices, and remembers which version this one has."""
@@ -100,12 +106,6 @@ async def channel(request: Request, device: Device, version: Version) -> Respons
     if len(devices) > MOST_DEVICES:
         devices.popitem(last=False)
     return answer(request, request.app.state.channel)
-
-
-@app.get("/fleet", tags=["releases"])
-async def fleet(request: Request) -> Fleet:
-    """Counts the versions of the devices that have asked."""
-    return Fleet(versions=dict(sorted(Counter(request.app.state.devices.values()).items())))
 
 
 @app.get("/health", tags=["health"])
