@@ -74,6 +74,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet --check || \
 	  { echo "error: not formatted: run make fix" >&2; exit 1; }
+	@$(BIN)/python -m tools.check.javascript
 	@$(BIN)/python -m tools.generate --check
 	@$(BIN)/python -m mypy --no-error-summary .
 	@$(BIN)/python -m tools.check
@@ -82,6 +83,7 @@ check: environment ## Check style, types, marked copies, generated files and con
 fix: environment ## Format, and write all generated files: copies, requirements, Envoy, alerts, index, results
 	@$(ORIGINALS) | xargs $(BIN)/ruff check --quiet --fix-only
 	@$(ORIGINALS) | xargs $(BIN)/ruff format --quiet
+	@$(BIN)/python -m tools.check.javascript --fix
 	@$(BIN)/python -m tools.generate
 
 .PHONY: new

@@ -8,7 +8,16 @@ from tools.check.repository.tree import Repository
 from tools.check.rules import rule
 
 # Hosts that files may name. Add a host once you know that it is public.
-PUBLIC_HOSTS = {"download.pytorch.org", "github.com", "wikibook.co.kr", "www.cs.toronto.edu"}
+PUBLIC_HOSTS = {
+    "download.pytorch.org",
+    "github.com",
+    # Where npm says that a package accepts money.
+    "opencollective.com",
+    "wikibook.co.kr",
+    "www.cs.toronto.edu",
+    # The namespace of SVG.
+    "www.w3.org",
+}
 RESERVED_HOST = re.compile(r"(.+\.)?(example(\.com|\.net|\.org)?|invalid|test|local)")
 # The target of a cache mount in a Dockerfile is a path in the image.
 MACHINE_PATH = re.compile(

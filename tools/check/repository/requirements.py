@@ -22,6 +22,8 @@ RE_EXPORTED = {
 USED_BY_ANOTHER = {
     # On Python before 3.11.3.
     "async-timeout": "redis",
+    # What it signs with.
+    "cryptography": "securesystemslib",
     "httptools": "uvicorn",
     # Its dialect is in the URL of a database.
     "psycopg2-binary": "sqlalchemy",
@@ -73,12 +75,15 @@ def requirements_are_what_is_imported_or_started(repository: Repository) -> Iter
     }
     for pattern in repository.directories:
         paths = sorted(pattern.glob("requirements*.txt"))
-        # requirements-NAME.txt is for the package NAME and for what the target NAME starts.
+        # requirements-NAME.txt is for the package NAME and for what the target NAME starts, or for
+        # the program NAME.py.
         names = {path: path.stem.partition("-")[2] for path in paths}
         for path, name in names.items():
             package = name or ("app" if (pattern / "app").is_dir() else "train")
             sources = sorted((pattern / package).rglob("*.py"))
-            if not sources and not name:
+            if not sources and name and (program := pattern / f"{name}.py").is_file():
+                sources = [program]
+            elif not sources and not name:
                 # A pattern without a program of its own has them for the modules beside.
                 sources = sorted(pattern.glob("*.py"))
             started = {
