@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 import onnx
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, ViewportSize, sync_playwright
 from securesystemslib.dsse import Envelope
 
 from chapter4_serving_patterns.edge_ai_pattern import visit
@@ -42,7 +42,11 @@ from chapter4_serving_patterns.edge_ai_pattern.device.update import (
     update,
 )
 from chapter4_serving_patterns.edge_ai_pattern.measure import in_browser, in_python
-from chapter4_serving_patterns.edge_ai_pattern.measure.baselines import ask_server, take_unchecked
+from chapter4_serving_patterns.edge_ai_pattern.measure.baselines import (
+    ask_server,
+    install_in_place,
+    take_unchecked,
+)
 from chapter4_serving_patterns.edge_ai_pattern.measure.figures import TRAINING, WITHIN
 from chapter4_serving_patterns.edge_ai_pattern.measure.in_browser import (
     OUT_OF_REACH,
@@ -467,10 +471,10 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_release(
     # The control: an update in place.
     in_place = tmp_path / "in-place"
     in_place.mkdir()
-    in_python.install_in_place(in_place, *stand.shelf.files(1))
+    install_in_place(in_place, *stand.shelf.files(1))
     valid, operations = in_python.kill_everywhere(
         in_place,
-        lambda work: in_python.install_in_place(work, *files_of_new),
+        lambda work: install_in_place(work, *files_of_new),
         in_python.is_whole_in_place,
     )
     assert valid < operations
@@ -701,7 +705,7 @@ def test_a_browser_that_cannot_says_so(
 @needs_browser
 @pytest.mark.parametrize("width", [320, 412, 1280])
 def test_the_page_fits(browser: Browser, publisher: Publisher, width: int) -> None:
-    size = {"width": width, "height": 840}
+    size = ViewportSize(width=width, height=840)
     with browser.new_context(viewport=size, java_script_enabled=False) as context:
         page = context.new_page()
         page.goto(publisher.url)
