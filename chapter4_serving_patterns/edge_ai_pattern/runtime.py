@@ -1,6 +1,7 @@
 """Installs what runs a model in a page: npm fetches it, and web/runtime/ gets three files of it."""
 
 import gzip
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ def main() -> None:
             sys.exit("error: npm could not install the runtime of the page, see above")
         installed = Path(name) / "node_modules/onnxruntime-web/dist"
         for file in FILES:
-            partial = target / f"{file}.partial"
+            # Others may install it at the same time.
+            partial = target / f"{file}.{os.getpid()}.partial"
             partial.write_bytes(gzip.compress((installed / file).read_bytes(), mtime=0))
             partial.replace(target / f"{file}.gz")
 

@@ -19,7 +19,7 @@ from tools.run.plan import make_folders
 from tools.run.ports import free_port
 from tools.run.rewrite import CONFIG_SUFFIXES, Launch, launch_of, state_dir, tmpfs_dir
 
-NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__")
+NOT_COPIED = shutil.ignore_patterns("models", ".local", "__pycache__", "node_modules")
 
 
 class ServiceError(RuntimeError):
@@ -28,6 +28,9 @@ class ServiceError(RuntimeError):
 
 def copy_of(pattern: Path, directory: Path) -> Compose:
     """Copies a pattern into a directory, gives every service a free port, and trains its model."""
+    if (pattern / "package.json").is_file():
+        # What npm installs is fetched once, and copied.
+        run_to_its_end("runtime", ["make", "--silent", "RUN=local", "runtime"], pattern)
     shutil.copytree(pattern, directory, ignore=NOT_COPIED, dirs_exist_ok=True)
     used = {port for service in load(pattern).services.values() for port in service.ports}
     ports = {str(port): str(free_port()) for port in used}

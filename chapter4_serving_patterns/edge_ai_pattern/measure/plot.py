@@ -27,7 +27,8 @@ def draw(results: Results) -> Figure | None:
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.9))
     page = figure.add_subplot(grid[:, 0])
     page.imshow(imread(PAGE))
-    page.set_axis_off()
+    page.set(xticks=[], yticks=[], xlabel="the page, offline")
+    page.spines[:].set_visible(False)
     for row, (title, names, ours) in enumerate(
         (
             ("size (kB)", SIZES, "int8 weights"),
@@ -35,7 +36,7 @@ def draw(results: Results) -> Figure | None:
         )
     ):
         axes = figure.add_subplot(grid[row, 1])
-        axes.set_title(title, loc="left", size="medium")
+        axes.set_xlabel(title)
         bars(axes, {label: figures[name] for label, name in names.items()}, [ours])
         axes.margins(x=0.25)
     return figure
