@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from chapter6_operation_management.circuit_breaker_pattern.measure.__main__ impo
 )
 from tools.measure.load import Run, closed_loop
 from tools.measure.results import load as load_results
-from tools.measure.server import Server, wait_until
+from tools.measure.server import Server, suspended, wait_until
 from tools.mesh.proxy import Proxy, fetch, shipped, without
 
 CLUSTER = "cluster.outbound|8000||predictor"
@@ -82,15 +81,12 @@ def in_a_loop(url: str, connections: int, count: int) -> Run:
 
 
 @contextmanager
-def suspended(replicas: list[Server]) -> Iterator[None]:
+def all_suspended(replicas: list[Server]) -> Iterator[None]:
     """Suspends the replicas: what they accept meanwhile stays in flight until they continue."""
-    try:
+    with ExitStack() as stack:
         for each in replicas:
-            os.kill(each.pid, signal.SIGSTOP)
+            stack.enter_context(suspended(each))
         yield
-    finally:
-        for each in replicas:
-            os.kill(each.pid, signal.SIGCONT)
 
 
 def patient(config: Any) -> Any:
@@ -110,7 +106,7 @@ def burst(
         ) as client,
         ThreadPoolExecutor(len(everybody)) as pool,
     ):
-        with suspended(replicas):
+        with all_suspended(replicas):
             sent = [
                 pool.submit(client.post, "/predict", json={"data": [ROW]}, headers=headers)
                 for headers in everybody
@@ -301,7 +297,7 @@ def test_without_replicas_the_response_says_so_or_is_the_fallback(pair: list[Ser
 def test_replicas_that_hang_cost_a_caller_the_timeout_and_are_not_retried(
     pair: list[Server], proxied: Proxy, client: httpx.Client
 ) -> None:
-    with suspended(pair):
+    with all_suspended(pair):
         assert client.post("/predict", json={"data": [ROW]}).status_code == 504
         served = client.post("/predict", json={"data": [ROW]}, headers=ACCEPTS_FALLBACK)
     assert (served.status_code, served.json()) == (200, FALLBACK)

@@ -1,8 +1,6 @@
 """paramater_based_pattern: real models behind a real proxy, and files of every kind."""
 
 import gzip
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Container, Iterator
@@ -47,7 +45,7 @@ from chapter6_operation_management.paramater_based_pattern.measure.processes imp
 from chapter6_operation_management.paramater_based_pattern.measure.rules import scripted
 from chapter6_operation_management.paramater_based_pattern.train.iris import LABELS
 from tools.measure.results import load as load_results
-from tools.measure.server import Server, ServerError, wait_until
+from tools.measure.server import Server, ServerError, suspended, wait_until
 from tools.mesh.proxy import fetch
 
 PATIENCE_SECONDS = 60.0
@@ -120,16 +118,6 @@ def shared_proxy(
 def proxy(shared_proxy: Proxy) -> Proxy:
     shared_proxy.change()
     return shared_proxy
-
-
-@contextmanager
-def suspended(model: Server) -> Iterator[None]:
-    """Suspends a model, which still accepts connections and never responds."""
-    os.kill(model.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(model.pid, signal.SIGCONT)
 
 
 def calls_of(models: dict[str, Server]) -> dict[str, int]:

@@ -6,11 +6,11 @@ import sys
 import time
 
 from tools.measure.results import Results, quick_argument
-from tools.measure.server import Server
+from tools.measure.server import Server, suspended
 from tools.mesh.proxy import fetch
 
 from .cost import measure_cpu, measure_overheads, measure_waiting, models
-from .processes import CORES, DEADLINE_SECONDS, HERE, run_predictor, run_web, send, suspended
+from .processes import CORES, DEADLINE_SECONDS, HERE, run_predictor, run_web, send
 
 CLAIM = (
     "Every next step follows its prediction; with a hung model every caller returns by the "

@@ -1,9 +1,7 @@
 """Runs web and predictor on cores of their own, and sends them the sample."""
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import uvloop
@@ -65,13 +63,3 @@ def send(
         keep_bodies=keep_bodies,
     )
     return uvloop.run(load)
-
-
-@contextmanager
-def suspended(server: Server) -> Iterator[None]:
-    """Suspends a process, which still accepts connections and never responds."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
