@@ -43,6 +43,7 @@ from tools.measure.results import Results
 from tools.measure.results import load as load_results
 from tools.measure.server import Server, wait_until
 from tools.measure.servers import RedisServer, run_uvicorn
+from tools.run.ports import free_port
 
 VALUE_BYTES = 8
 KEYS = [b"key %d" % number for number in range(3)]
@@ -324,7 +325,9 @@ def test_a_cluster_needs_another_client_and_nothing_else(tmp_path: Path) -> None
             assert (await cache.get_many(KEYS, compute)).counts["hits"] == 3
             cache.redis = own
 
-    with run_redis(tmp_path, "--cluster-enabled", "yes") as server:
+    # Nodes of a cluster also talk at a port that is higher by 10,000.
+    port = free_port(but_not=range(55_536, 65_536))
+    with run_redis(tmp_path, "--cluster-enabled", "yes", port=port) as server:
         with Redis.from_url(server.url) as client:
             client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
             wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok", "the cluster")

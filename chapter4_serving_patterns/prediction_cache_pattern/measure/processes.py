@@ -22,11 +22,13 @@ CLIENT = httpx.Client(trust_env=False, timeout=60)
 PATIENT = {"REDIS_DEADLINE_SECONDS": "30", "LEASE_SECONDS": "60"}
 
 
-def run_redis(directory: Path, *options: str, cpus: set[int] | None = None) -> RedisServer:
+def run_redis(
+    directory: Path, *options: str, port: int | None = None, cpus: set[int] | None = None
+) -> RedisServer:
     """Runs Redis with the options of docker-compose.yml, which `options` override."""
     command = load(HERE).services["redis"].command
     shipped = command[command.index("--save") :]
-    return RedisServer(directory, "--appendonly", "no", *shipped, *options, cpus=cpus)
+    return RedisServer(directory, "--appendonly", "no", *shipped, *options, port=port, cpus=cpus)
 
 
 def run_api(
