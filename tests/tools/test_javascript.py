@@ -1,5 +1,6 @@
 """npm installs what is locked, and Biome checks the style of JavaScript."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,18 +69,14 @@ def test_what_is_installed_as_locked_is_not_installed_again(
     assert "--ignore-scripts" in calls[0]
 
 
-def test_a_failed_installation_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_installation_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "package-lock.json").write_text("no JSON")
     (tmp_path / "package.json").write_text("{}")
     with pytest.raises(NpmError, match=r"package-lock\.json, see above"):
         install(tmp_path)
     assert "npm error" in capfd.readouterr().err
-    monkeypatch.setattr("sys.argv", ["npm", str(tmp_path)])
-    with pytest.raises(SystemExit, match="error: npm could not install"):
-        npm.main()
 
 
 def test_biome_is_pinned() -> None:
-    assert '"@biomejs/biome": "2.6.8"' in (BIOME / "package.json").read_text()
+    package = (BIOME / "package.json").read_text()
+    assert re.search(r'"@biomejs/biome": "\d+\.\d+\.\d+"', package)

