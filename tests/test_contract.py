@@ -55,7 +55,7 @@ from tools.read.patterns import ROOT, patterns
 from tools.read.programs import package_of
 from tools.read.settings import variables_of
 
-EXAMPLES = 200 if FULL else 25
+EXAMPLES = 100 if FULL else 25
 # Far above the time of any response: only a server that hangs reaches this limit.
 PATIENCE_SECONDS = 60.0
 STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "CLIENT_DEADLINE_SECONDS": "0.5"}
@@ -1138,6 +1138,21 @@ def servers() -> list[tuple[Path, str]]:
     return found
 
 
+def programs() -> list[tuple[Path, str]]:
+    """Returns the first server of each program.
+
+    Servers of one program differ in their settings, such as the directory of their model.
+    """
+    found: dict[tuple[Path, Path, str], tuple[Path, str]] = {}
+    for pattern, name in servers():
+        compose = load(pattern)
+        service = compose.services[name]
+        ports = set(map(str, service.ports))
+        command = " ".join(word for word in service.command if word not in ports)
+        found.setdefault((pattern, compose.directory_of(service), command), (pattern, name))
+    return list(found.values())
+
+
 def name_of(found: tuple[Path, str]) -> str:
     pattern, service = found
     return f"{pattern.name}/{service}"
@@ -1187,7 +1202,6 @@ def strict(start: Start) -> Iterator[Subject]:
 
 
 CHECKS = (
-    check_endpoints,
     check_bad_bodies,
     check_unsupported_bodies,
     check_bodies_at_the_limit,
@@ -1211,7 +1225,18 @@ STRICT_CHECKS = (
 )
 Check = Callable[[Subject], Findings]
 
+# What a program does whatever its settings are: of several servers of one, the first is attacked.
+of_a_program = pytest.mark.parametrize(
+    "start", programs(), ids=name_of, indirect=True, scope="module"
+)
 
+
+def test_the_server_predicts(subject: Subject) -> None:
+    found = check_endpoints(subject)
+    assert not found, "\n".join(found)
+
+
+@of_a_program
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
     found = check(subject)
@@ -1248,12 +1273,14 @@ def test_the_server_predicts_the_sample_of_its_directory(
         assert answer.status_code in (200, 202), answer.text
 
 
+@of_a_program
 @pytest.mark.parametrize("check", STRICT_CHECKS, ids=lambda check: check.__name__)
 def test_the_server_keeps_its_limits(strict: Subject, check: Check) -> None:
     found = check(strict)
     assert not found, "\n".join(found)
 
 
+@of_a_program
 def test_the_server_stops_in_order(start: Start) -> None:
     # Long enough for the requests that wait for their bodies while others are answered.
     patient = {"CLIENT_DEADLINE_SECONDS": str(PATIENCE_SECONDS), "MAX_REQUESTS_AT_ONCE": "256"}
@@ -1270,6 +1297,7 @@ def outside_of_ci(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
+@of_a_program
 @pytest.mark.usefixtures("outside_of_ci")
 def test_the_server_sends_no_telemetry(start: Start, tmp_path: Path) -> None:
     """ONNX Runtime writes its device ID into the home directory before it sends the first event."""
@@ -1289,6 +1317,7 @@ def test_onnx_runtime_alone_leaves_a_device_id(tmp_path: Path) -> None:
         assert bool([*tmp_path.rglob("deviceid")]) == sends
 
 
+@of_a_program
 @pytest.mark.slow
 def test_a_rolling_restart_loses_no_request(start: Start) -> None:
     """Six times, one of two replicas is replaced while 40 clients keep their connections."""
@@ -1520,7 +1549,7 @@ def test_a_careless_server_of_partial_answers_does_not_keep_it() -> None:
 
 def test_every_check_has_a_control() -> None:
     controlled = {*CONTROL, check_pipelining}
-    assert controlled == {*CHECKS, *STRICT_CHECKS, check_stop}
+    assert controlled == {check_endpoints, *CHECKS, *STRICT_CHECKS, check_stop}
 
 
 def test_a_server_that_answers_whatever_comes_does_not_keep_it() -> None:

@@ -1,6 +1,5 @@
 """The changes since the verified commit decide what is tested thoroughly."""
 
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from tools.check.changes import (
     EVERYTHING,
     TOOLCHAIN_PATTERNS,
     TOOLS,
-    copies_of,
     main,
 )
 from tools.generate.copies import tracked
@@ -132,18 +130,39 @@ def test_nothing_has_changed(found: Callable[[], set[str]]) -> None:
     assert found() == set()
 
 
-def test_a_changed_original_also_affects_the_patterns_of_its_copies(
+def test_a_changed_original_does_not_affect_the_patterns_of_its_copies(
     clone: Path, found: Callable[[], set[str]]
 ) -> None:
-    append(clone / f"{WEB_SINGLE}/app/guard.py")
-    changed = found()
-    with_copy = {
-        "/".join(path.relative_to(clone).parts[:2])
-        for path in clone.glob("chapter*/*/**/guard.py*")
-        if re.match(rf"(#|{{#) Copied from {WEB_SINGLE}/app/guard.py", path.read_text("utf-8"))
-    }
+    changed = clone / WEB_SINGLE / "app/guard.py"
+    append(changed)
+    mark = f"Copied from {WEB_SINGLE}/app/guard.py"
+    with_copy = [
+        path for path in clone.glob("chapter*/**/guard.py*") if mark in path.read_text("utf-8")
+    ]
     assert len(with_copy) > 1
-    assert changed == {WEB_SINGLE} | with_copy
+    for copy in with_copy:
+        append(copy)
+    assert found() == {WEB_SINGLE}
+
+
+@pytest.mark.parametrize("first_line", ["", "# Copied from", "# Copied from here, but changed"])
+def test_a_file_that_is_no_copy_any_more_affects_its_pattern(
+    clone: Path, found: Callable[[], set[str]], first_line: str
+) -> None:
+    copy = clone / MODEL_DB / "app/guard.py"
+    mark, text = copy.read_text("utf-8").split("\n", 1)
+    assert mark.startswith("# Copied from ")
+    copy.write_text(f"{first_line}\n{text}", "utf-8")
+    assert found() == {MODEL_DB}
+
+
+def test_exported_requirements_do_not_affect_their_pattern(
+    clone: Path, found: Callable[[], set[str]]
+) -> None:
+    append(clone / MODEL_DB / "requirements.txt")
+    assert found() == set()
+    (clone / MODEL_DB / "requirements.txt").write_text("fastapi\n", "utf-8")
+    assert found() == {MODEL_DB}
 
 
 def test_a_moved_file_affects_both_places(clone: Path, found: Callable[[], set[str]]) -> None:
@@ -153,12 +172,8 @@ def test_a_moved_file_affects_both_places(clone: Path, found: Callable[[], set[s
 
 
 def test_a_deleted_pattern_is_not_tested(clone: Path, found: Callable[[], set[str]]) -> None:
-    copied = {"/".join(original.split("/")[:2]) for original in copies_of(clone)}
-    known = {pattern.relative_to(clone).as_posix() for pattern in patterns(clone)}
-    # The copies of a deleted file would be tested.
-    deleted = min(known - copied)
-    shutil.rmtree(clone / deleted)
-    (clone / f"tests/{deleted.replace('/', '/test_')}.py").unlink()
+    shutil.rmtree(clone / MODEL_DB)
+    (clone / f"tests/{MODEL_DB.replace('/', '/test_')}.py").unlink()
     assert found() == set()
 
 

@@ -3,15 +3,21 @@
 The output has one name a line: directories of patterns, `tools` for what belongs to no pattern, or
 `everything`. The commit is `$CI_BASE` or, if that is not set, the one in `.ci/base`. If they cannot
 be compared, everything counts as changed and the reason is printed to stderr.
+
+A marked copy and exported requirements follow another file, which is tested thoroughly where it
+stands. Where they are used, the usual tests, which always run, are enough, and the nightly run
+tests them thoroughly too. Otherwise one line of web_single_pattern would make CI take hours.
 """
 
 import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from tools.generate.copies import read_mark, tracked
+from tools.generate.copies import MarkError, read_mark
+from tools.generate.requirements import HEADER
 from tools.read.patterns import ROOT, patterns
 
 EVERYTHING = "everything"
@@ -68,13 +74,15 @@ def changed_files(root: Path, base: str) -> set[str]:
     return set(f"{differing}{untracked}".split("\0")) - {""}
 
 
-def copies_of(root: Path) -> dict[str, set[str]]:
-    """Maps each original to its marked copies; paths are relative to the root."""
-    found: dict[str, set[str]] = {}
-    for path in tracked(root):
-        if mark := read_mark(root, path):
-            found.setdefault(mark[0], set()).add(path)
-    return found
+def follows(root: Path, path: str) -> bool:
+    """Tells whether a file is a marked copy or exported from the lock."""
+    file = root / path
+    if not file.is_file() or file.is_symlink():
+        return False
+    with suppress(MarkError):
+        return bool(read_mark(root, path)) or file.read_bytes().startswith(HEADER.encode())
+    # The malformed mark is for make check to report.
+    return False
 
 
 def names_of(root: Path, path: str, known: list[str]) -> set[str]:
@@ -100,9 +108,8 @@ def changed(root: Path) -> list[str]:
     """Returns the sorted names of what must be tested thoroughly."""
     known = [pattern.relative_to(root).as_posix() for pattern in patterns(root)]
     paths = changed_files(root, base_of(root))
-    copies = copies_of(root)
-    paths = paths.union(*(copies.get(path, set()) for path in paths))
-    names = set[str]().union(*(names_of(root, path, known) for path in paths))
+    own = (path for path in paths if not follows(root, path))
+    names = set[str]().union(*(names_of(root, path, known) for path in own))
     return [EVERYTHING] if names >= {TOOLS, *known} else sorted(names)
 
 
