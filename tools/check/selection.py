@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def in_order(items: Iterable[pytest.Item], side_by_side: bool) -> list[pytest.Item]:
-    """Moves the longest files to the front of parallel runs, where they would end last otherwise."""
+    """Moves the longest files to the front of parallel runs; otherwise they would end last."""
     longest = ["test_readmes.py", Path(CONTRACT).name]
 
     def place(item: pytest.Item) -> int:
