@@ -7,9 +7,9 @@ ports, so its patterns are divided, too.
 """
 
 import re
+from typing import Any
 
 import pytest
-from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tools.check.selection import CONTRACT
@@ -22,15 +22,11 @@ def group_of(nodeid: str) -> str:
     return f"{file}::{pattern[1]}" if pattern else file
 
 
-class Scheduling(LoadScopeScheduling):
-    """Gives the next group to the next process that is free, in the order of collection."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid)
-
-
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    # The order of collection is that of `selection`: the longest groups come first.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives the next group to the next process that is free, in the order of collection."""
+    # `selection` has put the longest groups first.
     config.option.loadscopereorder = False
-    return Scheduling(config, log)
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = group_of
+    return scheduling
