@@ -12,7 +12,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "memory_limit": "256MB",
-    "threads": 2,
+    "threads": 1,
 }
 PARTS = Path(__file__).with_name("questions.sql").read_text("utf-8").split("-- name: ")[1:]
 QUESTIONS = {name: query for name, _, query in (part.partition("\n") for part in PARTS)}

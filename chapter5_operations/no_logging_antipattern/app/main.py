@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 
 from .docs import add_docs
 from .guard import count_refusal
@@ -59,19 +61,19 @@ def model_of(request: Request) -> Model:
     return model
 
 
-def predict_and_note(request: Request, rows: list[list[float]]) -> Probabilities:
+def predict_and_note(request: Request, rows: list[list[float]]) -> NDArray[np.float32]:
     """Predicts rows, and notes both rows and labels for the record."""
-    request.scope["rows"] = rows
-    probabilities = model_of(request).predict(rows)
-    labels = model_of(request).labels
-    request.scope["labels"] = [labels[index] for index in probabilities.argmax(axis=1)]
-    return Probabilities(prediction=probabilities.tolist())
+    model, note = model_of(request), request.scope
+    note["rows"] = rows
+    probabilities = model.predict(rows)
+    note["labels"] = [model.labels[index] for index in probabilities.argmax(axis=1)]
+    return probabilities
 
 
 @app.post("/predict", tags=["prediction"], responses=REFUSALS)
 async def predict(request: Request, body: PredictRequest) -> Probabilities:
     """Predicts the probabilities of every row."""
-    return predict_and_note(request, body.data)
+    return Probabilities(prediction=predict_and_note(request, body.data).tolist())
 
 
 @app.post("/predict/label", tags=["prediction"], responses=REFUSALS)
