@@ -54,7 +54,7 @@ def ask(directory: Path, names: list[str], job_id: str | None = None) -> Evidenc
         connection.execute(TABLES, {"files": files})
         connection.execute(VIEWS)
         ((requests, torn, dropped),) = connection.execute(COUNTS).fetchall()
-        answers = {
+        answers: dict[str, Rows | Literal["no data"]] = {
             name: rows_of(connection, QUESTIONS[name], job_id) if requests else "no data"
             for name in names
         }

@@ -3,7 +3,7 @@
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
@@ -73,11 +73,12 @@ class RecordedProtocol(BoundedProtocol):
     def refuse(self, status: int, detail: str, cycle: RequestResponseCycle | None) -> None:
         if cycle and cycle.scope["path"] in PATHS:
             job_id = id_of(cycle.scope["headers"])
-            Recorder.log.append("request", job_id, **asked(cycle.scope, time.time()), status=status)
+            what = asked(dict(cycle.scope), time.time())
+            Recorder.log.append("request", job_id, **what, status=status)
         super().refuse(status, detail, cycle)
 
 
-def asked(scope: Scope, at: float) -> dict[str, Any]:
+def asked(scope: Mapping[str, Any], at: float) -> dict[str, Any]:
     """Returns when which caller asked for what."""
     return {
         "at": datetime.fromtimestamp(at, UTC),

@@ -80,9 +80,9 @@ def alarms(models: Path, directory: Path) -> int:
     Recorder.log = Log(directory, 2**30, 2**30)
     asyncio.run(play(app, plan(models / "iris.json", ()), models, 0.0))
     Recorder.log.close()
-    answers = ask(directory, [*INCIDENTS]).answers
-    models_of = [row["replica"] for row in answers.pop("models")]
-    return sum(map(bool, answers.values())) + (len(models_of) > len(set(models_of)))
+    answers: Answers = dict(ask(directory, [*INCIDENTS]).answers)
+    replicas = [row["replica"] for row in answers.pop("models")]
+    return sum(map(bool, answers.values())) + (len(replicas) > len(set(replicas)))
 
 
 def main() -> int:
