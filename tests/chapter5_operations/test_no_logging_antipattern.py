@@ -1,5 +1,6 @@
 """no_logging_antipattern: every request leaves a record, and ten questions get the true answer."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -17,9 +18,10 @@ from pydantic_core import to_json
 from sklearn.datasets import load_iris
 
 from chapter5_operations.no_logging_antipattern.app.evidence import CONFIG, QUESTIONS, ask
-from chapter5_operations.no_logging_antipattern.app.incidents import INCIDENTS, Played
+from chapter5_operations.no_logging_antipattern.app.incidents import INCIDENTS, Played, plan, play
 from chapter5_operations.no_logging_antipattern.app.log import Log
-from chapter5_operations.no_logging_antipattern.app.record import caller_of
+from chapter5_operations.no_logging_antipattern.app.main import app
+from chapter5_operations.no_logging_antipattern.app.record import Recorder, caller_of
 from chapter5_operations.no_logging_antipattern.measure.baselines import access_log, write_records
 from chapter5_operations.no_logging_antipattern.measure.times import (
     BAD,
@@ -261,6 +263,19 @@ def test_all_answers_are_the_truth(operator: httpx.Client, truth: Answers) -> No
         assert is_right(found["answers"][name], truth[name]), name
         one = operator.get(f"/answers/{name}", params=asked).json()
         assert one["answers"] == {name: found["answers"][name]}
+
+
+@pytest.mark.parametrize("seed", [3, 9, 11])
+def test_the_answers_are_the_truth_of_other_simulated_days(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(Recorder, "log", Log(tmp_path, 2**30, 2**30), raising=False)
+    calls = plan(models / "iris.json", seed=seed)
+    other = asyncio.run(play(app, calls, models, start=0.0))
+    Recorder.log.close()
+    told = truth_of(other)
+    answers = answers_of(tmp_path, told["job"][0]["id"])
+    assert {name for name in QUESTIONS if is_right(answers[name], told[name])} == set(QUESTIONS)
 
 
 @pytest.mark.parametrize(("question", "field"), NEEDED.items())
