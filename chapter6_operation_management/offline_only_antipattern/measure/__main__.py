@@ -12,7 +12,7 @@ from tools.measure.results import MEETS, Results, quick_argument
 from tools.measure.server import Server, median_and_spread
 from tools.measure.servers import run_uvicorn
 
-from ..app.procedures import Answers, Outcome, ab, shadow
+from ..app.procedures import PLANNED, Answers, Outcome, ab, shadow
 from ..app.report import REQUESTS, Replay, ask, replay
 from .versions import LEVEL, Scores, all_scores
 
@@ -102,7 +102,7 @@ def main() -> int:
     unshifted = replay("unshifted")
     figures: dict[str, float] = {}
     if not arguments.quick:
-        figures = {"procedure_seconds": seconds}
+        figures = {"procedure_seconds": seconds, "ab_planned_users": PLANNED}
         figures |= measure_runs() | measure_memory() | measure_seeds(seeds)
     offline, of_shadow, of_ab = (shifted.procedures[name] for name in ("offline", "shadow", "ab"))
     winners = [(seed.offline.winner, seed.online.winner) for seed in seeds]
