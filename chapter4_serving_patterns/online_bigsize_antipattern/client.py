@@ -1,0 +1,1 @@
+# Copied from chapter4_serving_patterns/web_single_pattern/client.py
