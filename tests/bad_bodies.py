@@ -6,7 +6,7 @@ defines what is valid. Each body comes with part of the reason that the error mu
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ class Rows:
     lowest: float
     highest: float
     most: int
+    # Of each column, if they differ; the two above are those of the first.
+    bounds: Sequence[tuple[float, float]] = ()
 
     @property
     def width(self) -> int:
@@ -40,7 +42,9 @@ class Rows:
     def row(self, first: str | None = None, width: int | None = None) -> str:
         """A row that is valid unless the given first value or width is not."""
         width = self.width if width is None else width
-        return f"[{','.join([first or self.value, *[self.value] * (width - 1)])}]"
+        usual = [*map(str, self.sample)] if self.bounds else [self.value] * self.width
+        values = [first or usual[0], *usual[1:], self.value][:width]
+        return f"[{','.join(values)}]"
 
     def body(self, first: str) -> str:
         """A request with one row, given its first value."""
@@ -49,6 +53,8 @@ class Rows:
     @property
     def valid(self) -> list[list[float]]:
         """Different rows, also at the bounds."""
+        if self.bounds:
+            return [self.sample, *([bound[at] for bound in self.bounds] for at in (0, 1))]
         outermost = [[bound] * self.width for bound in (self.lowest, self.highest)]
         usual = [float(self.value)] * self.width
         return [self.sample, usual, *outermost, self.sample[::-1]][: self.most]

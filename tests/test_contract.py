@@ -48,7 +48,7 @@ from tests.bad_bodies import (
 from tools.check.repository import book
 from tools.check.selection import FULL
 from tools.generate.copies import read_mark
-from tools.measure.server import Server, suspended, wait_until
+from tools.measure.server import Server, ServerError, suspended, wait_until
 from tools.measure.servers import run_uvicorn
 from tools.measure.services import asgi_services, copy_of, needed_by, run_around, run_service
 from tools.read.compose import Compose, load
@@ -246,7 +246,9 @@ class Subject:
         row = self.resolved(data.get("items", {}))
         if row.get("contentEncoding") == "base64":
             return Pictures(self.client.get("/metadata").json()["sample"][0], data["maxItems"])
-        value = self.resolved(row.get("items", {}))
+        # Columns may have bounds of their own.
+        columns = row.get("prefixItems", [])
+        value = self.resolved(columns[0] if columns else row.get("items", {}))
         sample = self.client.get("/metadata").json()["sample"][0]
         if row.get("type") == "string":
             return Texts(sample, data.get("maxItems", 1_000), row.get("pattern"))
@@ -257,6 +259,7 @@ class Subject:
             value.get("minimum", -highest),
             value.get("maximum", highest),
             data.get("maxItems", 1_000),
+            [(column["minimum"], column["maximum"]) for column in columns],
         )
 
     @cached_property
@@ -1278,14 +1281,14 @@ def test_the_server_predicts_the_sample_of_its_directory(
     compose = load(pattern)
     if subject.predicts:
         directory = compose.directory_of(compose.services[service])
-        body = (directory / "sample.json").read_bytes()
+        rows = json.loads((directory / "sample.json").read_bytes())["data"]
         if isinstance(subject.rows, Rows):
-            widths = {len(row) for row in json.loads(body)["data"]}
+            widths = {len(row) for row in rows}
             if widths != {subject.rows.width}:
                 # Of what callers send, another service makes what it asks this one.
                 assert any(service in needed_by(compose, other) for other in compose.services)
                 return
-        answer = subject.post("/predict", body)
+        answer = subject.post("/predict", json.dumps(subject.body(rows)).encode())
         assert answer.status_code in (200, 202), answer.text
 
 
@@ -1390,7 +1393,7 @@ def is_above(counter: Counter[str], bound: int) -> bool:
 
 
 def test_rows_without_a_finite_answer_are_rejected(
-    start: Start, subject: Subject, tmp_path: Path
+    start: Start, subject: Subject, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     asks_others = (
         subject.decides or subject.is_partial or {202, 502} & subject.declared("/predict", "post")
@@ -1402,6 +1405,11 @@ def test_rows_without_a_finite_answer_are_rejected(
         # What a model gets for a text is for the pattern to say, and to test.
         return
     write_model_without_answers(subject.get("/metadata").json(), tmp_path)
+    pattern, service = request.node.callspec.params["start"]
+    if load(pattern).services[service].without_other_models:
+        with pytest.raises(ServerError, match="ModelError"), start(MODEL_DIRECTORY=str(tmp_path)):
+            pass
+        return
     with start(MODEL_DIRECTORY=str(tmp_path)) as server, Subject(server) as unanswering:
         for path in ("/predict", "/predict/label"):
             for data, status in (

@@ -161,10 +161,15 @@ def test_a_server_with_a_profile_starts_if_its_profile_is_active(tmp_path: Path)
 
 def test_exceptions_to_rules_are_read_with_their_reasons(tmp_path: Path) -> None:
     reason = "it keeps what others have trained"
-    document = changed("api", **{"x-without-ready": "it only says whether it lives"})
+    of_a_service = {
+        "x-without-ready": "it only says whether it lives",
+        "x-without-other-models": "it refuses them",
+    }
+    document = changed("api", **of_a_service)
     compose = load(write(tmp_path, document | {"x-without-training": reason}))
     assert compose.without_training == reason
     assert compose.services["api"].without_ready == "it only says whether it lives"
+    assert compose.services["api"].without_other_models == "it refuses them"
     assert load(write(tmp_path, GOOD)).without_training is None
 
 

@@ -287,6 +287,8 @@ class Service(Strict):
     program_variables: dict[str, Reason] = Field({}, alias="x-program-variables")
     # Why the server has no /ready.
     without_ready: Reason | None = Field(None, alias="x-without-ready")
+    # Why the server starts with no other model than the one it was released with.
+    without_other_models: Reason | None = Field(None, alias="x-without-other-models")
     # Why the image may add more to its base image than the usual limit.
     image_size: ImageSize | None = Field(None, alias="x-image-size")
 
