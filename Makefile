@@ -22,9 +22,8 @@ ONLY ?=
 WITHOUT ?=
 ARGS ?=
 PROCESSES ?= 2
-# The tests of a file stay in one process and in order: only test_readmes.py may use the patterns'
-# fixed ports, and servers shared by the tests of a file start only once.
-SIDE_BY_SIDE = --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
+# How the tests are divided is in tools/check/side_by_side.py.
+SIDE_BY_SIDE = --numprocesses=$(PROCESSES)
 # The categories of the lock that `environment` installs; all of them if empty.
 CATEGORIES ?=
 

@@ -47,6 +47,7 @@ from tests.bad_bodies import (
 )
 from tools.check.repository import book
 from tools.check.selection import FULL
+from tools.generate.copies import read_mark
 from tools.measure.server import Server, ServerError, suspended, wait_until
 from tools.measure.servers import run_uvicorn
 from tools.measure.services import asgi_services, copy_of, needed_by, run_around, run_service
@@ -1156,6 +1157,21 @@ def programs() -> list[tuple[Path, str]]:
     return list(found.values())
 
 
+def protocols() -> list[tuple[Path, str]]:
+    """Returns a server of each HTTP protocol of uvicorn, in the pattern that has its original."""
+    found: dict[Path, tuple[Path, str]] = {}
+    for pattern, name in programs():
+        compose = load(pattern)
+        service = compose.services[name]
+        # Dockerfiles set the protocol that commands do not name.
+        named = re.search(r"--http [\w.]*?(\w+):", " ".join(service.command))
+        package = compose.directory_of(service) / package_of(pattern, service)
+        file = package / f"{named[1] if named else 'guard'}.py"
+        if file.is_file() and not read_mark(ROOT, file.relative_to(ROOT).as_posix()):
+            found.setdefault(file, (pattern, name))
+    return list(found.values())
+
+
 def name_of(found: tuple[Path, str]) -> str:
     pattern, service = found
     return f"{pattern.name}/{service}"
@@ -1320,7 +1336,8 @@ def test_onnx_runtime_alone_leaves_a_device_id(tmp_path: Path) -> None:
         assert bool([*tmp_path.rglob("deviceid")]) == sends
 
 
-@of_a_program
+# What loses a request is the protocol; how a program stops is tested above.
+@pytest.mark.parametrize("start", protocols(), ids=name_of, indirect=True, scope="module")
 @pytest.mark.slow
 def test_a_rolling_restart_loses_no_request(start: Start) -> None:
     """Six times, one of two replicas is replaced while 40 clients keep their connections."""

@@ -14,6 +14,7 @@ import pytest
 
 from tools.measure.docker import docker
 from tools.read.compose import FILE_NAME, Service, load
+from tools.read.dockerfile import stage_of
 from tools.read.patterns import ROOT, patterns
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -25,8 +26,16 @@ BUILT = {
 }
 # A server with a profile holds none of the pattern's code.
 OF_PATTERNS = {name: found for name, found in BUILT.items() if not found[1].is_opt_in}
-# The images of services named train, which contain the training libraries.
-TRAINING = {service.image for _, service in BUILT.values() if service.name == "train"}
+
+
+def trains(pattern: Path, service: Service) -> bool:
+    """Tells whether the image of a service has the code of the training, so also its libraries."""
+    stage = service.build and stage_of(pattern, service.build)
+    copied = [rest.split() for word, rest in stage.instructions if word == "COPY"] if stage else []
+    return any(words[-2:] == ["train", "train"] for words in copied)
+
+
+TRAINING = {service.image for pattern, service in BUILT.values() if trains(pattern, service)}
 SERVERS = {
     f"{pattern.relative_to(ROOT)}:{pattern.name}": pattern
     for pattern in patterns()

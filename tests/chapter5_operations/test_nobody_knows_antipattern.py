@@ -343,9 +343,16 @@ def test_the_config_map_is_the_folder() -> None:
 @pytest.mark.budget("measure --quick")
 def test_the_claim_holds_and_its_control_does_not(tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"{'.'.join(PATTERN.relative_to(ROOT).parts)}.measure"]
-    subprocess.run([*command, "--quick", "--output", str(tmp_path)], cwd=ROOT, check=True)
-    results = load_results(tmp_path / "results.json")
-    assert results is not None and results.holds
+    ended = subprocess.run(
+        [*command, "--quick", "--output", str(tmp_path / "measure")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = load_results(tmp_path)
+    assert results.holds
     assert results.counts == {
         "wrong_unit_answered": 0,
         "questions_answered": 10,

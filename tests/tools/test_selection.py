@@ -201,6 +201,7 @@ def test_in_parallel_runs_the_longest_file_comes_first(
     for item, file in zip(items, FILES, strict=True):
         item.path = pytester.path / f"{file}.py"
     assert selection.in_order(items, side_by_side=False) == items
-    readmes, *others = selection.in_order(items, side_by_side=True)
+    readmes, contract, *others = selection.in_order(items, side_by_side=True)
     assert readmes.path.name == "test_readmes.py"
-    assert others == [item for item in items if item is not readmes]
+    assert contract.path.name == "test_contract.py"
+    assert others == [item for item in items if item not in (readmes, contract)]

@@ -107,5 +107,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def in_order(items: Iterable[pytest.Item], side_by_side: bool) -> list[pytest.Item]:
-    """Moves the longest file to the front for parallel runs, where it would otherwise end last."""
-    return sorted(items, key=lambda item: side_by_side and item.path.name != "test_readmes.py")
+    """Moves the longest files to the front of parallel runs; otherwise they would end last."""
+    longest = ["test_readmes.py", Path(CONTRACT).name]
+
+    def place(item: pytest.Item) -> int:
+        return longest.index(item.path.name) if item.path.name in longest else len(longest)
+
+    return sorted(items, key=place) if side_by_side else list(items)
