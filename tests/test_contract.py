@@ -4,6 +4,9 @@ A server is a built service that uvicorn runs. Its OpenAPI document decides what
 that declares `/predict` must have all endpoints of a prediction server, every operation with a body
 must reject bad bodies, and a declared 408, 413 or 503 must occur. A pattern's own tests cover only
 what the pattern adds.
+
+Every server must predict. Of several servers of one program, the first is attacked, and what only
+the HTTP protocol does is tested where the protocol has its original.
 """
 
 import hashlib
@@ -56,7 +59,7 @@ from tools.read.patterns import ROOT, patterns
 from tools.read.programs import package_of
 from tools.read.settings import variables_of
 
-EXAMPLES = 100 if FULL else 25
+EXAMPLES = 50 if FULL else 25
 # Far above the time of any response: only a server that hangs reaches this limit.
 PATIENCE_SECONDS = 60.0
 STRICT = {"MAX_REQUESTS_AT_ONCE": "2", "CLIENT_DEADLINE_SECONDS": "0.5"}
@@ -1169,6 +1172,8 @@ def protocols() -> list[tuple[Path, str]]:
         file = package / f"{named[1] if named else 'guard'}.py"
         if file.is_file() and not read_mark(ROOT, file.relative_to(ROOT).as_posix()):
             found.setdefault(file, (pattern, name))
+    if not found:
+        raise FileNotFoundError("no server has the original of an HTTP protocol")
     return list(found.values())
 
 
@@ -1225,21 +1230,25 @@ CHECKS = (
     check_unsupported_bodies,
     check_bodies_at_the_limit,
     check_large_body,
+    check_methods_and_paths,
+    check_docs,
+    check_generated_requests,
+)
+STRICT_CHECKS = (check_requests_at_once,)
+# A marked copy is tested once, in its original. That a program has the protocol at all is what the
+# checks of large bodies and of requests at once find out.
+PROTOCOL_CHECKS = (
     check_large_head,
     check_slow_clients,
     check_pipelining,
     check_offers_of_a_protocol,
     check_what_is_not_http,
     check_log,
-    check_methods_and_paths,
-    check_docs,
-    check_generated_requests,
 )
-STRICT_CHECKS = (
+STRICT_PROTOCOL_CHECKS = (
     check_slow_body,
     check_slow_head,
     check_unread_responses,
-    check_requests_at_once,
     check_clients_that_leave,
 )
 Check = Callable[[Subject], Findings]
@@ -1247,6 +1256,11 @@ Check = Callable[[Subject], Findings]
 # What a program does whatever its settings are: of several servers of one, the first is attacked.
 of_a_program = pytest.mark.parametrize(
     "start", programs(), ids=name_of, indirect=True, scope="module"
+)
+
+# What only the HTTP protocol does.
+of_a_protocol = pytest.mark.parametrize(
+    "start", protocols(), ids=name_of, indirect=True, scope="module"
 )
 
 
@@ -1258,6 +1272,13 @@ def test_the_server_predicts(subject: Subject) -> None:
 @of_a_program
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_server_keeps_the_contract(subject: Subject, check: Check) -> None:
+    found = check(subject)
+    assert not found, "\n".join(found)
+
+
+@of_a_protocol
+@pytest.mark.parametrize("check", PROTOCOL_CHECKS, ids=lambda check: check.__name__)
+def test_the_protocol_keeps_the_contract(subject: Subject, check: Check) -> None:
     found = check(subject)
     assert not found, "\n".join(found)
 
@@ -1295,6 +1316,13 @@ def test_the_server_predicts_the_sample_of_its_directory(
 @of_a_program
 @pytest.mark.parametrize("check", STRICT_CHECKS, ids=lambda check: check.__name__)
 def test_the_server_keeps_its_limits(strict: Subject, check: Check) -> None:
+    found = check(strict)
+    assert not found, "\n".join(found)
+
+
+@of_a_protocol
+@pytest.mark.parametrize("check", STRICT_PROTOCOL_CHECKS, ids=lambda check: check.__name__)
+def test_the_protocol_keeps_its_limits(strict: Subject, check: Check) -> None:
     found = check(strict)
     assert not found, "\n".join(found)
 
@@ -1337,7 +1365,7 @@ def test_onnx_runtime_alone_leaves_a_device_id(tmp_path: Path) -> None:
 
 
 # What loses a request is the protocol; how a program stops is tested above.
-@pytest.mark.parametrize("start", protocols(), ids=name_of, indirect=True, scope="module")
+@of_a_protocol
 @pytest.mark.slow
 def test_a_rolling_restart_loses_no_request(start: Start) -> None:
     """Six times, one of two replicas is replaced while 40 clients keep their connections."""
@@ -1528,7 +1556,7 @@ NEVER = {
 @pytest.mark.parametrize("check", CONTROL, ids=lambda check: check.__name__)
 def test_a_careless_server_does_not_keep_it(check: Check) -> None:
     patience_seconds = 1 if check in NEVER else 60
-    limits = STRICT if check in STRICT_CHECKS else {}
+    limits = STRICT if check in (*STRICT_CHECKS, *STRICT_PROTOCOL_CHECKS) else {}
     with (
         run_uvicorn("tests.careless:app", cwd=ROOT, env=limits) as server,
         Subject(server, patience_seconds) as careless,
@@ -1574,7 +1602,8 @@ def test_a_careless_server_of_partial_answers_does_not_keep_it() -> None:
 
 def test_every_check_has_a_control() -> None:
     controlled = {*CONTROL, check_pipelining}
-    assert controlled == {check_endpoints, *CHECKS, *STRICT_CHECKS, check_stop}
+    of_protocols = {*PROTOCOL_CHECKS, *STRICT_PROTOCOL_CHECKS}
+    assert controlled == {check_endpoints, *CHECKS, *STRICT_CHECKS, *of_protocols, check_stop}
 
 
 def test_a_server_that_answers_whatever_comes_does_not_keep_it() -> None:

@@ -19,7 +19,7 @@ import pytest
 from tools.check.repository.verbs import targets
 from tools.generate.copies import tracked
 from tools.measure.server import wait_until
-from tools.read.compose import Compose, load
+from tools.read.compose import FILE_NAME, Compose, load
 from tools.read.patterns import ROOT, patterns
 from tools.run.ports import free_port
 from tools.run.processes import all_of, group_of, is_alive, kill_all
@@ -517,9 +517,11 @@ def test_the_address_of_the_page_has_the_port_that_it_moves_to(port: str, expect
 def test_a_client_calls_the_port_that_up_publishes(client: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
+        compose = (client.parent / FILE_NAME).read_text("utf-8")
+        published = re.findall(r"\$\{(\w+):-\d+\}:\d", compose)
         calling = subprocess.Popen(
             [sys.executable, client, "model", "1", "0.9"],
-            env=os.environ | {"PORT": port},
+            env=os.environ | dict.fromkeys(published, port),
             stderr=subprocess.DEVNULL,
         )
         try:
