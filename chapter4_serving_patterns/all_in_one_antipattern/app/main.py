@@ -1,9 +1,11 @@
 """Three models in one process fall together, are updated together and share every library."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +20,8 @@ from .route import JsonRoute, refuse_invalid
 from .schema import REFUSALS, UNAVAILABLE, Labels, Probabilities, limits_of, width_in
 from .settings import Settings
 
+Prediction = TypeVar("Prediction")
+
 
 def build(directory: Path) -> FastAPI:
     """Returns an application that serves the model in this directory; it can be started once."""
@@ -26,8 +30,10 @@ def build(directory: Path) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         """Loads the model before the port opens, so a caller who can connect gets predictions."""
         app.state.model = Model(directory, width_in(directory))
-        add_handlers(app, app.state.model)
-        yield
+        # One thread, because more would share the core and make every response slower.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            add_handlers(app, app.state.model, thread)
+            yield
 
     app = FastAPI(
         title="all_in_one_antipattern",
@@ -52,16 +58,24 @@ async def refuse_unanswerable(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 422)
 
 
-def add_handlers(app: FastAPI, model: Model) -> None:
+async def in_thread(
+    thread: ThreadPoolExecutor,
+    predict: Callable[[list[list[float]]], Prediction],
+    rows: list[list[float]],
+) -> Prediction:
+    """Predicts outside the event loop, so that another model of the process answers meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(thread, predict, rows)
+
+
+def add_handlers(app: FastAPI, model: Model, thread: ThreadPoolExecutor) -> None:
     """Adds the handlers; how wide a row is, is known once the model is loaded."""
     limits = limits_of(model)
+    example: Any = {"data": model.sample}
 
     class PredictRequest(BaseModel):
         """Rows of numbers, one per feature, in the order that `/metadata` gives."""
 
-        model_config = ConfigDict(
-            extra="forbid", json_schema_extra={"example": {"data": model.sample}}
-        )
+        model_config = ConfigDict(extra="forbid", json_schema_extra={"example": example})
 
         # One invalid value is enough to reject a request, and collecting thousands would take long.
         data: Annotated[
@@ -73,22 +87,24 @@ def add_handlers(app: FastAPI, model: Model) -> None:
     @app.post("/predict", tags=["prediction"], responses=REFUSALS)
     async def predict(body: PredictRequest) -> Probabilities:
         """Predicts the probabilities of every row."""
-        return Probabilities(prediction=model.predict(body.data).tolist())
+        probabilities = await in_thread(thread, model.predict, body.data)
+        return Probabilities(prediction=probabilities.tolist())
 
     @app.post("/predict/label", tags=["prediction"], responses=REFUSALS)
     async def predict_label(body: PredictRequest) -> Labels:
         """Predicts the label of every row."""
-        return Labels(prediction=model.predict_labels(body.data))
+        return Labels(prediction=await in_thread(thread, model.predict_labels, body.data))
 
     @app.get("/predict/test", tags=["prediction"], responses=UNAVAILABLE)
     async def predict_test() -> Probabilities:
         """Predicts the sample row of the metadata."""
-        return Probabilities(prediction=model.predict(model.sample).tolist())
+        probabilities = await in_thread(thread, model.predict, model.sample)
+        return Probabilities(prediction=probabilities.tolist())
 
     @app.get("/predict/test/label", tags=["prediction"], responses=UNAVAILABLE)
     async def predict_test_label() -> Labels:
         """Predicts the label of the sample row."""
-        return Labels(prediction=model.predict_labels(model.sample))
+        return Labels(prediction=await in_thread(thread, model.predict_labels, model.sample))
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
@@ -97,8 +113,7 @@ def add_handlers(app: FastAPI, model: Model) -> None:
 
     @app.get("/ready", tags=["health"], responses=UNAVAILABLE)
     async def ready() -> dict[str, str]:
-        """Reports that the model predicts; the port is closed until it is loaded."""
-        model.predict(model.sample)
+        """The model is loaded; a test prediction would queue, and a busy process is ready."""
         return {"status": "ready"}
 
     @app.get("/metadata", tags=["model"], responses=UNAVAILABLE)

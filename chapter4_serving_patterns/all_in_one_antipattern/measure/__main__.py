@@ -1,100 +1,273 @@
-# Copied from chapter4_serving_patterns/web_single_pattern/measure/__main__.py
-"""Measures the claim: every row gets scikit-learn's prediction, at a low cost per request."""
+"""Measures the claim: what happens to one of three models does not happen to the others."""
 
+import asyncio
 import json
-import os
+import shutil
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
-import uvloop
-from numpy.typing import NDArray
-from sklearn.datasets import load_iris
+import httpx
 
-from tools.measure.load import Request, closed_loop
+from tools.measure.load import Request, Run, open_loop
 from tools.measure.results import Results, quick_argument
-from tools.measure.server import Server
+from tools.measure.server import Server, answer_of, interleave, median_and_spread, wait_until
+from tools.measure.servers import run_uvicorn
 
-from ..train.iris import load
-from ..train.model import fit
-from .cost import ARMS, CARELESS, CORES, OURS, measure_costs, server
+from .environments import environments, write_wheels
 
 HERE = Path(__file__).parents[1]
-CLAIM = "Every row of a request gets a prediction that equals scikit-learn's."
-COUNT_TARGETS = {"rows_answered": ("==", 150), "rows_equal": ("==", 150)}
-FIGURE_TARGETS = {
-    "cpu_ratio_to_plain": ("<=", 0.35),
-    "cpu_ratio_to_noop": ("<=", 1.3),
-    "p99_ratio_to_plain": ("<=", 0.5),
-    "memory_mb": ("<=", 70),
-    "start_seconds": ("<=", 1),
-    "refuse_100_mb_seconds": ("<=", 0.2),
+ROOT = HERE.parents[1]
+PACKAGE = ".".join(HERE.relative_to(ROOT).parts)
+CLAIM = (
+    "If digits crashes, is updated, wants another version of a library or has a fault, it costs "
+    "iris and wine nothing, as long as each model has a process of its own."
+)
+MODELS = ("iris", "wine", "digits")
+OTHERS = ("iris", "wine")
+TARGETS: dict[str, tuple[str, float]] = {
+    "endpoints_lost": ("==", 1),
+    "failed_requests_of_others": ("==", 0),
+    "failed_by_update": ("==", 0),
+    "restarts_of_others": ("==", 0),
+    "environments_that_resolve": ("==", 3),
+    "suspects": ("==", 1),
 }
+RATE, SLICE_SECONDS = 200, 0.5
+# A request that gets its response late has not failed, however busy the machine is.
+PATIENCE_SECONDS = 30
+# Figures: so many requests to digits take more than half a core.
+DIGITS_RATE, NOISE_SECONDS, ROUNDS = 60, 5, 5
+NO_ANSWER = "422 the model has no finite answer"
 
 
-def count_rows(running: Server) -> tuple[int, int]:
-    """Returns how many iris rows get a prediction, and how many of those equal scikit-learn's.
+class Arm:
+    """Three models in running servers: together in one, or apart."""
 
-    The rows are sent ten per request. A last request has a misspelt field and must not get
-    predictions: each one that it does get is subtracted from the second number.
-    """
-    rows = load_iris().data.astype(np.float32)
-    split = load()
-    batches = np.split(rows, 15)
-    expected = np.split(fit(split.x_train, split.y_train).predict_proba(rows), 15)
-    bodies = [json.dumps({"data": batch.tolist()}).encode() for batch in batches]
-    misspelt = json.dumps({"dat": batches[0].tolist()}).encode()
-    requests = [Request(f"{running.url}/predict", body) for body in [*bodies, misspelt]]
-    run = uvloop.run(
-        closed_loop(requests, connections=1, count=16, deadline_seconds=5, keep_bodies=True)
-    )
-    answers = [json.loads(body).get("prediction", []) for body in run.bodies or []]
-    answered = sum(map(len, answers[:15]))
-    equal = sum(map(equal_rows, answers[:15], expected)) - len(answers[15])
-    return answered, equal
+    def __init__(self, is_together: bool, models: Path, stack: ExitStack) -> None:
+        self.is_together = is_together
+        self.stack = stack
+        # The server of each model, which may be the same one.
+        self.servers: dict[str, Server] = {}
+        # In one process it does not matter which of its models is named.
+        self.started = MODELS[:1] if is_together else MODELS
+        for name in self.started:
+            self.start(name, models)
+
+    def start(self, name: str, models: Path, port: int | None = None) -> None:
+        """Starts the server that holds a model, and with it whatever else it holds."""
+        app, directory = ("all_in_one", models) if self.is_together else ("main", models / name)
+        server = self.stack.enter_context(
+            run_uvicorn(
+                f"{PACKAGE}.app.{app}:app",
+                cwd=ROOT,
+                env={"MODEL_DIRECTORY": str(directory)},
+                port=port,
+            )
+        )
+        self.servers |= dict.fromkeys(MODELS if self.is_together else [name], server)
+
+    def restart(self, name: str, models: Path) -> None:
+        """Starts the server of a model again on its port, after it has ended."""
+        self.start(name, models, int(self.servers[name].url.rpartition(":")[2]))
+
+    def url(self, name: str) -> str:
+        return f"{self.servers[name].url}{f'/{name}' if self.is_together else ''}"
+
+    def request(self, name: str) -> Request:
+        """Returns a request for the prediction of one row."""
+        sample = metadata_in(HERE / "models" / name)["sample"]
+        return Request(f"{self.url(name)}/predict", json.dumps({"data": sample}).encode())
 
 
-def equal_rows(answer: list[list[float]], expected: NDArray[np.float64]) -> int:
-    """Returns how many rows of an answer are within 1e-5 of the expected ones."""
-    pairs = zip(answer, expected, strict=False)
-    return sum(bool(np.allclose(row, truth, rtol=0, atol=1e-5)) for row, truth in pairs)
+def metadata_in(directory: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((directory / "metadata.json").read_bytes())
+    return metadata
 
 
-def refuse_100_mb(running: Server) -> float:
-    """Returns how many seconds it takes to refuse a body of 100 MB."""
-    request = Request(f"{running.url}/predict", b" " * 100_000_000)
-    run = uvloop.run(closed_loop(request, connections=1, count=1, deadline_seconds=30))
-    if set(run.statuses) != {413}:
-        raise SystemExit(f"error: 100 MB were not refused: {run.statuses} {run.errors}")
-    return run.p50_ms / 1000
+def new_version(directory: Path) -> Path:
+    """Writes the same models, with a new digits that has forgotten its limits."""
+    models = Path(shutil.copytree(HERE / "models", directory / "models"))
+    metadata = metadata_in(models / "digits") | {"version": "2"}
+    metadata["input"] = {"name": "X"}
+    (models / "digits/metadata.json").write_text(json.dumps(metadata), "utf-8")
+    return models
+
+
+async def failed_while(change: Callable[[], None], requests: Callable[[], list[Request]]) -> int:
+    """Counts the requests that fail from before a change until it is complete."""
+    failed = 0
+    changing: asyncio.Task[None] | None = None
+    is_over = False
+    while not is_over:
+        is_over = changing is not None and changing.done()
+        run = await open_loop(
+            requests(),
+            rate_per_second=RATE,
+            seconds=SLICE_SECONDS,
+            deadline_seconds=PATIENCE_SECONDS,
+        )
+        failed += run.sent - run.statuses[200]
+        changing = changing or asyncio.create_task(asyncio.to_thread(change))
+    if changing:
+        await changing
+    return failed
+
+
+def counts_of(directory: Path, is_together: bool) -> dict[str, int]:
+    """Counts what a crash, an update and a fault of digits cost, one after the other."""
+    new = new_version(directory / str(is_together))
+    with ExitStack() as stack:
+        arm = Arm(is_together, HERE / "models", stack)
+        lost: list[str] = []
+
+        def crash() -> None:
+            arm.servers["digits"].kill()
+            lost.extend(name for name in MODELS if answer_of(f"{arm.url(name)}/health") != "200")
+            arm.restart("digits", HERE / "models")
+
+        def update() -> None:
+            arm.servers["digits"].terminate()
+            arm.servers["digits"].wait(PATIENCE_SECONDS)
+            arm.restart("digits", new)
+
+        requests = [arm.request(name) for name in OTHERS]
+        failed_by_crash = asyncio.run(failed_while(crash, lambda: requests))
+        before = {name: arm.servers[name].pid for name in OTHERS}
+        failed_by_update = asyncio.run(failed_while(update, lambda: requests))
+        return {
+            "endpoints_lost": len(lost),
+            "failed_requests_of_others": failed_by_crash,
+            "failed_by_update": failed_by_update,
+            "restarts_of_others": sum(arm.servers[name].pid != before[name] for name in OTHERS),
+            "environments_that_resolve": environments(directory, is_together),
+            "suspects": suspects(arm),
+        }
+
+
+def suspects(arm: Arm) -> int:
+    """Returns how many models may have written what the log says of a fault in digits."""
+    row = [3e38] * len(metadata_in(HERE / "models/digits")["sample"][0])
+    answer = httpx.post(f"{arm.url('digits')}/predict", json={"data": [row]}, timeout=30)
+    if answer.status_code != 422:
+        raise RuntimeError(f"the planted fault has no effect: {answer.status_code}")
+
+    def suspected() -> list[str]:
+        return [name for name in MODELS if NO_ANSWER in arm.servers[name].log.read_text("utf-8")]
+
+    wait_until(lambda: bool(suspected()), "the log to say that there was no answer")
+    return len(suspected())
+
+
+def rolling_update(directory: Path) -> dict[str, float]:
+    """Updates two replicas with all models, one after the other, as a Deployment does."""
+    new = new_version(directory / "rolling")
+    with ExitStack() as stack:
+        replicas = [Arm(True, HERE / "models", stack) for _ in range(2)]
+        asked: list[Arm] = []
+        loaded = []
+
+        def requests() -> list[Request]:
+            asked[:] = replicas
+            return [arm.request(name) for arm in asked for name in OTHERS]
+
+        def replace() -> None:
+            old = replicas.pop(0)
+            # As during the sleep of preStop, nobody calls a replica that is to end.
+            wait_until(lambda: old not in asked, "callers to leave")
+            old.servers["digits"].terminate()
+            old.servers["digits"].wait(PATIENCE_SECONDS)
+            replicas.append(Arm(True, new, stack))
+            loaded.extend(httpx.get(f"{replicas[-1].servers['digits'].url}/metadata").json())
+
+        def update() -> None:
+            replace()
+            replace()
+
+        failed = asyncio.run(failed_while(update, requests))
+    return {"rolling_update_failed": failed, "rolling_update_models_loaded": len(loaded)}
+
+
+async def beside(arm: Arm, is_busy: bool) -> Run:
+    """Asks for iris while digits has nothing to do, or much."""
+    rates = {"iris": RATE / 2, "digits": DIGITS_RATE}
+    runs = [
+        open_loop(
+            arm.request(name),
+            rate_per_second=rates[name],
+            seconds=NOISE_SECONDS,
+            deadline_seconds=PATIENCE_SECONDS,
+        )
+        for name in (["iris", "digits"] if is_busy else ["iris"])
+    ]
+    return (await asyncio.gather(*runs))[0]
+
+
+def response_times(arm: Arm, is_busy: bool) -> dict[str, float]:
+    run = asyncio.run(beside(arm, is_busy))
+    return {"p50_ms": run.p50_ms, "p99_ms": run.p99_ms, "lag_p99_ms": run.lag_p99_ms}
+
+
+def memory_mb(is_together: bool) -> float:
+    """Returns the memory of all servers of an arm, while no server of the other arm runs."""
+    with ExitStack() as stack:
+        arm = Arm(is_together, HERE / "models", stack)
+        for name in MODELS:
+            httpx.get(f"{arm.url(name)}/predict/test").raise_for_status()
+        return sum(arm.servers[name].memory_mb() for name in arm.started)
+
+
+def figures_of(directory: Path) -> dict[str, float]:
+    memory = interleave({"one": partial(memory_mb, True), "three": partial(memory_mb, False)}, 3)
+    with ExitStack() as stack:
+        together, apart = (Arm(is_one, HERE / "models", stack) for is_one in (True, False))
+        times = interleave(
+            {
+                "alone": partial(response_times, together, False),
+                "same_process": partial(response_times, together, True),
+                "apart": partial(response_times, apart, True),
+            },
+            ROUNDS,
+        )
+    one, three = (median_and_spread(memory[arm]).median for arm in ("one", "three"))
+    return {
+        **{
+            f"iris_{arm}_{what}": median_and_spread([each[what] for each in rounds]).median
+            for arm, rounds in times.items()
+            for what in ("p50_ms", "p99_ms")
+        },
+        "generator_lag_p99_ms": max(
+            each["lag_p99_ms"] for rounds in times.values() for each in rounds
+        ),
+        "memory_mb_together": one,
+        "memory_mb_apart": three,
+        "saved_memory_mb": three - one,
+        **rolling_update(directory),
+    }
 
 
 def main() -> int:
     arguments = quick_argument(__doc__)
-    if len(CORES) > 1:
-        os.sched_setaffinity(0, {CORES[1]})
-    with ExitStack() as stack:
-        ours = stack.enter_context(server(*OURS))
-        rows_answered, rows_equal = count_rows(ours)
-        careless_answered, careless_equal = count_rows(stack.enter_context(server(*CARELESS)))
-        figures: dict[str, float] = {}
-        if not arguments.quick:
-            others = {name: arm for name, arm in ARMS.items() if arm != OURS}
-            servers = {name: stack.enter_context(server(*arm)) for name, arm in others.items()}
-            figures = measure_costs(servers | {"ours": ours}) | {
-                "memory_mb": ours.memory_mb(),
-                "start_seconds": ours.start_seconds,
-                "refuse_100_mb_seconds": refuse_100_mb(ours),
-            }
+    with TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
+        directory = Path(name)
+        write_wheels(directory)
+        # Both at once: only counts are compared here.
+        control, counts = pool.map(partial(counts_of, directory), (True, False))
+        figures = {} if arguments.quick else figures_of(directory)
+    holds = all(counts[name] == bound for name, (_, bound) in TARGETS.items())
     results = Results(
         pattern=HERE.name,
         claim=CLAIM,
-        counts={"rows_answered": rows_answered, "rows_equal": rows_equal},
-        control={"rows_answered": careless_answered, "rows_equal": careless_equal},
+        counts=counts,
+        control=control,
         figures=figures,
-        targets=COUNT_TARGETS | (FIGURE_TARGETS if figures else {}),
-        holds=(rows_answered, rows_equal) == (150, 150),
+        targets=TARGETS,
+        holds=holds,
     )
     return results.finish(arguments, HERE)
 
