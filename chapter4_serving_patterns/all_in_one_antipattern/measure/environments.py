@@ -1,9 +1,11 @@
 """Asks pip which environments it can make for models that want different versions of a library."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from tools.generate.environment import pip_of
@@ -34,12 +36,19 @@ def write_wheels(directory: Path) -> None:
                 wheel.writestr(f"{info}/{file}", content)
 
 
+@cache
+def pip() -> list[str]:
+    """Returns the command of pip, which takes a second to find."""
+    return pip_of(Path(sys.prefix))[0]
+
+
 def resolves(wheels: Path, packages: Iterable[str]) -> bool:
     """Tells whether pip finds versions with which all packages can be in one environment."""
-    pip, _ = pip_of(Path(sys.prefix))
     options = ["--dry-run", "--ignore-installed", "--no-index", "--find-links", str(wheels)]
     run = subprocess.run(
-        [*pip, "--isolated", "install", *options, *packages],
+        [*pip(), "--isolated", "install", *options, *packages],
+        # No settings of this machine: another folder of wheels might have a package of that name.
+        env=os.environ | {"PIP_CONFIG_FILE": os.devnull},
         capture_output=True,
         text=True,
         check=False,
