@@ -72,6 +72,9 @@ def found(
     return names
 
 
+SESSION = "\n```console\n$ true\n```\n"
+
+
 def append(path: Path, text: str = "\n") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -111,11 +114,34 @@ def test_a_changed_file_affects_whatever_uses_it(
     if path == BASE_FILE:
         (clone / path).write_text(git(clone, "rev-parse", "HEAD"))
     else:
-        append(clone / path)
+        append(clone / path, SESSION if expected and path.endswith(".md") else "\n")
     assert found() == expected
 
 
-def test_a_change_counts_before_it_is_staged_and_after_it_is_committed(
+@pytest.mark.parametrize(
+    "path", [f"{CIRCUIT_BREAKER}/README.md", "CONTRIBUTING.md", f"{SVC}/BOOK.md"]
+)
+def test_prose_affects_nothing_but_a_session_does(
+    clone: Path, found: Callable[[], set[str]], path: str
+) -> None:
+    file = clone / path
+    file.write_text(f"A new first line.\n{file.read_text('utf-8')}\nAnd a last one.\n", "utf-8")
+    assert found() == set()
+    append(file, SESSION)
+    assert found()
+
+
+@pytest.mark.parametrize("text", ["prose", "```console\n$ true\n", SESSION])
+def test_a_readme_that_is_new_gone_or_malformed_affects_its_pattern(
+    clone: Path, found: Callable[[], set[str]], text: str
+) -> None:
+    (clone / MODEL_DB / "README.md").write_text(text, "utf-8")
+    (clone / MODEL_LOAD / "NEW.md").write_text(text, "utf-8")
+    (clone / SVC / "README.md").unlink()
+    assert found() == {MODEL_DB, MODEL_LOAD, SVC}
+
+
+def test_a_change_before_it_is_staged_and_after_it_is_committed(
     clone: Path, found: Callable[[], set[str]]
 ) -> None:
     append(clone / "Makefile")
@@ -181,7 +207,7 @@ def test_all_patterns_and_the_toolchain_are_everything(
     clone: Path, found: Callable[[], set[str]]
 ) -> None:
     for pattern in patterns(clone):
-        append(pattern / "README.md")
+        append(pattern / "README.md", SESSION)
     assert found() == {path.relative_to(clone).as_posix() for path in patterns(clone)}
     append(clone / "Makefile")
     assert found() == {EVERYTHING}
@@ -193,7 +219,7 @@ def test_the_base_from_the_environment_takes_precedence_over_the_file(
     append(clone / "Makefile")
     commit(clone)
     monkeypatch.setenv("CI_BASE", git(clone, "rev-parse", "HEAD").strip())
-    append(clone / f"{MODEL_DB}/README.md")
+    append(clone / f"{MODEL_DB}/README.md", SESSION)
     assert found() == {MODEL_DB}
 
 

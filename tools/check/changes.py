@@ -5,8 +5,10 @@ The output has one name a line: directories of patterns, `tools` for what belong
 be compared, everything counts as changed and the reason is printed to stderr.
 
 A marked copy and exported requirements follow another file, which is tested thoroughly where it
-stands. Where they are used, the usual tests, which always run, are enough, and the nightly run
-tests them thoroughly too. Otherwise one line of web_single_pattern would make CI take hours.
+stands. Of a Markdown file, only the console sessions count: a link from one README to another
+changes nothing that runs. For all of these the usual tests, which always run, are enough, and the
+nightly run tests them thoroughly too. Otherwise one line of web_single_pattern would make CI take
+hours.
 """
 
 import os
@@ -85,6 +87,25 @@ def follows(root: Path, path: str) -> bool:
     return False
 
 
+def sessions_of(text: str) -> list[str]:
+    """Returns the console sessions of a Markdown file; one that is not closed goes to the end.
+
+    This runs before anything is installed, so also without the reader of sessions in tools/play.
+    """
+    return re.findall(r"```console.*?(?:```|\Z)", text, re.DOTALL)
+
+
+def has_the_same_sessions(root: Path, base: str, path: str) -> bool:
+    """Tells whether a Markdown file differs from that of the base in its prose only."""
+    if not path.endswith(".md"):
+        return False
+    # A file that is new or gone has no text to compare.
+    with suppress(BaseError, FileNotFoundError):
+        before = git(root, "show", f"{base}:{path}")
+        return sessions_of(before) == sessions_of((root / path).read_text("utf-8"))
+    return False
+
+
 def names_of(root: Path, path: str, known: list[str]) -> set[str]:
     """Names what a file affects: patterns, the toolchain, or nothing."""
     directory = "/".join(path.split("/")[:2])
@@ -107,8 +128,12 @@ def names_of(root: Path, path: str, known: list[str]) -> set[str]:
 def changed(root: Path) -> list[str]:
     """Returns the sorted names of what must be tested thoroughly."""
     known = [pattern.relative_to(root).as_posix() for pattern in patterns(root)]
-    paths = changed_files(root, base_of(root))
-    own = (path for path in paths if not follows(root, path))
+    base = base_of(root)
+    own = (
+        path
+        for path in changed_files(root, base)
+        if not follows(root, path) and not has_the_same_sessions(root, base, path)
+    )
     names = set[str]().union(*(names_of(root, path, known) for path in own))
     return [EVERYTHING] if names >= {TOOLS, *known} else sorted(names)
 
