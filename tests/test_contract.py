@@ -1151,18 +1151,23 @@ def programs() -> list[tuple[Path, str]]:
     Servers of one program differ in their settings, such as the directory of their model. An
     antipattern may have a model that is slow on purpose, by a setting.
     """
-    found: dict[tuple[Path, Path, str], tuple[Path, str]] = {}
+    found: dict[tuple[Path, str], tuple[Path, str]] = {}
 
     def settings(server: tuple[Path, str]) -> int:
         return len(load(server[0]).services[server[1]].environment)
 
     for pattern, name in sorted(servers(), key=settings):
-        compose = load(pattern)
-        service = compose.services[name]
-        ports = set(map(str, service.ports))
-        command = " ".join(word for word in service.command if word not in ports)
-        found.setdefault((pattern, compose.directory_of(service), command), (pattern, name))
+        found.setdefault(program_of(pattern, name), (pattern, name))
     return list(found.values())
+
+
+def program_of(pattern: Path, name: str) -> tuple[Path, str]:
+    """Returns the directory and the command of a server, without its port."""
+    compose = load(pattern)
+    service = compose.services[name]
+    ports = set(map(str, service.ports))
+    command = " ".join(word for word in service.command if word not in ports)
+    return compose.directory_of(service), command
 
 
 def protocols() -> list[tuple[Path, str]]:
@@ -1322,15 +1327,12 @@ def test_the_server_predicts_the_sample_of_its_directory(
 
 def serves_other_models(pattern: Path, name: str) -> bool:
     """Tells whether another service runs the same program with a model directory of its own."""
-    services = asgi_services(load(pattern))
-    this = load(pattern).services[name]
-    ports = {str(port) for service in services for port in service.ports}
-    alike = [
-        other.environment.get("MODEL_DIRECTORY")
-        for other in services
-        if (other.build, set(other.command) - ports) == (this.build, set(this.command) - ports)
-    ]
-    return len(set(alike)) > 1
+    directories = {
+        load(pattern).services[other].environment.get("MODEL_DIRECTORY")
+        for directory, other in servers()
+        if directory == pattern and program_of(pattern, other) == program_of(pattern, name)
+    }
+    return len(directories) > 1
 
 
 @of_a_program

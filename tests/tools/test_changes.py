@@ -141,7 +141,7 @@ def test_a_readme_that_is_new_gone_or_malformed_affects_its_pattern(
     assert found() == {MODEL_DB, MODEL_LOAD, SVC}
 
 
-def test_a_change_before_it_is_staged_and_after_it_is_committed(
+def test_a_change_counts_before_it_is_staged_and_after_it_is_committed(
     clone: Path, found: Callable[[], set[str]]
 ) -> None:
     append(clone / "Makefile")
