@@ -41,10 +41,13 @@ def ask(traffic: Traffic) -> Answers:
     held_out = np.load(settings.held_out_file)
     rows, truth = held_out["rows"], held_out["labels"]
     drawn = np.random.default_rng(SEED).integers(0, len(rows), REQUESTS)
-    # A row that is sent unchanged gets the same answer each time.
-    sent, answers = (production(rows[drawn], SEED), ...) if traffic == "shifted" else (rows, drawn)
-    live = labels(settings.model_directory, sent)[answers]
-    candidate = labels(settings.candidate_directory, sent)[answers]
+    if traffic == "shifted":
+        sent, which = production(rows[drawn], SEED), np.arange(REQUESTS)
+    else:
+        # A row that is sent unchanged gets the same answer each time.
+        sent, which = rows, drawn
+    live = labels(settings.model_directory, sent)[which]
+    candidate = labels(settings.candidate_directory, sent)[which]
     return Answers(live == truth[drawn], candidate == truth[drawn], live == candidate)
 
 
