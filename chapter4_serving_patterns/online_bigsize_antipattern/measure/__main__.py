@@ -145,7 +145,7 @@ def figures_of(models: dict[str, Path], scored: dict[str, Scored]) -> dict[str, 
     figures: dict[str, float] = {}
     for name, directory in models.items():
         one = scored[name]
-        requests = ROWS_ONE_BY_ONE if name == "bad" else LIGHT_ROWS
+        requests = CAPACITY_REQUESTS if name == "bad" else LIGHT_ROWS
         costing = costs(directory, requests) | {
             "row_ms": one.row_ms,
             "load_seconds": one.load_seconds,

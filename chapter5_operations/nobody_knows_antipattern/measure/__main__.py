@@ -1,6 +1,5 @@
 """Measures the claim: a wrong unit is refused, and every fact of the card can be checked."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from tools.measure.results import Results, quick_argument
 from tools.measure.server import Server, ServerError, median_and_spread
 from tools.measure.servers import run_uvicorn
 
-from ..app.audit import audit
+from ..app.audit import audit, sha256
 
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
@@ -78,13 +77,9 @@ def accuracy(found: list[str | None]) -> float:
     return float(np.mean([label == name for label, name in zip(found, truth, strict=True)]))
 
 
-def equal_files(program: str, directory: Path) -> int:
-    """Returns 1 if two trainings give the same file."""
-    digests = {
-        hashlib.sha256((trained(program, directory / name) / "model.onnx").read_bytes()).digest()
-        for name in ("first", "second")
-    }
-    return int(len(digests) == 1)
+def are_equal(one: Path, other: Path) -> int:
+    """Returns 1 if two trainings gave the same file."""
+    return int(sha256(one / "model.onnx") == sha256(other / "model.onnx"))
 
 
 def starts(app: str, models: Path, records: Path) -> int:
@@ -131,7 +126,7 @@ def main() -> int:
         began = time.monotonic()
         facts = audit(models, records)
         seconds = time.monotonic() - began
-        digest = hashlib.sha256((models / "model.onnx").read_bytes()).hexdigest()
+        digest = sha256(models / "model.onnx")
         (models / "audit.json").write_text(json.dumps({"sha256": digest, "facts": facts}))
         good = stack.enter_context(server(GOOD, models, records))
         bad = stack.enter_context(server(BAD, models, records))
@@ -142,13 +137,15 @@ def main() -> int:
         counts = {
             "wrong_unit_answered": answered(labels(good, inches, "inch")),
             "questions_answered": sum(not wrong for wrong in facts.values()),
-            "retrained_equal": equal_files("train", directory / "seeded"),
+            "retrained_equal": are_equal(models, trained("train", directory / "again")),
             "unreviewed_started": starts(GOOD, models, changed),
         }
         control = {
             "wrong_unit_answered": answered(of_bad),
             "questions_answered": sum(not wrong for wrong in audit(bare, records).values()),
-            "retrained_equal": equal_files("measure.baselines", directory / "unseeded"),
+            "retrained_equal": are_equal(
+                *(trained("measure.baselines", directory / name) for name in ("first", "second"))
+            ),
             "unreviewed_started": starts("measure.baselines:without_review", models, changed),
         }
         figures: dict[str, float] = {}
